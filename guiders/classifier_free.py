@@ -1,0 +1,51 @@
+"""Classifier-free guidance.   D_w = D₊ + (w − 1)(D₊ − D₋)
+
+Ho & Salimans 2022, arXiv:2207.12598, in denoised form (their w is our w − 1). Neutral at w = 1. Linear, so it is the
+same in ε, v and x₀.
+
+In the host CFG belongs to the sampler: its `cfg` is w, and the host evaluates and combines the negative itself. What is
+left to the pack is where along the noise axis it acts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import NEGATIVE, POSITIVE, About, Apply, Branch, check_params, param
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    weight: float = param(1.0, "How far to move away from the negative prediction. 1 is off.", low=0, high=100)
+
+    def __post_init__(self):
+        check_params(self)
+
+    def branches(self) -> tuple[Branch, ...]:
+        return () if self.weight == 1 else (NEGATIVE,)
+
+    def begin(self) -> Apply:
+        return lambda denoised, predictions, step: (
+            denoised + (self.weight - 1) * (predictions[POSITIVE] - predictions[NEGATIVE])
+        )
+
+
+@dataclass(frozen=True)
+class SamplerCFG:
+    """w(σ) = cfg inside the interval, 1 outside, where the negative is then not evaluated. arXiv:2404.07724."""
+
+    about: ClassVar[About] = About(
+        node_id="BeyondCFGInterval",
+        title="CFG Interval",
+        summary=(
+            "Lets the sampler's cfg act in a part of sampling only. Outside it the negative prompt is not evaluated at "
+            "all: faster, and more varied pictures, since cfg harms most at the very beginning and is wasted at the end."
+        ),
+        paper="arXiv:2404.07724",
+        aliases=("guidance interval", "limited interval", "cfg schedule", "cfg start end", "skip cfg", "faster cfg"),
+    )
+
+    @staticmethod
+    def weight(cfg: float, inside: bool) -> float:
+        return cfg if inside else 1.0

@@ -1,0 +1,57 @@
+"""Several guidances as one:   D = ruleₙ(… rule₂(rule₁(D₀)))
+
+The rules whose interval holds σ ask for branches; the union of those is evaluated once, all together, and a second time
+only for branches whose input is made from the first predictions; then the rules fold, in the user's order. D₀ is the
+positive prediction, or what the sampler made of it (its own CFG).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from .base import POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
+from .schedule import Interval
+
+
+@dataclass(frozen=True)
+class ActiveRules:
+    """The rules of a run that act at one noise level."""
+
+    rules: tuple[tuple[GuidanceRule, Apply], ...]
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What they need beyond POSITIVE, each once, in the order they were asked for."""
+        wanted = dict.fromkeys(branch for rule, _ in self.rules for branch in rule.branches())
+        return tuple(branch for branch in wanted if branch != POSITIVE)
+
+    def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
+        for _, apply in self.rules:
+            denoised = apply(denoised, predictions, step)
+        return denoised
+
+
+class GuidanceRun:
+    """One sampling run of composed guidances."""
+
+    def __init__(self, terms: Iterable[tuple[GuidanceRule, Interval]]):
+        self._terms = [(rule, interval, rule.begin()) for rule, interval in terms if rule.branches()]
+
+    def at(self, start: float) -> ActiveRules:
+        """The rules for a sampler's step that starts at σ = `start`."""
+        return ActiveRules(tuple((rule, apply) for rule, interval, apply in self._terms if start in interval))
+
+    def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
+        active = self.at(step.start)
+        predictions = evaluate_all((POSITIVE, *active.branches), step, evaluate)
+        return active.fold(predictions[POSITIVE], predictions, step)
+
+
+def evaluate_all(branches: tuple[Branch, ...], step: Step, evaluate: Evaluate) -> Predictions:
+    """All `branches`: one evaluation at the step's x, and one more for each other input that a branch asks for."""
+    predictions = dict(evaluate(tuple(branch for branch in branches if branch.source is None), step))
+    for source in dict.fromkeys(branch.source for branch in branches if branch.source is not None):
+        there = replace(step, x=source(predictions, step))
+        predictions |= evaluate(tuple(branch for branch in branches if branch.source == source), there)
+    return predictions

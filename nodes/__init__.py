@@ -1,0 +1,10 @@
+"""What the user sees: declarations only."""
+
+from comfy_api.latest import ComfyExtension
+
+from . import guiders, terms
+
+
+class BeyondCFG(ComfyExtension):
+    async def get_node_list(self):
+        return [*terms.NODES, *guiders.NODES]

@@ -1,0 +1,61 @@
+"""model, positive, negative → GUIDER: one drag. Each is the host's own CFG guider on the model that the term node of the
+same name would give."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..guiders.classifier_free import SamplerCFG
+from ..guiders.host import Term, add_term, make_guider
+from ..guiders.schedule import Window
+from ..patches import PERTURBATIONS
+from . import schema
+from .terms import PERTURBATION_INPUTS, perturb
+
+PROMPTS = [schema.MODEL_IN, schema.POSITIVE, schema.NEGATIVE]
+
+
+class CFGGuider(schema.Node):
+    about = dataclasses.replace(
+        SamplerCFG.about,
+        node_id="BeyondCFGGuider",
+        title="CFG Guider",
+        summary=(
+            "Classifier-free guidance for SamplerCustomAdvanced, with the part of sampling in which it acts. "
+            "The negative may stay unconnected where cfg is 1."
+        ),
+        aliases=("classifier-free guidance", "cfg", "guidance interval", "negative prompt"),
+    )
+    inputs = [*PROMPTS, schema.cfg(7.0), *schema.window()]
+    output = schema.GUIDER_OUT
+
+    @classmethod
+    def build(cls, model, positive, cfg, start_percent, end_percent, negative=None):
+        window = Window(start_percent, end_percent)
+        if window != Window():
+            model = add_term(model, Term(SamplerCFG(), window, cls.about.title))
+        return make_guider(model, positive, negative, cfg)
+
+
+def perturbation_guider(method: type) -> type[schema.Node]:
+    """The guider node of a registered perturbation."""
+
+    class PerturbationGuider(schema.Node):
+        about = dataclasses.replace(
+            method.about,
+            node_id=f"{method.about.node_id}Guider",
+            title=f"{method.about.title} Guider",
+            summary=f"{method.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
+        )
+        inputs = [*PROMPTS, schema.cfg(4.0), *PERTURBATION_INPUTS]
+        output = schema.GUIDER_OUT
+
+        @classmethod
+        def build(cls, model, positive, cfg, negative=None, **settings):
+            return make_guider(perturb(method, cls.about.title, model, **settings), positive, negative, cfg)
+
+    PerturbationGuider.__name__ = PerturbationGuider.__qualname__ = f"{method.about.node_id}Guider"
+    return PerturbationGuider
+
+
+NODES = [CFGGuider, *(perturbation_guider(method) for method in PERTURBATIONS)]

@@ -1,0 +1,107 @@
+"""What the pack's nodes have in common: their inputs' words, and how a method's declared fields become inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from comfy_api.latest import io
+
+from ..guiders.base import About
+
+CATEGORY = "Beyond CFG"
+
+MODEL_IN = io.Model.Input("model", tooltip="The model to guide. Terms of other nodes on it stay; all act together.")
+MODEL_OUT = io.Model.Output(tooltip="The model with this guidance on it, for any sampler or guider.")
+GUIDER_OUT = io.Guider.Output(tooltip="For SamplerCustomAdvanced.")
+POSITIVE = io.Conditioning.Input("positive", tooltip="What the picture should show.")
+NEGATIVE = io.Conditioning.Input(
+    "negative", optional=True, tooltip="What to move away from. Needed where cfg is not 1, unused where it is."
+)
+LAYERS = io.String.Input(
+    "layers",
+    default="auto",
+    tooltip=(
+        "Which layers are perturbed. auto: what suits the architecture. Else a list: all, middle, input.4, output.3-5 "
+        "(UNets), double.7-9, single.0-3 (transformers), or 7, 8, 9 where there is one stack. Earlier and more layers "
+        "change more. A layer that the model lacks is an error that lists those it has."
+    ),
+)
+
+
+def cfg(default: float) -> io.Float.Input:
+    return io.Float.Input(
+        "cfg",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Classifier-free guidance weight: how far to move away from the negative prompt. 1 is off and halves "
+        "the cost; 4 to 8 is usual for models that are not distilled.",
+    )
+
+
+def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
+    common = {"min": 0.0, "max": 1.0, "step": 0.001, "round": 0.0001}
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=start,
+            tooltip="Where in sampling it begins to act, as a fraction: 0 is the first step, at full noise. Outside "
+            "start to end it costs nothing.",
+            **common,
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=end,
+            tooltip="Where in sampling it stops acting, as a fraction: 1 is the end. Must lie after start_percent.",
+            **common,
+        ),
+    ]
+
+
+def inputs(method: type) -> list:
+    """One input for each field of `method` that was declared with `param`."""
+    return [_input(field) for field in dataclasses.fields(method) if field.metadata]
+
+
+def _input(field: dataclasses.Field):
+    if not isinstance(field.default, float):
+        raise TypeError(f"{field.name}: no input is known for a default of {type(field.default).__name__}")
+    limits = {"min": field.metadata["low"], "max": field.metadata["high"], "step": field.metadata["step"]}
+    return io.Float.Input(field.name, default=field.default, round=0.001, tooltip=field.metadata["help"], **limits)
+
+
+class Node(io.ComfyNode):
+    """A node that is declared by what it is `about`, its inputs and its output, and built from the inputs' values.
+
+    Its errors begin with its title, so that a user with many nodes finds it, also where the host reports them elsewhere.
+    """
+
+    about: About
+    inputs: list
+    output: io.Output
+
+    @classmethod
+    def build(cls, **inputs):
+        """The output's value. Raises ValueError for inputs that cannot work."""
+        raise NotImplementedError(cls.about.node_id)
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=cls.about.node_id,
+            display_name=cls.about.title,
+            category=CATEGORY,
+            description=f"{cls.about.summary} ({cls.about.paper})",
+            search_aliases=list(cls.about.aliases),
+            inputs=cls.inputs,
+            outputs=[cls.output],
+        )
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        try:
+            return io.NodeOutput(cls.build(**inputs))
+        except ValueError as error:
+            raise ValueError(f"{cls.about.title}: {error}") from None

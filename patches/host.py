@@ -1,0 +1,251 @@
+"""The one door from perturbations to the host's networks.
+
+A network call carries a batch of equal shares of rows. `planned` writes into its transformer_options which perturbation
+each share gets; `apply_model`, the innermost wrapper of that call, sees the network and everything other packs have
+installed by then, and puts our attention in front of the chosen layers for the length of the call. Nothing is left
+behind, nothing of others is replaced: what was there before is called from ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.ldm.modules.attention
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
+
+from . import architectures
+from .base import AttentionCall, Perturbation
+from .layers import Layer
+
+KEY = "beyond_cfg"
+ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
+
+Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
+
+
+def select_layers(model, text: str) -> tuple[Layer, ...]:
+    """The layers of MODEL that `text` names. Raises ValueError, with what there is, for a network without a row in the
+    table, a text that cannot be read, or a layer that the network does not have."""
+    network = _uncompiled(model.get_model_object("diffusion_model"))
+    architecture = architectures.find(network)
+    if architecture is None:
+        known = "; ".join(row.name for row in architectures.ARCHITECTURES)
+        raise ValueError(
+            f"{type(model.model).__name__} ({type(network).__name__}) is not supported yet: nothing here knows where "
+            f"its self-attention is. Supported: {known}."
+        )
+    return architecture.select(text, network)
+
+
+@dataclass
+class Plan:
+    """What one network call is to do, and the perturbations whose first call this is."""
+
+    shares: Shares
+    unproven: set[Perturbation]
+
+
+def planned(transformer_options: dict, plan: Plan) -> dict:
+    """A copy of a network call's transformer_options that carries `plan`."""
+    wrappers = transformer_options.get("wrappers", {})
+    wrappers = {**wrappers, WrappersMP.APPLY_MODEL: dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))}
+    options = {**transformer_options, KEY: plan, "wrappers": wrappers}
+    add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model, options)
+    return options
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+    plan: Plan = transformer_options[KEY]
+    compiled = executor.class_obj.diffusion_model
+    network = _uncompiled(compiled)
+    reached: set[Perturbation] = set()
+    options = _installed(transformer_options, network, tuple(x.shape[2:]), plan.shares, reached)
+    denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    unproven = plan.unproven.intersection(plan.shares)
+    if unproven and not _is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
+        for perturbation in unproven - reached:
+            raise RuntimeError(
+                f"{perturbation.about.title}: none of the layers {', '.join(map(str, perturbation.layers))} of "
+                f"{type(network).__name__} called the host's attention, so it would have no effect. Another pack may "
+                f"have replaced the network's forward; take its node out, or choose other layers."
+            )
+    plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
+    return denoised
+
+
+def _installed(options: dict, network, spatial: tuple[int, ...], shares: Shares, reached: set) -> dict:
+    architecture = architectures.find(network)
+    replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
+    for layer in dict.fromkeys(layer for perturbation in shares if perturbation for layer in perturbation.layers):
+        here = tuple(p if p is not None and layer in p.layers else None for p in shares)
+        if architecture.site == "attn1":
+            attn1 = replace.setdefault("attn1", {})
+            block = (layer.stack, layer.index)
+            for key in {block, *(key for key in attn1 if key[:2] == block)}:  # (block, index[, transformer])
+                attn1[key] = SelfAttentionPatch(here, attn1.get(key), reached)
+        else:
+            dit = replace.setdefault("dit", {})
+            key = (f"{layer.stack}_block", layer.index)
+            tokens = architectures.grid(network, spatial)
+            dit[key] = BlockPatch(here, dit.get(key), tokens, f"{type(network).__name__} {layer}", reached)
+    options = {**options, "patches_replace": replace}
+    del options[KEY]  # done with; a compiled network need not guard it
+    return options
+
+
+@dataclass(frozen=True)
+class SelfAttentionPatch:
+    """The UNet's attn1 replace patch: it is asked for the self-attention alone, text is attended to elsewhere."""
+
+    shares: Shares
+    previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
+    reached: set = field(compare=False)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
+        _witness(self)
+        heads, precision = extra["n_heads"], extra["attn_precision"]
+        run = comfy.ldm.modules.attention.optimized_attention
+        whole = self.previous(q, k, v, extra) if self.previous else None
+
+        def clean(rows: slice) -> Tensor:
+            if whole is not None:
+                return whole[rows]
+            return run(q[rows], k[rows], v[rows], heads, attn_precision=precision, transformer_options=extra)
+
+        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+            qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))
+
+            def attend(queries: Tensor, tokens: slice) -> Tensor:
+                return _host_attention(run, queries, kh, vh, heads, attn_precision=precision, transformer_options=extra)
+
+            height, width = extra["activations_shape"][2:]
+            grid = (height, width) if height * width == q.shape[1] else None  # tokens may have been tiled or merged
+            image = slice(0, q.shape[1])
+            call = AttentionCall(qh, kh, vh, image, grid, qh.shape[-1] ** -0.5, None, attend)
+            return _from_heads(perturbation.attention(call))
+
+        return _by_share(q.shape[0], self.shares, clean, perturbed)
+
+
+@dataclass(frozen=True)
+class BlockPatch:
+    """A transformer block's replace patch: our attention is there for that block alone."""
+
+    shares: Shares
+    previous: Callable | None
+    grid: tuple[int, ...]
+    where: str
+    reached: set = field(compare=False)
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        options = args["transformer_options"]
+        text = args["txt"].shape[1] if "txt" in args else options["img_slice"][0]  # a single stream is [text, image]
+        attention = JointAttention(self.shares, options.get(ATTENTION), text, self.grid, self.where, self.reached)
+        args = {**args, "transformer_options": {**options, ATTENTION: attention}}
+        return self.previous(args, extra) if self.previous else extra["original_block"](args)
+
+
+@dataclass(frozen=True)
+class JointAttention:
+    """The host's attention override inside one block, whose tokens are [text, image, references] or the image alone."""
+
+    shares: Shares
+    previous: Callable | None
+    text: int
+    grid: tuple[int, ...]
+    where: str
+    reached: set = field(compare=False)
+
+    def __call__(
+        self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
+    ) -> Tensor:
+        _witness(self)
+        size = math.prod(self.grid)
+        tokens = q.shape[2] if skip_reshape else q.shape[1]
+        start = 0 if tokens == size else self.text
+        if start + size > tokens:
+            raise RuntimeError(
+                f"{self.where}: {tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} after {start} of "
+                f"text. Another pack has changed the network's tokens; take its node out, or choose other layers."
+            )
+        image = slice(start, start + size)
+        kw = {**kw, "attn_precision": attn_precision}
+
+        def run(q, k, v, heads, **kw):
+            return self.previous(func, q, k, v, heads, **kw) if self.previous else func(q, k, v, heads, **kw)
+
+        def clean(rows: slice) -> Tensor:
+            form = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
+            return run(q[rows], k[rows], v[rows], heads, mask=_mask_of(mask, rows, q), **form, **kw)
+
+        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+            qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
+            bias = _bias(_mask_of(mask, rows, q), qh.dtype)
+
+            def attend(queries: Tensor, tokens: slice) -> Tensor:
+                part = bias if bias is None or bias.shape[-2] == 1 else bias[..., tokens, :]
+                return _host_attention(run, queries, kh, vh, heads, mask=part, **kw)
+
+            scale = kw.get("scale") or qh.shape[-1] ** -0.5
+            out = perturbation.attention(AttentionCall(qh, kh, vh, image, self.grid, scale, bias, attend))
+            return out if skip_output_reshape else _from_heads(out)
+
+        return _by_share(q.shape[0], self.shares, clean, perturbed)
+
+
+def _by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:
+    """Each run of equal shares handled once, and put together in the batch's order."""
+    size = batch // len(shares)  # not the latent's batch: other packs cut tokens into tiles along the batch
+    parts, start = [], 0
+    for end in range(1, len(shares) + 1):
+        if end == len(shares) or shares[end] != shares[start]:
+            rows = slice(start * size, end * size)
+            parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
+            start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _host_attention(run, q: Tensor, k: Tensor, v: Tensor, heads: int, **kw) -> Tensor:
+    """The host's attention on [rows, heads, tokens, head_dim], in and out."""
+    out = run(q, k, v, heads, skip_reshape=True, **kw)  # [rows, tokens, channels]
+    return _to_heads(out, heads)
+
+
+def _to_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, channels], or SD3's values [rows, tokens, heads, head_dim] → [rows, heads, tokens, head_dim]"""
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _from_heads(tokens: Tensor) -> Tensor:
+    """[rows, heads, tokens, head_dim] → [rows, tokens, channels]"""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def _mask_of(mask: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+    return mask[rows] if mask is not None and mask.ndim > 2 and mask.shape[0] == q.shape[0] else mask
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What the host's attention adds to its logits, as [rows or 1, heads or 1, tokens or 1, tokens]."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.finfo(dtype).max)
+    return mask.reshape(1 if mask.ndim == 2 else mask.shape[0], -1, *mask.shape[-2:])
+
+
+def _witness(patch: SelfAttentionPatch | JointAttention) -> None:
+    if not torch.compiler.is_compiling():
+        patch.reached.update(patch.shares)
+
+
+def _uncompiled(network):
+    return getattr(network, "_orig_mod", network)
+
+
+def _is_compiled(network) -> bool:
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())

@@ -1,0 +1,56 @@
+"""The pack under test, as `pack`, whatever its folder is called; and the real host, where COMFYUI_PATH says it is.
+
+`python dev.py test` sets the path. Without it only the tests that need no host are collected, and pytest says so.
+"""
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = os.environ.get("COMFYUI_PATH")
+
+pack = types.ModuleType("pack")
+pack.__path__ = [str(ROOT)]
+sys.modules["pack"] = pack  # never runs the pack's own __init__, which only the host calls
+
+if HOST:
+    sys.argv = [sys.argv[0], "--cpu", "--disable-api-nodes"]
+    sys.path.insert(0, HOST)
+    sys.path.insert(0, str(ROOT / "tests" / "host"))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import comfy.cli_args  # noqa: F401  reads sys.argv before pytest's own arguments matter to it
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+collect_ignore = [] if HOST else ["host", "browser"]
+
+
+def pytest_report_header():
+    return f"host: {HOST}" if HOST else "host: none (COMFYUI_PATH is not set): only the tests that need none"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code gives now")
+
+
+@pytest.fixture
+def golden(request):
+    """Compare a JSON value with tests/golden/<name>, or rewrite that file under --update-golden."""
+
+    def compare(name: str, value) -> None:
+        path = ROOT / "tests" / "golden" / name
+        text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"run: python dev.py test --update-golden, and read the diff of {name}"
+
+    return compare

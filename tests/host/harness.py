@@ -1,0 +1,87 @@
+"""Sampling with the real host in this process, and counting what its network is asked for."""
+
+from __future__ import annotations
+
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import networks
+import torch
+from comfy.patcher_extension import WrappersMP
+from pack.guiders.host import Term, add_term
+from pack.guiders.schedule import Window
+from pack.guiders.weak_branch import WeakBranch
+from pack.patches import IdentityAttention
+from pack.patches.host import select_layers
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def network(kind: str, **kwargs):
+    """A fresh small model. In float64 where the host's kernels allow it: what is left of the rounding that depends on
+    the size of a batch cannot hide a difference then."""
+    model = networks.unet(sdxl_like=True, **kwargs) if kind == "sdxl" else getattr(networks, kind)(**kwargs)
+    if kind != "flux":
+        model.model.diffusion_model.double().dtype = torch.float64
+    return model
+
+
+def pag(model, scale=3.0, layers="auto", start=0.0, end=1.0):
+    rule = WeakBranch(scale, IdentityAttention(select_layers(model, layers)))
+    return add_term(model, Term(rule, Window(start, end), "PAG"))
+
+
+class Counter:
+    """Counts a model's forwards and rows on a clone of it, as anything that the host calls would see them."""
+
+    def __init__(self, model):
+        self.forwards: list[tuple[int, list[int]]] = []  # (rows of the latent's batch of 1, cond_or_uncond)
+        self.model = model.clone()
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "counter", self._count)
+
+    def _count(self, executor, x, *args, **kwargs):
+        options = next(arg for arg in (*args, *kwargs.values()) if isinstance(arg, dict) and "uuids" in arg)
+        self.forwards.append((len(options["uuids"]), list(options["cond_or_uncond"])))
+        return executor(x, *args, **kwargs)
+
+    @property
+    def rows(self) -> list[int]:
+        return [rows for rows, _ in self.forwards]
+
+
+def prompts(kind: str, **kwargs):
+    return networks.conditioning(kind, 1, **kwargs), networks.conditioning(kind, 2, **kwargs)
+
+
+def guider_of(model, positive, negative, cfg=4.0, kind=comfy.samplers.CFGGuider):
+    guider = kind(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def sigmas_of(model, steps: int, scheduler="normal"):
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, steps)
+
+
+def noise_like(latent, seed=0):
+    return torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run(guider, latent, steps=4, sampler="euler", seed=7, mask=None, sigmas=None, callback=None):
+    """Sample with a guider. Same seed, same noise."""
+    sigmas = sigmas_of(guider.model_patcher, steps) if sigmas is None else sigmas
+    sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    return guider.sample(
+        noise_like(latent), latent, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
+    )
+
+
+def sample(model, kind="unet", cfg=4.0, conds=None, **kwargs):
+    """Sample with the host's CFG guider on the network's default latent."""
+    latent = kwargs.pop("latent", None)
+    latent = networks.latent(kind) if latent is None else latent
+    return run(guider_of(model, *(conds or prompts(kind)), cfg), latent, **kwargs)
