@@ -23,6 +23,7 @@ from .layers import Layer
 
 KEY = "beyond_cfg"
 ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
+TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a block of ours
 
 Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
 
@@ -90,8 +91,9 @@ def _installed(options: dict, network, spatial: tuple[int, ...], shares: Shares,
         else:
             dit = replace.setdefault("dit", {})
             key = (f"{layer.stack}_block", layer.index)
-            tokens = architectures.grid(network, spatial)
-            dit[key] = BlockPatch(here, dit.get(key), tokens, f"{type(network).__name__} {layer}", reached)
+            where = f"{type(network).__name__} {layer}"
+            grid = architectures.grid(network, spatial)
+            dit[key] = BlockPatch(JointAttention(here, options.get(ATTENTION), grid, where, reached), dit.get(key))
     options = {**options, "patches_replace": replace}
     del options[KEY]  # done with; a compiled network need not guard it
     return options
@@ -135,17 +137,13 @@ class SelfAttentionPatch:
 class BlockPatch:
     """A transformer block's replace patch: our attention is there for that block alone."""
 
-    shares: Shares
+    attention: JointAttention
     previous: Callable | None
-    grid: tuple[int, ...]
-    where: str
-    reached: set = field(compare=False)
 
     def __call__(self, args: dict, extra: dict) -> dict:
         options = args["transformer_options"]
         text = args["txt"].shape[1] if "txt" in args else options["img_slice"][0]  # a single stream is [text, image]
-        attention = JointAttention(self.shares, options.get(ATTENTION), text, self.grid, self.where, self.reached)
-        args = {**args, "transformer_options": {**options, ATTENTION: attention}}
+        args = {**args, "transformer_options": {**options, ATTENTION: self.attention, TEXT: text}}
         return self.previous(args, extra) if self.previous else extra["original_block"](args)
 
 
@@ -155,7 +153,6 @@ class JointAttention:
 
     shares: Shares
     previous: Callable | None
-    text: int
     grid: tuple[int, ...]
     where: str
     reached: set = field(compare=False)
@@ -166,7 +163,7 @@ class JointAttention:
         _witness(self)
         size = math.prod(self.grid)
         tokens = q.shape[2] if skip_reshape else q.shape[1]
-        start = 0 if tokens == size else self.text
+        start = 0 if tokens == size else kw["transformer_options"][TEXT]
         if start + size > tokens:
             raise RuntimeError(
                 f"{self.where}: {tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} after {start} of "

@@ -17,6 +17,7 @@ HOST = os.environ.get("COMFYUI_PATH")
 pack = types.ModuleType("pack")
 pack.__path__ = [str(ROOT)]
 sys.modules["pack"] = pack  # never runs the pack's own __init__, which only the host calls
+sys.path.insert(0, str(ROOT / "tests"))
 
 if HOST:
     sys.argv = [sys.argv[0], "--cpu", "--disable-api-nodes"]

@@ -16,12 +16,11 @@ wan     Wan 2.1, 2 blocks       double_block 0, 1 (3 frames x 16)
 The host has to be on sys.path before this module is imported.
 """
 
-import torch
-
 import comfy.model_base
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models
+import torch
 
 CONTEXT = 32  # width of the text tokens, for every kind
 POOLED = 24  # width of the pooled text, for the kinds that have one

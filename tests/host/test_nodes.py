@@ -1,0 +1,248 @@
+"""The nodes as the host and its users see them: their schemas, and what they say when something cannot work."""
+
+import asyncio
+import inspect
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from harness import network, pag, prompts, sample
+from pack.guiders import host
+from pack.nodes import BeyondCFG
+from pack.patches import PERTURBATIONS
+
+import nodes as host_nodes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NODES = asyncio.run(BeyondCFG().get_node_list())
+BY_ID = {node.define_schema().node_id: node for node in NODES}
+EVERY = pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
+NAN, INF = math.nan, math.inf
+
+
+def execute(node_id: str, **changes):
+    """The node's output on a small network, with its widgets' defaults but for `changes`; a change to None leaves an
+    optional input unconnected."""
+    node = BY_ID[node_id]
+    schema = node.define_schema()
+    positive, negative = prompts("unet")
+    given = {"positive": positive, "negative": negative}
+    if "model" not in changes:
+        given["model"] = network("unet")
+    given |= {given.id: given.default for given in schema.inputs if hasattr(given, "default")} | changes
+    wanted = {given.id for given in schema.inputs}
+    return node.execute(**{key: value for key, value in given.items() if key in wanted and value is not None}).result[0]
+
+
+def refusal(node_id: str, **changes) -> str:
+    """What the node says; it begins with the node's title."""
+    with pytest.raises(ValueError) as error:
+        execute(node_id, **changes)
+    title, _, message = str(error.value).partition(": ")
+    assert title == BY_ID[node_id].define_schema().display_name
+    return message
+
+
+def having(*names: str) -> list[str]:
+    """Nodes with these inputs."""
+    return [key for key, node in BY_ID.items() if {*names} <= {given.id for given in node.define_schema().inputs}]
+
+
+# ----------------------------------------------------------------------------------------------------------- schemas
+
+
+def test_the_ids_are_distinct_and_the_packs_own_and_none_is_the_hosts():
+    assert len(BY_ID) == len(NODES) >= 2 + 2 * len(PERTURBATIONS)
+    assert all(key.startswith("BeyondCFG") for key in BY_ID)
+    assert not set(BY_ID) & set(host_nodes.NODE_CLASS_MAPPINGS)
+    assert len({node.define_schema().display_name for node in NODES}) == len(NODES)
+
+
+def described(given) -> dict:
+    kept = ("default", "min", "max", "step", "round", "options", "multiline")
+    values = {key: getattr(given, key) for key in kept if getattr(given, key, None) is not None}
+    return {"id": given.id, "type": given.get_io_type(), "optional": bool(given.optional), **values}
+
+
+def test_the_schemas_are_those_that_saved_workflows_rely_on(golden):
+    golden(
+        "schemas.json",
+        {
+            key: {
+                "inputs": [described(given) for given in node.define_schema().inputs],
+                "outputs": [output.get_io_type() for output in node.define_schema().outputs],
+            }
+            for key, node in BY_ID.items()
+        },
+    )
+
+
+@EVERY
+def test_the_host_accepts_the_schema(node):
+    node.GET_SCHEMA()  # the host's own validation
+    assert set(node.INPUT_TYPES()) <= {"required", "optional", "hidden"}
+
+
+@EVERY
+def test_every_node_is_described_can_be_found_and_explains_each_input(node):
+    schema = node.define_schema()
+    assert schema.category == "Beyond CFG" and schema.display_name
+    assert len(schema.description) > 40 and "arXiv:" in schema.description
+    assert schema.search_aliases and len(set(schema.search_aliases)) == len(schema.search_aliases)
+    for given in (*schema.inputs, *schema.outputs):
+        assert given.tooltip and given.tooltip.strip().endswith("."), given.id
+
+
+@EVERY
+def test_what_a_node_builds_takes_exactly_its_inputs(node):
+    build = inspect.signature(node.build).parameters.values()
+    named = {p.name for p in build if p.kind is not p.VAR_KEYWORD}
+    ids = [given.id for given in node.define_schema().inputs]
+    assert len(set(ids)) == len(ids)
+    assert named <= set(ids)
+    assert named == set(ids) or any(p.kind is p.VAR_KEYWORD for p in build)
+
+
+def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them():
+    for method in PERTURBATIONS:
+        term, guider = (
+            [described(given) for given in BY_ID[f"{method.about.node_id}{end}"].define_schema().inputs]
+            for end in ("", "Guider")
+        )
+        assert [given["id"] for given in guider[:4]] == ["model", "positive", "negative", "cfg"]
+        assert term == [guider[0], *guider[4:]]
+
+
+@EVERY
+def test_a_node_acts_with_the_defaults_of_its_widgets(node):
+    result = execute(node.define_schema().node_id)
+    assert type(result).__name__ in ("ModelPatcher", "CFGGuider")
+
+
+# ------------------------------------------------------------------------------------------------------ as a guidance
+
+
+def test_a_term_node_gives_a_model_with_the_term_and_does_not_change_the_model_it_was_given():
+    model = network("unet")
+    options, wrappers = dict(model.model_options), {kind: dict(w) for kind, w in model.wrappers.items()}
+    plain = sample(model)
+    out = execute("BeyondCFGPAG", model=model, scale=2.0, layers="input.4", start_percent=0.1, end_percent=0.9)
+    (term,) = out.model_options[host.KEY]
+    assert (term.rule.scale, [str(layer) for layer in term.rule.perturbation.layers]) == (2.0, ["input.4"])
+    assert (term.window.start_percent, term.window.end_percent, term.node) == (0.1, 0.9, "PAG")
+    assert model.model_options == options and model.wrappers == wrappers
+    assert torch.equal(sample(model), plain) and not torch.equal(sample(out), plain)
+
+
+def test_a_chain_of_term_nodes_keeps_each_in_order():
+    out = execute("BeyondCFGPAG", model=execute("BeyondCFGInterval", model=pag(network("unet"), 1.0)), scale=2.0)
+    assert [term.node for term in out.model_options[host.KEY]] == ["PAG", "CFG Interval", "PAG"]
+    assert [term.rule.scale for term in out.model_options[host.KEY][::2]] == [1.0, 2.0]
+
+
+def test_a_guider_node_has_the_terms_that_its_model_has_and_its_own():
+    guider = execute("BeyondCFGPAGGuider", model=pag(network("unet"), 1.0), scale=2.0, cfg=5.0)
+    assert [term.rule.scale for term in guider.model_options[host.KEY]] == [1.0, 2.0] and guider.cfg == 5.0
+    assert set(guider.original_conds) == {"positive", "negative"}
+
+
+def test_the_cfg_guider_over_the_whole_of_sampling_puts_nothing_on_its_model():
+    model = network("unet")
+    assert execute("BeyondCFGGuider", model=model).model_patcher is model
+    interval = execute("BeyondCFGGuider", model=model, end_percent=0.5)
+    assert len(interval.model_options[host.KEY]) == 1 and host.KEY not in model.model_options
+
+
+@pytest.mark.parametrize("node_id", having("negative"))
+def test_a_guider_needs_no_negative_where_cfg_is_one(node_id):
+    guider = execute(node_id, negative=None, cfg=1.0)
+    assert set(guider.original_conds) == {"positive"}
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.6, 0.5), (NAN, 1.0), (0.0, NAN), (0.0, 1.5), (-0.5, 1.0)])
+@pytest.mark.parametrize("node_id", having("start_percent", "end_percent"))
+def test_a_window_that_is_empty_or_out_of_order_is_refused_with_both_ends(node_id, start, end):
+    message = refusal(node_id, start_percent=start, end_percent=end)
+    assert f"start_percent is {start:g} and end_percent is {end:g}" in message
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, -1.0, 1e6])
+@pytest.mark.parametrize("node_id", having("scale"))
+def test_a_scale_that_is_not_finite_or_out_of_range_is_refused(node_id, value):
+    assert f"scale is {value}" in refusal(node_id, scale=value)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("negative", [True, False], ids=["with a negative", "without"])
+@pytest.mark.parametrize("node_id", having("cfg"))
+def test_a_cfg_that_is_not_finite_is_refused(node_id, negative, value):
+    changes = {} if negative else {"negative": None}
+    assert f"cfg is {value}" in refusal(node_id, cfg=value, **changes)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.5, 7.0])
+@pytest.mark.parametrize("node_id", having("cfg", "negative"))
+def test_a_guider_with_cfg_and_no_negative_says_what_to_do(node_id, cfg):
+    message = refusal(node_id, negative=None, cfg=cfg)
+    assert f"cfg is {cfg:g}" in message and "no negative is connected" in message and "set cfg to 1" in message
+
+
+HAS = "This model has input.1-2, input.4-5, middle, output.0-5."
+
+
+@pytest.mark.parametrize(
+    "layers, part",
+    [
+        ("", "cannot read"),
+        ("7;8", '"7;8"'),
+        ("middle, double.3", '"double.3"'),
+        ("output.6", '"output.6"'),
+        ("3", '"3"'),
+    ],
+)
+@pytest.mark.parametrize("node_id", having("layers"))
+def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_model_has(node_id, layers, part):
+    message = refusal(node_id, layers=layers)
+    assert message.startswith(f'layers "{layers}": ') and part in message and message.endswith(HAS)
+
+
+@pytest.mark.parametrize("node_id", having("layers"))
+def test_a_network_without_a_row_is_refused_by_name_with_those_that_are_supported(node_id):
+    message = refusal(node_id, model=networks.wan())
+    assert message.startswith("WAN21 (") and "not supported" in message
+    for name in ("SD 1.x", "SDXL", "SD3", "Flux"):
+        assert name in message
+
+
+# ---------------------------------------------------------------------------------------------------- the host's loader
+
+
+def test_the_host_loads_the_pack_from_a_folder_of_any_name(tmp_path, monkeypatch):
+    folder = tmp_path / "My x-Pack.1 (copy)"
+    for part in ("guiders", "patches", "nodes"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("__init__.py", "pyproject.toml"):
+        shutil.copy(ROOT / part, folder)
+    monkeypatch.setattr(host_nodes, "NODE_CLASS_MAPPINGS", {"before": None})
+    monkeypatch.setattr(host_nodes, "NODE_DISPLAY_NAME_MAPPINGS", {})
+    for name in ("LOADED_MODULE_DIRS", "EXTENSION_WEB_DIRS"):
+        monkeypatch.setattr(host_nodes, name, {})
+    known = set(sys.modules)
+    try:
+        assert asyncio.run(host_nodes.load_custom_node(str(folder)))
+        files = {getattr(sys.modules[name], "__file__", None) for name in set(sys.modules) - known}
+        assert str(folder / "guiders" / "compose.py") in files  # the copy itself, not the pack under test
+    finally:
+        for name in [name for name in set(sys.modules) - known if "My x-Pack" in name]:
+            del sys.modules[name]
+    del host_nodes.NODE_CLASS_MAPPINGS["before"]
+    assert set(host_nodes.NODE_CLASS_MAPPINGS) == set(BY_ID)
+    titles = {key: node.define_schema().display_name for key, node in BY_ID.items()}
+    assert host_nodes.NODE_DISPLAY_NAME_MAPPINGS == titles
