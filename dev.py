@@ -67,15 +67,20 @@ PINNED = {
     "0.18.2": ("1.3.1", "fd636450b7546e8e7add11cf97801d55658739e95ecec8678214c0801daf538e"),
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
-PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "pytest", "ruff")
+PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "pytest", "ruff", "playwright")
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
 DEMO_SEEDS = (1, 2, 3)
+DEMO_SETTINGS = (  # the workflows are for checkpoints as users have them
+    "CheckpointLoaderSimple.ckpt_name=tiny_sd15.ckpt",
+    "EmptyLatentImage.width=128",
+    "EmptyLatentImage.height=128",
+)
 DEMO = (  # label in the grid, workflow in workflows/api
-    ("CFG", "cfg"),
-    ("PAG with KSampler", "pag_ksampler"),
-    ("PAG Guider", "pag_guider"),
-    ("CFG Interval + PAG", "cfg_interval_pag"),
+    ("CFG 7", "cfg"),
+    ("CFG 4 + PAG 3, KSampler", "pag_ksampler"),
+    ("CFG 4 + PAG 3, PAG Guider", "pag_guider"),
+    ("CFG 4 in an interval + PAG 3", "cfg_interval_pag"),
 )
 
 
@@ -603,7 +608,8 @@ def host_command(host: Host, port: int, cpu: bool, scratch: str | None) -> list:
     if host.version or scratch:
         command += ["--output-directory", scratch or OUTPUT, "--database-url", "sqlite:///:memory:"]
     if scratch:
-        command += ["--temp-directory", scratch]  # the default one is emptied by every host that starts
+        # The default temporary folder is emptied by every host that starts; a user's settings are not ours to change.
+        command += ["--temp-directory", scratch, "--user-directory", scratch]
     return command
 
 
@@ -664,6 +670,14 @@ def load_workflow(path: Path) -> dict:
         raise Failure(f"{path} is not a workflow in the API format.")
     for node in nodes:
         node.setdefault("inputs", {})
+    return workflow
+
+
+def with_settings(path: Path, settings) -> dict:
+    """The workflow of a file with NODE.INPUT=VALUE settings made in it."""
+    workflow = load_workflow(path)
+    for node, key, value in [parse_setting(workflow, setting) for setting in settings]:
+        workflow[node]["inputs"][key] = value
     return workflow
 
 
@@ -813,11 +827,9 @@ def command_serve(options) -> int:
 
 def command_run(options) -> int:
     path = Path(options.workflow)
-    workflow = load_workflow(path)
+    workflow = with_settings(path, options.set)
     if options.seed is not None:
         set_seed(workflow, options.seed)
-    for node, key, value in [parse_setting(workflow, setting) for setting in options.set]:
-        workflow[node]["inputs"][key] = value
     with contextlib.ExitStack() as stack:
         if options.server:
             server = Server(options.server)
@@ -836,7 +848,7 @@ def command_run(options) -> int:
 
 
 def command_demo(options) -> int:
-    workflows = [(label, name, load_workflow(ROOT / "workflows/api" / f"{name}.json")) for label, name in DEMO]
+    workflows = [(label, name, with_settings(ROOT / f"workflows/api/{name}.json", DEMO_SETTINGS)) for label, name in DEMO]
     host, rows, done, total = setup(options), [], 0, len(DEMO) * len(DEMO_SEEDS)
     with running(host, options) as server:
         for label, name, workflow in workflows:

@@ -36,7 +36,7 @@ class IdentityAttention:
             "look at itself. Sharpens structure, with or without a negative prompt. One more row per step."
         ),
         paper="arXiv:2403.17377",
-        aliases=("perturbed attention guidance", "pag", "identity attention", "self-attention guidance", "no cfg"),
+        aliases=("perturbed attention guidance", "pag", "identity attention", "guidance without cfg"),
     )
 
     def attention(self, call: AttentionCall) -> Tensor:

@@ -3,6 +3,7 @@
 `python dev.py test` sets the path. Without it only the tests that need no host are collected, and pytest says so.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -39,7 +40,7 @@ def pytest_report_header():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the code gives now")
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now")
 
 
 @pytest.fixture
@@ -55,3 +56,19 @@ def golden(request):
         assert text == path.read_text(encoding="utf-8"), f"run: python dev.py test --update-golden, and read the diff of {name}"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def dev():
+    """dev.py, as a module; its folder is not on sys.path, where our nodes/ would hide the host's nodes.py."""
+    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+@pytest.fixture(scope="session")
+def server(dev):
+    """A running host with the pack and the tiny models, for tests that go through its HTTP API."""
+    options = dev.parse_arguments(["setup", "--comfyui", HOST, "--python", sys.executable])
+    with dev.running(dev.setup(options), options) as server:
+        yield server

@@ -1,0 +1,197 @@
+"""Laws of every registered rule, on exact denoisers."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from pack.guiders import RULES, ClassifierFree, SamplerCFG, WeakBranch
+from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
+from pack.guiders.compose import GuidanceRun
+from pack.guiders.schedule import Interval
+from toy import Gaussian, Mixture, Toy
+
+NEUTRAL = {"weight": 1.0, "scale": 0.0}  # by the name of a rule's strength
+
+
+@dataclass(frozen=True)
+class Example:
+    """A setting of a rule that acts, and which of its fields is its strength."""
+
+    settings: dict
+    strength: str
+    affine: bool = True  # in its strength
+
+    def of(self, rule: type, **changes) -> GuidanceRule:
+        return rule(**(self.settings | changes))
+
+
+EXAMPLES = {
+    ClassifierFree: Example({"weight": 4.0}, "weight"),
+    WeakBranch: Example({"scale": 3.0, "perturbation": "any"}, "scale"),
+}
+EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
+SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
+SIGMA = 1.5
+
+
+def latent(*spatial: int, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(3, 4, *spatial, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def toy(rule: GuidanceRule) -> Toy:
+    """Every branch a denoiser of its own, none of them linear with another."""
+    weak = (branch for branch in rule.branches() if branch not in (POSITIVE, NEGATIVE))
+    others = {branch: Mixture((-0.3, 0.2 + i, 1.1), 0.4) for i, branch in enumerate(weak)}
+    return Toy({POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), **others})
+
+
+def guided(rule: GuidanceRule, x: torch.Tensor, evaluate: Toy | None = None) -> torch.Tensor:
+    return GuidanceRun([(rule, Interval())])(Step(x, SIGMA, SIGMA), evaluate or toy(rule))
+
+
+def test_every_rule_has_an_example_here():
+    assert set(EXAMPLES) == set(RULES)
+
+
+@EVERY
+def test_a_rule_is_a_hashable_setting_that_cannot_change_and_acts_in_its_example(rule, example):
+    setting = example.of(rule)
+    assert isinstance(setting, GuidanceRule)
+    assert setting == example.of(rule) and hash(setting) == hash(example.of(rule))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(setting, example.strength, 1.0)
+    x = latent(6, 5)
+    assert not torch.allclose(guided(setting, x), toy(setting).denoisers[POSITIVE](x, SIGMA))
+
+
+@EVERY
+def test_neutral_is_the_positive_prediction_exactly_and_asks_for_nothing(rule, example):
+    neutral = example.of(rule, **{example.strength: NEUTRAL[example.strength]})
+    assert neutral.branches() == ()
+    x, evaluate = latent(6, 5), toy(example.of(rule))
+    assert torch.equal(guided(neutral, x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
+    assert evaluate.asked == [(POSITIVE,)]
+
+
+@EVERY
+@SHAPES
+def test_a_row_alone_is_that_row_in_a_batch(rule, example, spatial):
+    x = latent(*spatial)
+    together = guided(example.of(rule), x)
+    assert together.shape == x.shape
+    for row in range(len(x)):
+        assert torch.equal(guided(example.of(rule), x[row : row + 1]), together[row : row + 1])
+
+
+@EVERY
+@SHAPES
+def test_permuting_the_batch_permutes_the_result(rule, example, spatial):
+    x, order = latent(*spatial), torch.tensor([2, 0, 1])
+    assert torch.equal(guided(example.of(rule), x[order]), guided(example.of(rule), x)[order])
+
+
+@EVERY
+@pytest.mark.parametrize("spatial", [(6, 5), (3, 4, 5)], ids=["2-D", "3-D"])
+def test_transposing_the_picture_transposes_the_result(rule, example, spatial):
+    x = latent(*spatial)
+    assert torch.equal(guided(example.of(rule), x.mT), guided(example.of(rule), x).mT)
+
+
+@EVERY
+def test_inputs_are_not_changed(rule, example):
+    setting, x = example.of(rule), latent(6, 5)
+    evaluate = toy(setting)
+    predictions = evaluate((POSITIVE, *setting.branches()), Step(x, SIGMA, SIGMA))
+    denoised = x + 1
+    given = [x, denoised, *predictions.values()]
+    before, branches = [value.clone() for value in given], list(predictions)
+    setting.begin()(denoised, predictions, Step(x, SIGMA, SIGMA))
+    assert all(torch.equal(value, copy) for value, copy in zip(given, before, strict=True))
+    assert list(predictions) == branches
+
+
+@EVERY
+def test_two_runs_are_equal(rule, example):
+    x = latent(6, 5)
+    assert torch.equal(guided(example.of(rule), x), guided(example.of(rule), x))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_the_dtype_of_the_predictions_is_kept_and_half_precision_is_near_the_exact_result(rule, example, dtype):
+    x = latent(6, 5, dtype=dtype)
+    result = guided(example.of(rule), x)
+    exact = guided(example.of(rule), x.double())
+    assert result.dtype == dtype
+    # a difference of two rounded predictions of size about 1, ten times enlarged at most, a few roundings each
+    assert (result.double() - exact).abs().max() < 40 * torch.finfo(dtype).eps
+
+
+AFFINE = [(rule, example) for rule, example in EXAMPLES.items() if example.affine]
+
+
+@pytest.mark.parametrize("strength", [0.5, 2.0, 7.5, 100.0])
+@pytest.mark.parametrize("rule, example", AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
+def test_the_result_is_affine_in_the_strength(rule, example, strength):
+    x = latent(6, 5)
+    neutral = NEUTRAL[example.strength]
+    at = [guided(example.of(rule, **{example.strength: value}), x, toy(example.of(rule))) for value in (neutral, 3.0)]
+    expected = torch.lerp(*at, (strength - neutral) / (3.0 - neutral))
+    result = guided(example.of(rule, **{example.strength: strength}), x)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule, example", AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
+def test_equal_predictions_leave_the_result_as_it_was(rule, example):
+    setting, x = example.of(rule), latent(6, 5)
+    same = {branch: Gaussian(1.0, 0.5) for branch in (POSITIVE, *setting.branches())}
+    assert torch.equal(guided(setting, x, Toy(same)), Gaussian(1.0, 0.5)(x, SIGMA))
+
+
+NUMBERS = [
+    pytest.param(rule, example, field.name, id=f"{rule.__name__}-{field.name}")
+    for rule, example in EXAMPLES.items()
+    for field in dataclasses.fields(rule)
+    if field.metadata.get("low") is not None
+]
+
+
+@pytest.mark.parametrize("rule, example, name", NUMBERS)
+def test_a_number_that_is_not_finite_or_out_of_range_is_refused_by_name_value_and_range(rule, example, name):
+    metadata = next(field.metadata for field in dataclasses.fields(rule) if field.name == name)
+    low, high = metadata["low"], metadata["high"]
+    for bad in (math.nan, math.inf, -math.inf, math.nextafter(low, -math.inf), high + 1):
+        with pytest.raises(ValueError) as error:
+            example.of(rule, **{name: bad})
+        assert str(error.value) == f"{name} is {bad}; it must be a number from {low:g} to {high:g}"
+    for good in (low, high):
+        assert getattr(example.of(rule, **{name: good}), name) == good
+
+
+# ------------------------------------------------------------------------------------------------- one rule at a time
+
+
+def test_classifier_free_guidance_swaps_its_prompts_as_its_weight_swaps_about_one_half():
+    """D₊ + (w − 1)(D₊ − D₋) = D₋ + ((1 − w) − 1)(D₋ − D₊)"""
+    x, w = latent(6, 5), 4.0
+    positive, negative = Gaussian(1.0, 0.5), Mixture((-1.0, 0.5), 0.7)
+    apply = ClassifierFree(w).begin()
+    step = Step(x, SIGMA, SIGMA)
+    one = apply(positive(x, SIGMA), {POSITIVE: positive(x, SIGMA), NEGATIVE: negative(x, SIGMA)}, step)
+    other = negative(x, SIGMA) + (1 - w - 1) * (negative(x, SIGMA) - positive(x, SIGMA))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+
+
+def test_at_weight_zero_classifier_free_guidance_is_the_negative():
+    x = latent(6, 5)
+    evaluate = toy(ClassifierFree(0.0))
+    negative = evaluate.denoisers[NEGATIVE](x, SIGMA)
+    torch.testing.assert_close(guided(ClassifierFree(0.0), x, evaluate), negative, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("cfg", [0.0, 1.0, 7.5])
+def test_the_samplers_cfg_is_itself_inside_the_interval_and_one_outside(cfg):
+    assert SamplerCFG.weight(cfg, inside=True) == cfg
+    assert SamplerCFG.weight(cfg, inside=False) == 1.0

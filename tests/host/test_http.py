@@ -1,0 +1,156 @@
+"""The pack as people run it: a host of its own, the demo model, POST /prompt."""
+
+import copy
+import time
+import uuid
+
+import pytest
+
+SETTINGS = (
+    "CheckpointLoaderSimple.ckpt_name=tiny_sd15.ckpt",
+    "EmptyLatentImage.width=64",
+    "EmptyLatentImage.height=64",
+)
+WORKFLOWS = ["cfg", "pag_ksampler", "pag_guider", "cfg_interval_pag"]
+
+
+@pytest.fixture
+def workflow(dev):
+    def load(name, **inputs):
+        """The example, small and with four steps; inputs as class_type__input=value."""
+        steps = "BasicScheduler.steps=4" if "guider" in name or name == "cfg" else "KSampler.steps=4"
+        loaded = dev.with_settings(dev.ROOT / f"workflows/api/{name}.json", [*SETTINGS, steps])
+        for key, value in inputs.items():
+            class_type, _, name = key.partition("__")
+            for node in loaded.values():
+                if node["class_type"] == class_type:
+                    node["inputs"][name] = value
+        return loaded
+
+    return load
+
+
+@pytest.fixture
+def picture(dev, server):
+    def run(workflow):
+        ((_, content),) = dev.run_workflow(server, workflow, dev.Waiting("test"))
+        return content
+
+    return run
+
+
+def failure(dev, server, workflow) -> str:
+    with pytest.raises(dev.Failure) as caught:
+        dev.run_workflow(server, workflow, dev.Waiting("test"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_example_runs_to_a_picture(name, workflow, picture):
+    assert picture(workflow(name))[:4] == b"\x89PNG"
+
+
+def test_the_ksampler_and_the_guider_give_the_same_picture(dev, server, workflow):
+    from io import BytesIO
+
+    from PIL import Image, ImageChops
+
+    pictures = []
+    for name in ("pag_ksampler", "pag_guider"):
+        ((_, content),) = dev.run_workflow(server, workflow(name), dev.Waiting("test"))
+        pictures.append(Image.open(BytesIO(content)).convert("RGB"))
+    assert ImageChops.difference(*pictures).getbbox() is None
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (
+            {"BeyondCFGPAG__layers": "input.99"},
+            'PAG: layers "input.99": there is no "input.99". This model has input.1, middle.',
+        ),
+        ({"BeyondCFGPAG__layers": "nonsense!"}, 'PAG: layers "nonsense!": cannot read "nonsense!".'),
+        ({"BeyondCFGPAG__start_percent": 0.8, "BeyondCFGPAG__end_percent": 0.2}, "PAG: start_percent is 0.8 and"),
+        ({"BeyondCFGPAG__scale": float("nan")}, "PAG: scale is nan; it must be a number from 0 to 100"),
+    ],
+)
+def test_bad_input_is_an_error_at_our_node_that_names_it(inputs, message, dev, server, workflow):
+    text = failure(dev, server, workflow("pag_ksampler", **inputs))
+    assert "(BeyondCFGPAG) failed with ValueError" in text and message in text
+
+
+def test_an_infinite_scale_is_refused_before_anything_runs(dev, server, workflow):
+    text = failure(dev, server, workflow("pag_ksampler", BeyondCFGPAG__scale=float("inf")))
+    assert "ComfyUI refused the workflow" in text and "scale" in text and "BeyondCFGPAG" in text
+
+
+def test_a_guider_with_cfg_and_no_negative_says_what_to_do(dev, server, workflow):
+    without = workflow("pag_guider")
+    (node,) = (node for node in without.values() if node["class_type"] == "BeyondCFGPAGGuider")
+    del node["inputs"]["negative"]
+    assert "PAG Guider: cfg is 4 but no negative is connected" in failure(dev, server, without)
+    node["inputs"]["cfg"] = 1.0
+    assert dev.run_workflow(server, without, dev.Waiting("test"))
+
+
+def test_an_interrupted_run_leaves_the_cached_model_as_it_was(dev, server, workflow, picture):
+    def with_seed(seed):
+        return workflow("pag_ksampler", KSampler__seed=seed)
+
+    before = picture(with_seed(1))
+    long = with_seed(2)
+    for node in long.values():
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = 2000
+    body = {"prompt": long, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
+    prompt = server.ask("/prompt", body)["prompt_id"]
+    while not server.ask("/queue")["queue_running"]:
+        time.sleep(0.05)
+    time.sleep(1)
+    server.get("/interrupt", {})
+    status = dev.wait_for(server, prompt, dev.Waiting("test"))["status"]
+    assert "execution_interrupted" in [event for event, _ in status["messages"]]
+    failure(dev, server, workflow("pag_ksampler", BeyondCFGPAG__layers="input.99"))
+    assert picture(with_seed(1)) == before
+
+
+def test_the_hosts_lora_training_on_a_model_with_terms_trains_the_model_without_them(dev, server, workflow):
+    """Model patches are active in the host's training loop; ours stand aside there, and the log says so."""
+    train = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd3.ckpt"}},
+        "2": {"class_type": "BeyondCFGPAG", "inputs": {"model": ["1", 0], "scale": 3.0, "layers": "auto",
+                                                       "start_percent": 0.0, "end_percent": 1.0}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a cottage"}},
+        "4": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 7600000}},
+        "5": {"class_type": "VAEEncode", "inputs": {"pixels": ["4", 0], "vae": ["1", 2]}},
+        "6": {"class_type": "TrainLoraNode", "inputs": {
+            "model": ["2", 0], "latents": ["5", 0], "positive": ["3", 0], "batch_size": 1,
+            "grad_accumulation_steps": 1, "steps": 1, "learning_rate": 0.0001, "rank": 2, "optimizer": "SGD",
+            "loss_function": "MSE", "seed": 5, "training_dtype": "fp32", "lora_dtype": "fp32", "algorithm": "LoRA",
+            "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False, "existing_lora": "[None]",
+            "bucket_mode": False, "bypass_mode": False, "quantized_backward": False}},
+        "7": {"class_type": "PreviewAny", "inputs": {"source": ["6", 1]}},
+    }  # fmt: skip
+    known = server.ask("/object_info/TrainLoraNode").get("TrainLoraNode")
+    if not known:
+        pytest.skip("this host has no TrainLoraNode")
+    options = {**known["input"]["required"], **known["input"].get("optional", {})}
+    train["6"]["inputs"] = {name: value for name, value in train["6"]["inputs"].items() if name in options}
+
+    def first_loss(model):
+        prompt = copy.deepcopy(train)
+        prompt["6"]["inputs"]["model"] = [model, 0]
+        body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
+        record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
+        return record["outputs"]["7"]["text"]
+
+    assert first_loss("2") == first_loss("1")
+    assert "guidance does not act while a model is trained" in (dev.OUTPUT / "host.log").read_text("utf-8", "replace")
+
+
+def test_the_page_is_told_everything_about_our_nodes(server):
+    for name in ("BeyondCFGPAG", "BeyondCFGInterval", "BeyondCFGGuider", "BeyondCFGPAGGuider"):
+        info = server.ask(f"/object_info/{name}")[name]
+        assert info["category"] == "Beyond CFG" and info["description"] and info["search_aliases"]
+        for inputs in info["input"].values():
+            assert all(options[1]["tooltip"] for options in inputs.values())

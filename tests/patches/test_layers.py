@@ -1,0 +1,157 @@
+"""The language of layer selections."""
+
+import random
+
+import pytest
+from pack.patches.layers import Layer, parse, print_layers
+
+
+def stack(name: str, *indices: int) -> list[Layer]:
+    return [Layer(name, index) for index in indices]
+
+
+UNET = [*stack("input", 1, 2, 4, 5, 7, 8), *stack("middle", 0), *stack("output", 3, 4, 5, 6, 7, 8, 9, 10, 11)]
+ONE = stack("double", *range(24))
+TWO = [*stack("double", *range(19)), *stack("single", *range(38))]
+NETWORKS = {"UNet": UNET, "one stack": ONE, "two stacks": TWO}
+
+
+def names(layers) -> str:
+    return " ".join(map(str, layers))
+
+
+@pytest.mark.parametrize(
+    "network, text, expected",
+    [
+        ("UNet", "auto", "input.4 output.5"),
+        ("UNet", "middle", "middle"),
+        ("UNet", "input.4", "input.4"),
+        ("UNet", "output.3-5", "output.3 output.4 output.5"),
+        ("UNet", "input.4, output.3-5", "input.4 output.3 output.4 output.5"),
+        ("UNet", "d4", "input.4"),
+        ("UNet", "i4", "input.4"),
+        ("UNet", "m0", "middle"),
+        ("UNet", "m", "middle"),
+        ("UNet", "u3-5", "output.3 output.4 output.5"),
+        ("UNet", "o3-5", "output.3 output.4 output.5"),
+        ("UNet", "d4, m0, u3-5", "input.4 middle output.3 output.4 output.5"),
+        ("UNet", "d2.4", None),  # another pack's "transformer 4 of block 2" is not ours
+        ("UNet", "input", "input.1 input.2 input.4 input.5 input.7 input.8"),
+        ("UNet", "auto, middle", "input.4 middle output.5"),
+        ("one stack", "7, 8, 9", "double.7 double.8 double.9"),
+        ("one stack", "7-9", "double.7 double.8 double.9"),
+        ("one stack", "double.7-9", "double.7 double.8 double.9"),
+        ("one stack", "auto", "double.4 double.5"),
+        ("two stacks", "double.7-9", "double.7 double.8 double.9"),
+        ("two stacks", "single.0, double.18", "double.18 single.0"),
+        ("two stacks", "double7", "double.7"),
+    ],
+)
+def test_every_form_that_is_documented_selects_what_it_says(network, text, expected):
+    layers = NETWORKS[network]
+    if expected is None:
+        with pytest.raises(ValueError):
+            parse(text, layers, layers[:0])
+        return
+    auto = [layer for layer in layers if str(layer) in ("input.4", "output.5", "double.4", "double.5")]
+    assert names(parse(text, layers, auto)) == expected
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_all_is_every_layer(network):
+    layers = NETWORKS[network]
+    assert parse("all", layers, ()) == tuple(layers)
+
+
+@pytest.mark.parametrize("text", ["OUTPUT.3-5", " output.3-5 ", "output . 3 - 5", "\toutput\n.3 -5", "Output 3-5"])
+def test_whitespace_and_case_do_not_matter(text):
+    assert names(parse(text, UNET, ())) == "output.3 output.4 output.5"
+    assert parse(f"  ALL ,{text}", UNET, ()) == tuple(UNET)
+
+
+def test_the_networks_order_counts_and_each_layer_once():
+    assert names(parse("output.5, middle, output.4-5, d4, middle", UNET, ())) == "input.4 middle output.4 output.5"
+
+
+def test_a_range_may_span_blocks_that_have_no_attention_if_its_ends_have_one():
+    assert names(parse("input.2-7", UNET, ())) == "input.2 input.4 input.5 input.7"
+
+
+@pytest.mark.parametrize(
+    "network, text, part, what",
+    [
+        ("UNet", "input.2, input.3", "input.3", "there is no"),
+        ("UNet", "input.1-3", "input.1-3", "there is no"),  # an end without attention
+        ("UNet", "input.3-4", "input.3-4", "there is no"),
+        ("UNet", "input.5-4", "input.5-4", "there is no"),  # reversed
+        ("UNet", "middle.1", "middle.1", "there is no"),
+        ("UNet", "double.1", "double.1", "there is no"),
+        ("UNet", "blocks", "blocks", "there is no"),
+        ("UNet", "input.1-99999999999999999999", "input.1-99999999999999999999", "there is no"),
+        ("UNet", "input.99999999999999999999", "input.99999999999999999999", "there is no"),
+        ("UNet", "7", "7", "could be in input or middle or output"),
+        ("UNet", "4-5", "4-5", "could be in input or middle or output"),
+        ("two stacks", "middle, 7", "middle", "there is no"),
+        ("two stacks", "double.1, 7", "7", "could be in double or single"),
+        ("two stacks", "double.19", "double.19", "there is no"),
+        ("two stacks", "m0", "m0", "there is no"),
+        ("one stack", "24", "24", "there is no"),
+        ("one stack", "9-7", "9-7", "there is no"),
+        ("one stack", "single.3", "single.3", "there is no"),
+        ("one stack", "", "", "cannot read"),
+        ("one stack", "   ", "", "cannot read"),
+        ("one stack", "7,", "", "cannot read"),
+        ("one stack", "7,,8", "", "cannot read"),
+        ("one stack", "7 8", "7 8", "cannot read"),
+        ("one stack", "7;8", "7;8", "cannot read"),
+        ("one stack", "-3", "-3", "cannot read"),
+        ("one stack", "7-", "7-", "cannot read"),
+        ("one stack", "7-8-9", "7-8-9", "cannot read"),
+        ("one stack", "7.5", "7.5", "cannot read"),
+        ("one stack", "double.7.attn1", "double.7.attn1", "cannot read"),
+        ("one stack", "double..7", "double..7", "cannot read"),
+        ("one stack", ".", ".", "cannot read"),
+        ("two stacks", "auto; double.3", "auto; double.3", "cannot read"),
+    ],
+)
+def test_an_error_names_the_text_the_part_that_is_wrong_and_the_layers_that_there_are(network, text, part, what):
+    layers = NETWORKS[network]
+    with pytest.raises(ValueError) as error:
+        parse(text, layers, ())
+    message = str(error.value)
+    assert message.startswith(f'layers "{text}": ')
+    assert f'"{part}"' in message.removeprefix(f'layers "{text}"') and what in message
+    assert message.endswith(f"This model has {print_layers(layers)}.")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_an_error_that_cannot_read_shows_what_can_be_written(network):
+    layers = NETWORKS[network]
+    with pytest.raises(ValueError, match="Write auto, all, or a comma-separated list such as ") as error:
+        parse("?", layers, ())
+    example = str(error.value).partition("such as ")[2].partition(". This")[0]
+    assert parse(example, layers, ()) == (layers[0], layers[-1])
+
+
+@pytest.mark.parametrize(
+    "layers, text",
+    [
+        ([], ""),
+        (UNET, "input.1-2, input.4-5, input.7-8, middle, output.3-11"),
+        (ONE, "double.0-23"),
+        (TWO, "double.0-18, single.0-37"),
+        (stack("input", 1, 2, 4) + stack("middle", 0), "input.1-2, input.4, middle"),
+    ],
+)
+def test_runs_of_layers_are_printed_joined(layers, text):
+    assert print_layers(layers) == text
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_parse_reads_what_print_layers_prints(network):
+    layers, draw = NETWORKS[network], random.Random(network)
+    for _ in range(300):
+        share = draw.random()
+        some = tuple(layer for layer in layers if draw.random() < share) or (draw.choice(layers),)
+        assert parse(print_layers(some), layers, ()) == some
+        assert parse(", ".join(map(str, draw.sample(some, len(some)))), layers, ()) == some

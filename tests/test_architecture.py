@@ -1,0 +1,152 @@
+"""Who may import whom, and the other promises of the house that can be read off the code. Nothing is imported here."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = sorted(path for folder in ("guiders", "patches", "nodes") for path in (ROOT / folder).rglob("*.py"))
+PACK.append(ROOT / "__init__.py")
+OURS = {"guiders", "patches", "nodes"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere in it; the pack's own as "guiders.base", wherever the pack lies."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            module = ".".join([*base, *((node.module or "").split(".") if node.module else [])])
+            for alias in node.names:
+                inner = f"{module}.{alias.name}".strip(".")
+                of_ours = bool(node.level) and (ROOT / inner.replace(".", "/")).with_suffix(".py").exists()
+                found.add(inner if of_ours else module)
+    return found
+
+
+def methods(folder: str) -> list[Path]:
+    """The files of rules or perturbations."""
+    frame = {"__init__", "base", "compose", "schedule", "linalg", "layers", "architectures", "host"}
+    return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
+
+
+METHODS = methods("guiders") + methods("patches")
+MAY = {  # what a file of the pack may import of the pack, beyond what its kind may
+    "__init__": {"nodes"},
+    "guiders.base": {"patches.base"},
+    "guiders.schedule": set(),
+    "guiders.linalg": {"guiders.base"},
+    "guiders.compose": {"guiders.base", "guiders.schedule"},
+    "patches.base": {"patches.layers"},
+    "patches.layers": set(),
+    "patches.architectures": {"patches.layers"},
+    "guiders.__init__": {name_of(path) for path in methods("guiders")},
+    "patches.__init__": {name_of(path) for path in methods("patches")},
+}
+KIND = {"guiders": {"guiders.base", "guiders.linalg"}, "patches": {"patches.base", "patches.layers"}}
+
+
+def is_host(name: str) -> bool:
+    return re.match(r"(guiders|patches)\.host(\.|$)", name) is not None
+
+
+def may_import(name: str, other: str) -> bool:
+    """Whether the pack's file `name` may import the pack's file `other`."""
+    folder = name.partition(".")[0]
+    if is_host(name):
+        return other.startswith("patches") if folder == "patches" else other.startswith(("guiders", "patches"))
+    if folder == "nodes":
+        return other.partition(".")[0] in OURS
+    return other in MAY.get(name, KIND.get(folder, set()))
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_a_file_imports_only_what_the_house_allows(path):
+    name = name_of(path)
+    for other in imports_of(path):
+        top = other.partition(".")[0]
+        if top in OURS:
+            assert may_import(name, other), f"{name} imports {other}"
+        elif top.startswith("comfy"):
+            assert is_host(name) or name.startswith("nodes"), f"{name} imports {other}"
+            assert top == "comfy_api" or not name.startswith("nodes"), f"{name} imports {other}"
+        else:
+            assert top == "torch" or top in sys.stdlib_module_names, f"{name} imports {other}"
+
+
+def test_only_the_doors_the_nodes_the_tests_and_the_benchmarks_know_the_host():
+    hidden = {path for path in ROOT.iterdir() if path.name.startswith(".") or path.name == "output"}
+    for path in (path for top in set(ROOT.iterdir()) - hidden for path in ([top] if top.is_file() else top.rglob("*"))):
+        if path.suffix == ".py" and any(other.startswith("comfy") for other in imports_of(path)):
+            assert is_host(name_of(path)) or name_of(path).partition(".")[0] in ("nodes", "tests", "benchmarks"), path
+
+
+@pytest.mark.parametrize("path", METHODS, ids=name_of)
+def test_a_method_imports_no_other_method(path):
+    others = {name_of(other) for other in METHODS if other != path}
+    assert not imports_of(path) & others
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_nothing_imports_the_nodes_but_the_packs_root_when_the_host_asks(path):
+    imports_nodes = {other for other in imports_of(path) if other.partition(".")[0] == "nodes"}
+    assert not imports_nodes or name_of(path) == "__init__" or name_of(path).startswith("nodes")
+
+
+def test_the_packs_root_imports_nothing_before_the_host_asks():
+    top = tree_of(ROOT / "__init__.py").body
+    assert not [node for node in top if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_the_pack_imports_itself_only_by_relative_imports_since_its_folder_may_have_any_name(path):
+    for node in ast.walk(tree_of(path)):
+        absolute = []
+        if isinstance(node, ast.Import):
+            absolute = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            absolute = [node.module]
+        assert not [name for name in absolute if name.partition(".")[0] in OURS | {"pack", ROOT.name}]
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_no_file_of_the_pack_prints_or_holds_an_absolute_path(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "print", f"line {node.lineno}"
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.search(r"(?:^|[\s\"'(=:])(/[\w.-]+/[\w.-]+|~/|[A-Za-z]:[\\/](?!/))", node.value)
+            assert not found, f"line {node.lineno}: {found}"
+
+
+@pytest.mark.parametrize("path", METHODS, ids=name_of)
+def test_a_method_fits_on_a_few_screens_and_opens_with_its_equation_and_its_paper(path):
+    text = path.read_text(encoding="utf-8")
+    doc = ast.get_docstring(tree_of(path))
+    assert len(text.splitlines()) <= 120
+    assert re.search(r"[=→]", doc.splitlines()[0]), "the first line has the equation"
+    assert re.search(r"arXiv:\d{4}\.\d{5}", doc), "the docstring names the paper"
+
+
+@pytest.mark.parametrize("folder, registry", [("guiders", "RULES"), ("patches", "PERTURBATIONS")])
+def test_every_method_file_is_registered_in_its_folders_tuple(folder, registry):
+    tree = tree_of(ROOT / folder / "__init__.py")
+    assign = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == registry)
+    registered = {element.id for element in assign.value.elts}
+    for path in methods(folder):
+        classes = {node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef)}
+        assert classes & registered, f"{path.name} has none of {registry}"
