@@ -848,7 +848,9 @@ def command_run(options) -> int:
 
 
 def command_demo(options) -> int:
-    workflows = [(label, name, with_settings(ROOT / f"workflows/api/{name}.json", DEMO_SETTINGS)) for label, name in DEMO]
+    workflows = [
+        (label, name, with_settings(ROOT / f"workflows/api/{name}.json", DEMO_SETTINGS)) for label, name in DEMO
+    ]
     host, rows, done, total = setup(options), [], 0, len(DEMO) * len(DEMO_SEEDS)
     with running(host, options) as server:
         for label, name, workflow in workflows:

@@ -83,7 +83,9 @@ def unet(seed: int) -> Weights:
 
     carry = torch.zeros(CARRIED, 4)  # channels 10c … 10c+4 are +latent channel c, 10c+5 … 10c+9 are −c
     for channel in range(4):
-        carry[GROUP * channel:GROUP * (channel + 1), channel] = torch.tensor([1.0, -1.0]).repeat_interleave(GROUP // 2)
+        carry[GROUP * channel : GROUP * (channel + 1), channel] = torch.tensor([1.0, -1.0]).repeat_interleave(
+            GROUP // 2
+        )
     detail = -smooth(carry)
     detail[:, :, 1, 1] += carry
     shapes = smooth(w.mix(CHANNELS - CARRIED, 4))
@@ -308,7 +310,7 @@ def text_encoder_l(seed: int, width: int = 768, layers: int = 12, vocabulary: in
 
     w = Weights(seed)
     line = w.normal(vocabulary + width)
-    line[vocabulary - 2:] = 0  # the last two tokens are start and end (also padding): they say only what came before
+    line[vocabulary - 2 :] = 0  # the last two tokens are start and end (also padding): they say only what came before
     w["embeddings.token_embedding.weight"] = windows(line, vocabulary)
     w["embeddings.position_embedding.weight"] = w.normal(77, width, std=0.3)
     for i in range(layers):

@@ -39,8 +39,8 @@ class SamplerCFG:
         node_id="BeyondCFGInterval",
         title="CFG Interval",
         summary=(
-            "Lets the sampler's cfg act in a part of sampling only. Outside it the negative prompt is not evaluated at "
-            "all: faster, and more varied pictures, since cfg harms most at the very beginning and is wasted at the end."
+            "Lets the sampler's cfg act in a part of sampling only. Outside it the negative prompt is not evaluated: "
+            "faster, and more varied pictures, since cfg harms most at the very beginning and is wasted at the end."
         ),
         paper="arXiv:2404.07724",
         aliases=("guidance interval", "limited interval", "cfg schedule", "cfg start end", "skip cfg", "faster cfg"),

@@ -80,7 +80,9 @@ def sample_with_terms(executor, *args, **kwargs):
         return executor(*args, **kwargs)
     if "positive" not in guider.conds:
         nodes = ", ".join(term.node for term in terms)
-        raise ValueError(f"{nodes}: {type(guider).__name__} has no positive prompt to guide. Use a guider that takes one.")
+        raise ValueError(
+            f"{nodes}: {type(guider).__name__} has no positive prompt to guide. Use a guider that takes one."
+        )
     run = _Run(guider, terms, kwargs.get("latent_shapes") or ())
     kept = guider.model_options
     try:
@@ -109,7 +111,9 @@ class _Run:
         self.used: set[Term] = set()
         self.cfg_mattered = False
         self.unproven = {branch.perturbation for term, _ in intervals for branch in _branches(term.rule)} - {None}
-        self._own: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy under own uuids)
+        self._own: dict[
+            Branch, tuple[list, list]
+        ] = {}  # branch → (the guider's conditioning, its copy under own uuids)
         self.branch_of: dict[uuid.UUID, Branch] = {}
         self._role_of: dict[uuid.UUID, int] = {}
         self._controls: dict[int, _ControlWithRoles] = {}
@@ -122,7 +126,7 @@ class _Run:
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
         return executor(guider, sigmas, *args, **kwargs)
 
-    def predict_noise(self, executor, x, timestep, model_options={}, seed=None):
+    def predict_noise(self, executor, x, timestep, model_options, seed=None):
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
         sigma = timestep.flatten()[0].item()
         index, start = self.steps.of(sigma)
@@ -305,10 +309,10 @@ class _ModelCall:
             return calc(model, [run.with_roles(rows) for rows in lists], x, self.timestep, options) if lists else []
 
         out = predict([*(rows[branch] for branch in first), *conds, *(rows[branch] for branch in last)])
-        own = out[len(first) : len(first) + len(conds)]
-        values = dict(zip(first, out)) | dict(zip(last, out[len(first) + len(conds) :]))
+        start, end = len(first), len(first) + len(conds)
+        values = dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
         values |= {branch: predict([rows[branch]])[0] for branch in apart}
-        return own, values
+        return out[start:end], values
 
     def _network(self, wrapper, apply_model, args: dict) -> Latent:
         """The outermost model_function_wrapper: one network call, its rows told apart and its roles set."""

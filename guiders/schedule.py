@@ -1,7 +1,7 @@
 """Where along the noise axis a guidance acts.
 
-    Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", arXiv:2404.07724:
-    w(σ) = w if σ in (low, high], else 1 — and σ is the step's own, so that w is constant inside a sampler's step.
+Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", arXiv:2404.07724:
+w(σ) = w if σ in (low, high], else 1 — and σ is the step's own, so that w is constant inside a sampler's step.
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ class Steps:
         self._free = free or sampler in FREE
         self._evaluations = EVALUATIONS.get(sampler, 1)
         self._index = 0
-        self._left = 0  # evaluations that the step under way may still ask for
+        self._left = self._others() + 1  # evaluations that the step under way may still ask for; the first may miss σ₀
 
     def of(self, sigma: float) -> tuple[int, float]:
         """(index of the step, σ at its start) for an evaluation at `sigma`."""
         if self._free:
             return max((i for i, value in enumerate(self._sigmas) if value >= sigma), default=0), sigma
-        begins = self._on_schedule(sigma)
-        ahead = begins is None or self._index < begins < self._index + self._evaluations
+        at = [i for i, value in enumerate(self._sigmas) if math.isclose(value, sigma, rel_tol=1e-4)]
+        ahead = not at or any(self._index < i < self._index + self._evaluations for i in at)
         if self._left and ahead:
             self._left -= 1
-        elif begins is not None:
-            self._index = begins
+        elif at:
+            self._index = next((i for i in at if i >= self._index), at[-1])
             self._left = self._others()
         return self._index, self._sigmas[self._index]
 
@@ -91,8 +91,3 @@ class Steps:
         """Evaluations of the present step beyond its first; a step to σ = 0 needs none."""
         within = self._sigmas[self._index : self._index + self._evaluations]
         return sum(value != 0 for value in within) - 1
-
-    def _on_schedule(self, sigma: float) -> int | None:
-        """Index of `sigma` in the schedule, at the present step or after it if it is there."""
-        at = [i for i, value in enumerate(self._sigmas) if math.isclose(value, sigma, rel_tol=1e-4)]
-        return next((i for i in at if i >= self._index), at[-1] if at else None)

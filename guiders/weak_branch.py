@@ -33,6 +33,4 @@ class WeakBranch:
 
     def begin(self) -> Apply:
         weak = Branch(perturbation=self.perturbation)
-        return lambda denoised, predictions, step: (
-            denoised + self.scale * (predictions[POSITIVE] - predictions[weak])
-        )
+        return lambda denoised, predictions, step: denoised + self.scale * (predictions[POSITIVE] - predictions[weak])

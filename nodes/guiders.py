@@ -1,5 +1,5 @@
-"""model, positive, negative → GUIDER: one drag. Each is the host's own CFG guider on the model that the term node of the
-same name would give."""
+"""model, positive, negative → GUIDER: one drag. Each is the host's own CFG guider on the model that the term node of
+the same name would give."""
 
 from __future__ import annotations
 

@@ -73,9 +73,9 @@ def _input(field: dataclasses.Field):
 
 
 class Node(io.ComfyNode):
-    """A node that is declared by what it is `about`, its inputs and its output, and built from the inputs' values.
+    """A node that is declared by what it is `about`, its inputs and its output, and built from their values.
 
-    Its errors begin with its title, so that a user with many nodes finds it, also where the host reports them elsewhere.
+    Its errors begin with its title, so that a user with many nodes finds it wherever the host reports them.
     """
 
     about: About

@@ -88,4 +88,4 @@ ARCHITECTURES = (
 def find(network) -> Architecture | None:
     """The row of a network of the host's, or None."""
     names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
-    return next((row for row in ARCHITECTURES if any(name.endswith(row.network) for name in names)), None)
+    return next((row for row in ARCHITECTURES if any(name.endswith(f".{row.network}") for name in names)), None)

@@ -49,7 +49,9 @@ class AttentionCall:
     k: Tensor  # [rows, heads, tokens, head_dim]
     v: Tensor  # [rows, heads, tokens, head_dim]
     image: slice  # which of the tokens are the picture that is being denoised; the others are text, references, padding
-    grid: tuple[int, ...] | None  # the picture's tokens as (height, width) or (time, height, width), where it has a grid
+    grid: (
+        tuple[int, ...] | None
+    )  # the picture's tokens as (height, width) or (time, height, width), where it has a grid
     scale: float  # of the logits
     bias: Tensor | None  # added to the logits, broadcastable to [rows, heads, tokens, tokens]
     attend: Callable[[Tensor, slice], Tensor]  # (queries, which tokens they are) → the host's own attention of them

@@ -59,7 +59,7 @@ def planned(transformer_options: dict, plan: Plan) -> dict:
     return options
 
 
-def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     plan: Plan = transformer_options[KEY]
     compiled = executor.class_obj.diffusion_model
     network = _uncompiled(compiled)

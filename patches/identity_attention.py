@@ -21,7 +21,9 @@ from torch import Tensor
 from .base import About, AttentionCall
 from .layers import Layer
 
-CHUNK_ELEMENTS = 2**24  # logits held at once in a joint attention; a whole image × text map would be larger than K and V
+CHUNK_ELEMENTS = (
+    2**24
+)  # logits held at once in a joint attention; a whole image × text map would be larger than K and V
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ class IdentityAttention:
 
 
 def _self_and_others(call: AttentionCall, tokens: slice, k_other: Tensor, v_other: Tensor) -> Tensor:
-    q, k, v = call.q[:, :, tokens], call.k[:, :, tokens], call.v[:, :, tokens]
-    to_self = (q * k).sum(-1, keepdim=True) * call.scale  # [rows, heads, chunk, 1]
-    to_others = q @ k_other.mT * call.scale  # [rows, heads, chunk, others]
+    """The output for image `tokens`, each attending to itself and to the tokens of `k_other`, `v_other`."""
+    q, k, v = call.q[:, :, tokens] * call.scale, call.k[:, :, tokens], call.v[:, :, tokens]
+    exact = torch.promote_types(q.dtype, torch.float32)
+    to_self = (q.to(exact) * k).sum(-1, keepdim=True)  # [rows, heads, chunk, 1]
+    to_others = (q @ k_other.mT).to(exact)  # [rows, heads, chunk, others]
     if call.bias is not None:
         bias = call.bias.expand(*call.bias.shape[:-2], call.q.shape[2], call.k.shape[2])[..., tokens, :]
         to_self = to_self + torch.diagonal(bias[..., tokens], dim1=-2, dim2=-1).unsqueeze(-1)
         to_others = to_others + torch.cat([bias[..., other] for other in call.others], -1)
-    weights = torch.cat([to_self, to_others], -1).float().softmax(-1).to(v.dtype)
+    weights = torch.cat([to_self, to_others], -1).softmax(-1).to(v.dtype)
     return weights[..., :1] * v + weights[..., 1:] @ v_other

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 SHORTHAND = {"d": "input", "i": "input", "m": "middle", "u": "output", "o": "output"}
-ITEM = re.compile(r"(?P<stack>[a-z]+)?\s*\.?\s*(?:(?P<first>\d+)(?:\s*-\s*(?P<last>\d+))?)?")
+ITEM = re.compile(r"(?:(?P<stack>[a-z]+)\s*\.?)?\s*(?:(?P<first>\d+)(?:\s*-\s*(?P<last>\d+))?)?")
 
 
 @dataclass(frozen=True, order=True)
@@ -54,10 +54,10 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
 def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> list[Layer]:
     has = f"This model has {print_layers(layers)}."
     match = ITEM.fullmatch(item)
-    if not item or not match:
+    if not match or not (match["stack"] or match["first"]):
         raise ValueError(
             f'layers "{text}": cannot read "{item}". Write auto, all, or a comma-separated list such as '
-            f'{", ".join(dict.fromkeys((str(layers[0]), str(layers[-1]))))}. {has}'
+            f"{', '.join(dict.fromkeys((str(layers[0]), str(layers[-1]))))}. {has}"
         )
     stack, first, last = match["stack"], match["first"], match["last"]
     if stack is None and len(stacks) > 1:
@@ -66,11 +66,10 @@ def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> 
     if first is None:
         wanted = [layer for layer in layers if layer.stack == stack]
     else:
-        indices = range(int(first), int(last or first) + 1)
-        wanted = [layer for layer in layers if layer.stack == stack and layer.index in indices]
-        ends = {Layer(stack, indices[0]), Layer(stack, indices[-1])} if len(indices) else {None}
-        if not ends <= set(layers):
-            wanted = []
+        first, last = int(first), int(last or first)
+        wanted = [layer for layer in layers if layer.stack == stack and first <= layer.index <= last]
+        if not {Layer(stack, first), Layer(stack, last)} <= set(wanted):
+            wanted = []  # a range that reaches beyond the layers is a mistake
     if not wanted:
         raise ValueError(f'layers "{text}": there is no "{item}". {has}')
     return wanted

@@ -40,7 +40,9 @@ def pytest_report_header():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now"
+    )
 
 
 @pytest.fixture
@@ -53,7 +55,9 @@ def golden(request):
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        assert text == path.read_text(encoding="utf-8"), f"run: python dev.py test --update-golden, and read the diff of {name}"
+        assert text == path.read_text(encoding="utf-8"), (
+            f"run: python dev.py test --update-golden, and read the diff of {name}"
+        )
 
     return compare
 

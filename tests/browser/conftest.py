@@ -10,7 +10,10 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}  # else the templates cover a new user's page
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Minimap.Visible": False,
+}  # else the templates cover a new user's page
 READY = "() => window.LiteGraph?.registered_node_types.BeyondCFGPAG && window.app?.rootGraph?.nodes.length"
 
 

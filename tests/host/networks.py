@@ -31,14 +31,25 @@ def unet(prediction: str = "eps", channels: int = 32, seed: int = 0, sdxl_like: 
     """prediction: "eps" or "v". sdxl_like: no transformer at the first level, two per layer at the second."""
     family = comfy.supported_models.SDXL if sdxl_like else comfy.supported_models.SD15
     depth = [0, 2] if sdxl_like else [1, 1]  # transformers in series, at each level
-    config = family({
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": channels, "channel_mult": (1, 2),
-        "num_res_blocks": [2, 2], "transformer_depth": [depth[0]] * 2 + [depth[1]] * 2,
-        "transformer_depth_middle": depth[1], "transformer_depth_output": [depth[0]] * 3 + [depth[1]] * 3,
-        "context_dim": CONTEXT, "use_spatial_transformer": True, "use_linear_in_transformer": sdxl_like,
-        "legacy": False, "num_classes": "sequential" if sdxl_like else None,
-        "adm_in_channels": POOLED + 6 * 256 if sdxl_like else None,  # the host appends six sizes of the picture
-    })
+    config = family(
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": channels,
+            "channel_mult": (1, 2),
+            "num_res_blocks": [2, 2],
+            "transformer_depth": [depth[0]] * 2 + [depth[1]] * 2,
+            "transformer_depth_middle": depth[1],
+            "transformer_depth_output": [depth[0]] * 3 + [depth[1]] * 3,
+            "context_dim": CONTEXT,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": sdxl_like,
+            "legacy": False,
+            "num_classes": "sequential" if sdxl_like else None,
+            "adm_in_channels": POOLED + 6 * 256 if sdxl_like else None,  # the host appends six sizes of the picture
+        }
+    )
     config.unet_config.update(num_heads=4, num_head_channels=-1)
     types = {"eps": comfy.model_base.ModelType.EPS, "v": comfy.model_base.ModelType.V_PREDICTION}
     model_class = comfy.model_base.SDXL if sdxl_like else comfy.model_base.BaseModel
@@ -46,32 +57,65 @@ def unet(prediction: str = "eps", channels: int = 32, seed: int = 0, sdxl_like: 
 
 
 def sd3(seed: int = 0):
-    config = comfy.supported_models.SD3({
-        "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 3, "input_size": None,
-        "adm_in_channels": POOLED, "pos_embed_scaling_factor": None,
-        "context_embedder_config": {
-            "target": "torch.nn.Linear", "params": {"in_features": CONTEXT, "out_features": 3 * 64},
-        },
-        "num_patches": 32 * 32, "pos_embed_max_size": 32,  # pictures of up to 64 x 64 latent pixels
-    })
+    config = comfy.supported_models.SD3(
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "depth": 3,
+            "input_size": None,
+            "adm_in_channels": POOLED,
+            "pos_embed_scaling_factor": None,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear",
+                "params": {"in_features": CONTEXT, "out_features": 3 * 64},
+            },
+            "num_patches": 32 * 32,
+            "pos_embed_max_size": 32,  # pictures of up to 64 x 64 latent pixels
+        }
+    )
     return patcher(comfy.model_base.SD3, config, seed)
 
 
 def flux(seed: int = 0):
-    config = comfy.supported_models.Flux({
-        "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": POOLED,
-        "context_in_dim": CONTEXT, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "axes_dim": [8, 12, 12],
-        "depth": 2, "depth_single_blocks": 3, "theta": 10000, "qkv_bias": True, "guidance_embed": True,
-        "txt_ids_dims": [],
-    })
+    config = comfy.supported_models.Flux(
+        {
+            "image_model": "flux",
+            "in_channels": 16,
+            "out_channels": 16,
+            "patch_size": 2,
+            "vec_in_dim": POOLED,
+            "context_in_dim": CONTEXT,
+            "hidden_size": 64,
+            "mlp_ratio": 2.0,
+            "num_heads": 2,
+            "axes_dim": [8, 12, 12],
+            "depth": 2,
+            "depth_single_blocks": 3,
+            "theta": 10000,
+            "qkv_bias": True,
+            "guidance_embed": True,
+            "txt_ids_dims": [],
+        }
+    )
     return patcher(comfy.model_base.Flux, config, seed)
 
 
 def wan(seed: int = 0):
-    config = comfy.supported_models.WAN21_T2V({
-        "image_model": "wan2.1", "model_type": "t2v", "in_dim": 16, "out_dim": 16, "dim": 64, "ffn_dim": 128,
-        "num_heads": 2, "num_layers": 2, "text_dim": CONTEXT, "freq_dim": 64,
-    })
+    config = comfy.supported_models.WAN21_T2V(
+        {
+            "image_model": "wan2.1",
+            "model_type": "t2v",
+            "in_dim": 16,
+            "out_dim": 16,
+            "dim": 64,
+            "ffn_dim": 128,
+            "num_heads": 2,
+            "num_layers": 2,
+            "text_dim": CONTEXT,
+            "freq_dim": 64,
+        }
+    )
     return patcher(comfy.model_base.WAN21, config, seed)
 
 

@@ -1,5 +1,5 @@
-"""PAG a second time, made as naively as can be: one more forward per model call, with the attention of one layer replaced
-for every row of it. What the pack computes in the host's own batch is compared with this."""
+"""PAG a second time, made naively: one more forward per model call, with the attention of one layer replaced for
+every row of it. What the pack computes in the host's own batch is compared with this."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LAYERS = {"unet": "middle", "sdxl": "middle", "sd3": "double.1", "flux": "single
 
 
 def with_reference_pag(model, kind: str, scale: float = 3.0):
-    """A clone of MODEL whose guider's result is moved by scale · (D₊ − D_p) before any other post-CFG function, or after
-    the guider's own predict_noise where it has one."""
+    """A clone of MODEL whose guider's result is moved by scale · (D₊ − D_p) before any other post-CFG function, or
+    after the guider's own predict_noise where it has one."""
     model, reference = model.clone(), _Reference(kind, scale)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "reference", reference.predict_noise)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "reference", reference.calc_cond_batch)

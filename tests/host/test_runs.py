@@ -96,10 +96,14 @@ def test_a_compiled_network_stays_one_graph_and_is_compiled_once(kind):
 
 
 def test_a_replaced_sampling_function_that_ignores_our_slot_is_served_by_one_call_more(monkeypatch):
-    def theirs(model, x, timestep, uncond, cond, cond_scale, model_options={}, seed=None):
-        positive, negative = comfy.samplers.calc_cond_batch(model, [cond, uncond], x, timestep, {
-            key: value for key, value in model_options.items() if not key.startswith("sampler_")
-        })
+    def theirs(model, x, timestep, uncond, cond, cond_scale, model_options, seed=None):
+        positive, negative = comfy.samplers.calc_cond_batch(
+            model,
+            [cond, uncond],
+            x,
+            timestep,
+            {key: value for key, value in model_options.items() if not key.startswith("sampler_")},
+        )
         return negative + (positive - negative) * cond_scale
 
     model = network("unet")
@@ -121,7 +125,9 @@ def test_a_second_evaluation_at_another_input_joins_the_run():
             return (Branch(source=same_x),)
 
         def begin(self):
-            return lambda denoised, predictions, step: denoised + predictions[Branch(source=same_x)] - predictions[Branch()]
+            return lambda denoised, predictions, step: (
+                denoised + predictions[Branch(source=same_x)] - predictions[Branch()]
+            )
 
     model = network("unet")
     counter = Counter(host.add_term(model, host.Term(AtAnotherX(), Window(), "test")))

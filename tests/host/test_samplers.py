@@ -40,7 +40,13 @@ def evaluations(sampler: str, sigmas):
         return x * 0.5
 
     guider.predict_noise = record
-    run(guider, networks.latent("unet"), sampler=sampler, sigmas=sigmas, callback=lambda *_: starts.append(len(calls) - 1))
+    run(
+        guider,
+        networks.latent("unet"),
+        sampler=sampler,
+        sigmas=sigmas,
+        callback=lambda *_: starts.append(len(calls) - 1),
+    )
     return [(sigma, sum(start <= i for start in starts) - 1) for i, sigma in enumerate(calls)]
 
 

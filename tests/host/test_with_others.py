@@ -2,6 +2,7 @@
 
 import math
 
+import comfy.context_windows
 import comfy.controlnet
 import comfy.hooks
 import comfy.patcher_extension
@@ -72,7 +73,9 @@ GUIDERS = {
     "DualCFG regular": lambda m, a, b, c: _guider(custom.Guider_DualCFG, m, (a, b, c), (3.0, 2.0, False)),
     "DualCFG nested": lambda m, a, b, c: _guider(custom.Guider_DualCFG, m, (a, b, c), (3.0, 2.0, True)),
     "Basic": lambda m, a, b, c: _guider(custom.Guider_Basic, m, (a,), (1.0,)),
-    "DualModel": lambda m, a, b, c: _guider(lambda m: custom.Guider_DualModel(m, network("unet", seed=5)), m, (a, b), (3.0,)),
+    "DualModel": lambda m, a, b, c: _guider(
+        lambda m: custom.Guider_DualModel(m, network("unet", seed=5)), m, (a, b), (3.0,)
+    ),
 }
 
 
@@ -400,3 +403,37 @@ def test_cfg_plus_plus_samplers_get_the_true_negative():
         expected = sample(with_reference_pag(model, "unet"), sampler=sampler)
         assert close(sample(pag(model), sampler=sampler), expected) < 2e-6
         assert math.isfinite(expected.abs().max())
+
+
+def windowed(model):
+    """The host's context windows, over the rows of an image: half of it at a time, with overlap."""
+    windows = comfy.context_windows
+    model = model.clone()
+    model.model_options["context_handler"] = windows.IndexListContextHandler(
+        windows.get_matching_context_schedule(windows.ContextSchedules.STATIC_STANDARD),
+        windows.get_matching_fuse_method(windows.ContextFuseMethods.PYRAMID),
+        context_length=8,
+        context_overlap=2,
+        dim=2,
+    )
+    return model
+
+
+@pytest.mark.parametrize("guider", ["CFG", "PerpNeg"])
+def test_context_windows_hold_for_our_rows(guider):
+    """Under a guider of its own kind they lie above our place in the call, which costs one call more there."""
+    model, latent = network("unet"), networks.latent("unet")
+    conds = [networks.conditioning("unet", seed) for seed in (1, 2, 3)]
+
+    def result(model):
+        if guider == "CFG":
+            return run(guider_of(model, *conds[:2]), latent)
+        return run(GUIDERS["PerpNeg"](model, *conds), latent)
+
+    expected = result(with_reference_pag(windowed(model), "unet"))
+    ours = Counter(windowed(pag(model)))
+    assert close(result(ours.model), expected) < 2e-6
+    assert close(result(pag(model)), expected) > 1e-3  # windows do something
+    alone = Counter(windowed(model))
+    result(alone.model)
+    assert len(ours.rows) == len(alone.rows) * (1 if guider == "CFG" else 2)
