@@ -17,7 +17,7 @@ SETTINGS = {
 READY = "() => window.LiteGraph?.registered_node_types.BeyondCFGPAG && window.app?.rootGraph?.nodes.length"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here; pip install playwright")
     if not CHROMIUM:
@@ -27,7 +27,7 @@ def browser():
             yield chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(browser, server):
     """The page, ready; what its console calls an error is in `page.errors`."""
     server.get("/settings", SETTINGS)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pack.guiders import RULES, ClassifierFree, SamplerCFG, WeakBranch
+from pack.guiders import RULES, ClassifierFree, WeakBranch
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
+from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
 from toy import Gaussian, Mixture, Toy
