@@ -14,6 +14,7 @@ from harness import Counter, close, guider_of, network, pag, prompts, run, sampl
 from pack.guiders import host
 from pack.guiders.base import Branch
 from pack.guiders.classifier_free import SamplerCFG
+from pack.guiders.host.trace import warn_once
 from pack.guiders.schedule import Window
 from reference import with_reference_pag
 
@@ -60,7 +61,7 @@ def test_after_a_failed_or_interrupted_run_the_next_is_as_on_a_fresh_host(error)
 
 def test_terms_are_a_no_op_in_training_and_say_so_once(monkeypatch, caplog):
     model = network("unet")
-    host._say_once.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setattr(comfy.model_management, "in_training", True)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample(pag(model)), sample(model))

@@ -1,0 +1,20 @@
+"""The one door from guidance rules to the host's sampling.
+
+A term (rule, window, name) sits on a MODEL. When a run begins, an OUTER_SAMPLE wrapper puts the run's innermost
+PREDICT_NOISE wrapper on the guider's own copy of model_options, and takes it off when the run ends: nothing stays on
+the guider or the model. For each model call that wrapper asks which terms act at its σ. If none does, the call goes
+through untouched. Otherwise
+
+    rows    the branches' conditionings join the guider's own in one calc_cond_batch, under uuids of their own;
+    roles   what other packs see of them are the places of the guider's own conditionings, positive 0 and negative 1;
+    fold    the terms are applied to what the host made of its own predictions, before any post-CFG function of others.
+
+A guider with a predict_noise of its own keeps it: rows are added to the call that carries its positive, and the terms
+are applied to its result.
+"""
+
+from .run import sample_with_terms
+from .terms import KEY, Term, add_term, make_guider
+from .trace import Forward, trace
+
+__all__ = ["KEY", "Forward", "Term", "add_term", "make_guider", "sample_with_terms", "trace"]

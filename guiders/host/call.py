@@ -1,0 +1,138 @@
+"""One model call in which terms act."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from ...patches.host import KEY, Plan, planned
+from ..base import NEGATIVE, POSITIVE, Branch, Latent, Predictions, Step
+from ..compose import ActiveRules, evaluate_all
+from .trace import record
+
+if TYPE_CHECKING:
+    from .run import Run
+
+
+class ModelCall:
+    """The host's call with our rows in it, and the fold of what they gave."""
+
+    def __init__(self, run: Run, active: ActiveRules, step: Step, timestep: torch.Tensor):
+        self.run, self.active, self.step, self.timestep = run, active, step, timestep
+        self.native = getattr(run.guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise
+        self.predictions: Predictions | None = None
+        self.folded = False
+
+    def options(self, options: dict) -> dict:
+        """model_options with our place in the call: in the host's own sampling function the batch slot and the first
+        post-CFG function, in another guider a wrapper of its calc_cond_batch."""
+        if self.native:
+            self.previous_slot = options.get("sampler_calc_cond_batch_function")
+            return {
+                **options,
+                "sampler_calc_cond_batch_function": self.slot,
+                "sampler_post_cfg_function": [self.post_cfg, *options.get("sampler_post_cfg_function", [])],
+            }
+        if options.get("context_handler") is not None:  # its windows lie above the wrapper and below the guider
+            return options
+        options = comfy.model_patcher.create_model_options_clone(options)
+        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.ride, options, is_model_options=True)
+        return options
+
+    def slot(self, args: dict) -> list[Latent]:
+        model, conds, x, options = args["model"], args["conds"], args["input"], args["model_options"]
+        if self.previous_slot:
+            own = self.previous_slot(args)
+            if self.predictions is None:
+                self._evaluate([], model, x, options, {POSITIVE: own[0], NEGATIVE: own[1] if conds[1] else None})
+            return own
+        if self.predictions is not None:
+            return comfy.samplers.calc_cond_batch(model, conds, x, args["sigma"], options)
+        return self._evaluate(conds, model, x, options)
+
+    def ride(self, executor, model, conds, x, timestep, options):
+        carries = any(rows is self.run.rows.own(POSITIVE) for rows in conds)
+        if self.predictions is not None or not carries or model is not self.run.guider.inner_model:
+            return executor(model, conds, x, timestep, options)
+        return self._evaluate(conds, model, x, options, calc=executor)
+
+    def post_cfg(self, args: dict) -> Latent:
+        return self._fold(args["denoised"], args["model_options"])
+
+    def finish(self, denoised: Latent, options: dict) -> Latent:
+        """The call's result, folded here if no post-CFG function of ours was called on the way."""
+        return denoised if self.folded else self._fold(denoised, options)
+
+    def _fold(self, denoised: Latent, options: dict) -> Latent:
+        if self.predictions is None:  # our rows found no call to join
+            conds = [self.run.rows.own(POSITIVE)]
+            self._evaluate(conds, self.run.guider.inner_model, self.step.x, options)
+        self.folded = True
+        return self.active.fold(denoised, self.predictions, self.step)
+
+    def _evaluate(self, conds, model, x, options, known=None, calc=comfy.samplers.calc_cond_batch) -> list[Latent]:
+        """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
+        `known` are predictions that need no evaluation."""
+        own: list[Latent] = []
+
+        def evaluate(branches: tuple[Branch, ...], step: Step) -> Predictions:
+            carried = conds if step is self.step else []  # the guider's own conditionings ask for the sampler's x
+            place = {
+                branch: at
+                for branch in (POSITIVE, NEGATIVE)
+                for at, rows in enumerate(carried)
+                if rows is not None and rows is self.run.rows.own(branch)
+            }
+            given = {branch: value for branch, value in (known or {}).items() if value is not None}
+            asked = [branch for branch in branches if branch not in place and branch not in given]
+            out, values = self._forward(carried, asked, model, x if carried else step.x, options, calc)
+            own.extend(out)
+            return given | values | {branch: out[at] for branch, at in place.items()}
+
+        self.predictions = evaluate_all((POSITIVE, *self.active.branches), self.step, evaluate)
+        return own
+
+    def _forward(self, conds, branches, model, x, options, calc) -> tuple[list[Latent], dict[Branch, Latent]]:
+        """One calc_cond_batch of [branches that can share a batch with the positive, the guider's own, the others].
+
+        The host runs the first list last in a batch and the first batch first, so every pack that looks for the first
+        row, or the first call, finds the one it has without us. Where another pack has a model_function_wrapper, which
+        may cut rows into tiles in its own order, each perturbed branch runs in a call of its own.
+        """
+        rows = self.run.rows
+        for branch in branches:
+            self.run.check(branch)
+        rows.set_roles(conds, branches)
+        wrapper = options.get("model_function_wrapper")
+        apart = [branch for branch in branches if wrapper and branch.perturbation is not None]
+        together = [branch for branch in branches if branch not in apart]
+        first = [branch for branch in together if rows.can_share_a_batch_with_the_positive(branch)]
+        last = [branch for branch in together if branch not in first]
+        options = {**options, "model_function_wrapper": functools.partial(self._network, wrapper)}
+
+        def predict(lists: list) -> list[Latent]:
+            return calc(model, [rows.with_roles(conds) for conds in lists], x, self.timestep, options) if lists else []
+
+        out = predict([*map(rows.of, first), *conds, *map(rows.of, last)])
+        start, end = len(first), len(first) + len(conds)
+        values = dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
+        values |= {branch: predict([rows.of(branch)])[0] for branch in apart}
+        return out[start:end], values
+
+    def _network(self, wrapper, apply_model, args: dict) -> Latent:
+        """The outermost model_function_wrapper: one network call, its rows told apart and its roles set."""
+        options = args["c"]["transformer_options"]
+        self.run.rows.give_roles(options)
+        branches = self.run.rows.branches(options)
+        record(self.step.sigma, branches, tuple(options["cond_or_uncond"]))
+        shares = tuple(branch.perturbation if branch else None for branch in branches)
+        if any(shares):
+            options = planned(options, Plan(shares, self.run.unproven))
+        c = {**args["c"], "transformer_options": options}
+        args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
+        return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

@@ -1,0 +1,142 @@
+"""A run of a model's terms: set up when sampling begins, asked at each model call, and heard at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from ...patches.host import KEY
+from ..base import POSITIVE, Branch, Step
+from ..classifier_free import SamplerCFG
+from ..compose import ActiveRules, GuidanceRun
+from ..schedule import Steps
+from .call import ModelCall
+from .rows import Rows
+from .trace import warn, warn_once
+
+if TYPE_CHECKING:
+    from .terms import Term
+
+
+def sample_with_terms(executor, *args, **kwargs):
+    """The OUTER_SAMPLE wrapper: a run of the guider's terms around the sampling."""
+    guider = executor.class_obj
+    terms: tuple[Term, ...] = guider.model_options.get(KEY, ())
+    if comfy.model_management.in_training:
+        warn_once("guidance does not act while a model is trained; the terms on this model are left out")
+        return executor(*args, **kwargs)
+    if not any(isinstance(term.rule, SamplerCFG) or term.rule.branches() for term in terms):
+        return executor(*args, **kwargs)
+    if "positive" not in guider.conds:
+        nodes = ", ".join(term.node for term in terms)
+        raise ValueError(
+            f"{nodes}: {type(guider).__name__} has no positive prompt to guide. Use a guider that takes one."
+        )
+    run = Run(guider, terms, kwargs.get("latent_shapes") or ())
+    kept = guider.model_options
+    try:
+        guider.model_options = comfy.model_patcher.create_model_options_clone(kept)
+        for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, run.sample), (WrappersMP.PREDICT_NOISE, run.predict_noise)):
+            add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        samples = executor(*args, **kwargs)
+    finally:
+        guider.model_options = kept
+    run.report()
+    return samples
+
+
+class Run:
+    """One sampling run: its rules' state, its schedule, and the rows of its branches."""
+
+    def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
+        to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
+        intervals = [(term, term.window.interval(to_sigma)) for term in terms]
+        self.guider = guider
+        self.cfg_intervals = [(term, i) for term, i in intervals if isinstance(term.rule, SamplerCFG)]
+        self.guidance = GuidanceRun((term.rule, i) for term, i in intervals if not isinstance(term.rule, SamplerCFG))
+        self.intervals = intervals
+        self.shapes = tuple(tuple(shape) for shape in latent_shapes)
+        self.steps = Steps([float("inf")])
+        self.used: set[Term] = set()
+        self.cfg_mattered = False
+        self.unproven = {branch.perturbation for term, _ in intervals for branch in _branches(term.rule)} - {None}
+        self.rows = Rows(guider)
+
+    def sample(self, executor, guider, sigmas, *args, **kwargs):
+        """The SAMPLER_SAMPLE wrapper: the first place where schedule and sampler are final."""
+        sampler = executor.class_obj
+        name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
+        churns = getattr(sampler, "extra_options", {}).get("s_churn", 0) > 0
+        self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
+        return executor(guider, sigmas, *args, **kwargs)
+
+    def predict_noise(self, executor, x, timestep, model_options, seed=None):
+        """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
+        sigma = timestep.flatten()[0].item()
+        index, start = self.steps.of(sigma)
+        self.used.update(term for term, interval in self.intervals if start in interval)
+        step = Step(x, sigma, start, index, self.shapes)
+        active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
+        with self._cfg_at(start):
+            if not active.branches:
+                return executor(x, timestep, model_options, seed)
+            call = ModelCall(self, active, step, timestep)
+            return call.finish(executor(x, timestep, call.options(model_options), seed), model_options)
+
+    def report(self) -> None:
+        """Say which terms had no effect in the run that has ended."""
+        for term, _ in self.intervals:
+            if term not in self.used:
+                window = f"{term.window.start_percent:g} to {term.window.end_percent:g}"
+                warn(f"{term.node} had no effect: no step of this run lies in {window} of sampling")
+            elif isinstance(term.rule, SamplerCFG) and not self.cfg_mattered:
+                why = "reads no cfg of this kind" if not _reads_cfg(self.guider) else "ran at cfg 1, which is no CFG"
+                warn(f"{term.node} had no effect: {type(self.guider).__name__} {why}")
+
+    @contextlib.contextmanager
+    def _cfg_at(self, start: float) -> Iterator[None]:
+        kept = self.guider.cfg
+        self.cfg_mattered |= kept != 1.0 and _reads_cfg(self.guider)
+        try:
+            for term, interval in self.cfg_intervals:
+                self.guider.cfg = term.rule.weight(self.guider.cfg, start in interval)
+            yield
+        finally:
+            self.guider.cfg = kept
+
+    def _positive_acts(self, sigma: float) -> bool:
+        """Whether any of the positive is inside its own timestep range; the host's prediction is 0 where none is."""
+        return any(
+            _float32(row.get("timestep_end", 0.0)) <= sigma <= _float32(row.get("timestep_start", float("inf")))
+            for row in self.rows.own(POSITIVE)
+        )
+
+    def check(self, branch: Branch) -> None:
+        """Raise ValueError, naming the node, where the guider has no conditioning for `branch`."""
+        if self.rows.own(branch) is None:
+            nodes = ", ".join(term.node for term, _ in self.intervals if branch in _branches(term.rule))
+            raise ValueError(
+                f"{nodes}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
+                f"{', '.join(self.guider.conds)}. Use a guider that takes one."
+            )
+
+
+def _branches(rule) -> tuple[Branch, ...]:
+    return () if isinstance(rule, SamplerCFG) else rule.branches()
+
+
+def _reads_cfg(guider) -> bool:
+    """DualCFG and others of the kind have weights of their own, and a `cfg` that nothing reads."""
+    function = getattr(guider.predict_noise, "__func__", guider.predict_noise)
+    return "cfg" in getattr(getattr(function, "__code__", None), "co_names", ("cfg",))
+
+
+def _float32(value: float) -> float:
+    """As the host compares it with the sampler's σ."""
+    return torch.tensor(value, dtype=torch.float32).item()
