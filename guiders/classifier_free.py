@@ -33,7 +33,8 @@ class ClassifierFree:
 
 @dataclass(frozen=True)
 class SamplerCFG:
-    """w(σ) = cfg inside the interval, 1 outside, where the negative is then not evaluated. arXiv:2404.07724."""
+    """w(σ) = 1 + k(σ) (cfg − 1): with k = 0 outside an interval, where the negative is then not evaluated, it is the
+    limited interval of arXiv:2404.07724."""
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGInterval",
@@ -47,5 +48,5 @@ class SamplerCFG:
     )
 
     @staticmethod
-    def weight(cfg: float, inside: bool) -> float:
-        return cfg if inside else 1.0
+    def weight(cfg: float, strength: float) -> float:
+        return cfg if strength == 1 else 1 + (cfg - 1) * strength

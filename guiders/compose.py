@@ -2,45 +2,51 @@
 
 The rules whose interval holds σ ask for branches; the union of those is evaluated once, all together, and a second time
 only for branches whose input is made from the first predictions; then the rules fold, in the user's order. D₀ is the
-positive prediction, or what the sampler made of it (its own CFG).
+positive prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
+D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from .base import POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
-from .schedule import Interval
+
+Strength = Callable[[float], float]  # σ at the start of a step → 0 (off) … 1 (full)
 
 
 @dataclass(frozen=True)
 class ActiveRules:
     """The rules of a run that act at one noise level."""
 
-    rules: tuple[tuple[GuidanceRule, Apply], ...]
+    rules: tuple[tuple[GuidanceRule, Apply, float], ...]  # with their strengths, none of which is 0
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """What they need beyond POSITIVE, each once, in the order they were asked for."""
-        wanted = dict.fromkeys(branch for rule, _ in self.rules for branch in rule.branches())
+        wanted = dict.fromkeys(branch for rule, *_ in self.rules for branch in rule.branches())
         return tuple(branch for branch in wanted if branch != POSITIVE)
 
     def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
-        for _, apply in self.rules:
-            denoised = apply(denoised, predictions, step)
+        for _, apply, strength in self.rules:
+            guided = apply(denoised, predictions, step)
+            denoised = guided if strength == 1 else torch.lerp(denoised, guided, strength)
         return denoised
 
 
 class GuidanceRun:
     """One sampling run of composed guidances."""
 
-    def __init__(self, terms: Iterable[tuple[GuidanceRule, Interval]]):
-        self._terms = [(rule, interval, rule.begin()) for rule, interval in terms if rule.branches()]
+    def __init__(self, terms: Iterable[tuple[GuidanceRule, Strength]]):
+        self._terms = [(rule, rule.begin(), strength) for rule, strength in terms if rule.branches()]
 
     def at(self, start: float) -> ActiveRules:
         """The rules for a sampler's step that starts at σ = `start`."""
-        return ActiveRules(tuple((rule, apply) for rule, interval, apply in self._terms if start in interval))
+        rules = ((rule, apply, strength(start)) for rule, apply, strength in self._terms)
+        return ActiveRules(tuple(rule for rule in rules if rule[2] != 0))
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start)

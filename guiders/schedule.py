@@ -1,4 +1,4 @@
-"""Where along the noise axis a guidance acts.
+"""Where along the noise axis a guidance acts, and how strongly there.
 
 Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval", arXiv:2404.07724:
 w(σ) = w if σ in (low, high], else 1 — and σ is the step's own, so that w is constant inside a sampler's step.
@@ -7,15 +7,17 @@ w(σ) = w if σ in (low, high], else 1 — and σ is the step's own, so that w i
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Noise levels low < σ ≤ high."""
+    """Noise levels low < σ ≤ high: strength 1 inside, 0 outside."""
 
     low: float = 0.0
     high: float = math.inf
@@ -23,14 +25,71 @@ class Interval:
     def __contains__(self, sigma: float) -> bool:
         return self.low < sigma <= self.high
 
+    def __call__(self, sigma: float) -> float:
+        return float(sigma in self)
+
 
 @dataclass(frozen=True)
-class Window:
-    """The same as a user sees it: fractions of sampling, 0 the first and 1 the last moment, in the host's own meaning
-    (of the model's timesteps, not of the steps taken). Raises ValueError where start is not before end."""
+class Curve:
+    """Strength along sampling: through points, with one kind of rise between each two.
+
+    u is how far between two points it is: linear u, cosine (1 − cos πu)/2, power uᵖ. Before the first point and after
+    the last the strength is theirs. Raises ValueError for points out of order, or numbers that are not finite.
+    """
+
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))  # (where, strength), from left to right
+    kind: str = "linear"
+    power: float = 1.0
+    over: str = "percent"  # where: fractions of sampling, 0 to 1; or "sigma": noise levels
+
+    def __post_init__(self):
+        if not self.points or not all(math.isfinite(number) for point in self.points for number in point):
+            raise ValueError(f"points are {self.points}; at least one is needed, and all must be finite")
+        for (before, _), (after, _) in pairwise(self.points):
+            if not before < after:
+                raise ValueError(
+                    f"points are out of order: {before:g} comes before {after:g}; each must lie after the last"
+                )
+        if not (math.isfinite(self.power) and self.power > 0):
+            raise ValueError(f"power is {self.power}; it must be a number above 0")
+
+    @classmethod
+    def parse(cls, text: str, over: str = "percent") -> Curve:
+        """ "0: 1, 0.5: 2, 1: 0" → a linear curve through these points."""
+        try:
+            points = [tuple(map(float, point.split(":"))) for point in text.split(",") if point.strip()]
+            if any(len(point) != 2 for point in points):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f'points "{text}": write pairs of where and strength, such as 0: 1, 0.5: 2, 1: 0'
+            ) from None
+        return cls(tuple(points), over=over)
+
+    def __call__(self, where: float) -> float:
+        last = bisect_right([at for at, _ in self.points], where)
+        if last in (0, len(self.points)):
+            return self.points[max(last - 1, 0)][1]
+        (left, low), (right, high) = self.points[last - 1], self.points[last]
+        u = (where - left) / (right - left)
+        if self.kind == "cosine":
+            u = (1 - math.cos(math.pi * u)) / 2
+        elif self.kind == "power":
+            u = u**self.power
+        return low + (high - low) * u
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where a guidance acts, as a user says it, and how strongly there.
+
+    start and end are fractions of sampling, 0 its first moment and 1 its last, in the host's own meaning: of the model's
+    timesteps, not of the steps taken. Raises ValueError where start is not before end.
+    """
 
     start_percent: float = 0.0
     end_percent: float = 1.0
+    curve: Curve | None = None
 
     def __post_init__(self):
         if not 0.0 <= self.start_percent < self.end_percent <= 1.0:  # also refuses NaN
@@ -42,6 +101,24 @@ class Window:
     def interval(self, percent_to_sigma: Callable[[float], float]) -> Interval:
         low, high = (percent_to_sigma(percent) for percent in (self.end_percent, self.start_percent))
         return Interval(*torch.tensor([low, high], dtype=torch.float32).tolist())  # as exact as the sampler's own σs
+
+    def strength(self, percent_to_sigma: Callable[[float], float]) -> Callable[[float], float]:
+        """σ at the start of a step → how strongly the guidance acts in it; 0 is not at all, 1 its full weight."""
+        interval = self.interval(percent_to_sigma)
+        if self.curve is None:
+            return interval
+        if self.curve.over == "sigma":
+            return lambda sigma: self.curve(sigma) if sigma in interval else 0.0
+        return lambda sigma: self.curve(fraction_of(sigma, percent_to_sigma)) if sigma in interval else 0.0
+
+
+def fraction_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> float:
+    """The fraction of sampling at which the noise level is σ; the inverse of the host's function, by bisection."""
+    low, high = 0.0, 1.0  # percent_to_sigma falls
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if percent_to_sigma(middle) > sigma else (low, middle)
+    return (low + high) / 2
 
 
 FREE = frozenset({"dpm_fast", "dpm_adaptive"})  # samplers that take only the ends of the schedule

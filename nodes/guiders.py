@@ -7,7 +7,7 @@ import dataclasses
 
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term, make_guider
-from ..guiders.schedule import Window
+from ..guiders.schedule import Schedule
 from ..patches import PERTURBATIONS
 from . import schema
 from .terms import PERTURBATION_INPUTS, perturb
@@ -31,8 +31,8 @@ class CFGGuider(schema.Node):
 
     @classmethod
     def build(cls, model, positive, cfg, start_percent, end_percent, negative=None):
-        window = Window(start_percent, end_percent)
-        if window != Window():
+        window = Schedule(start_percent, end_percent)
+        if window != Schedule():
             model = add_term(model, Term(SamplerCFG(), window, cls.about.title))
         return make_guider(model, positive, negative, cfg)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term
-from ..guiders.schedule import Window
+from ..guiders.schedule import Schedule
 from ..guiders.weak_branch import WeakBranch
 from ..patches import PERTURBATIONS
 from ..patches.host import select_layers
@@ -18,13 +18,13 @@ class CFGInterval(schema.Node):
 
     @classmethod
     def build(cls, model, start_percent, end_percent):
-        return add_term(model, Term(SamplerCFG(), Window(start_percent, end_percent), cls.about.title))
+        return add_term(model, Term(SamplerCFG(), Schedule(start_percent, end_percent), cls.about.title))
 
 
 def perturb(method: type, title: str, model, scale, layers, start_percent, end_percent):
     """MODEL guided away from what it predicts under a perturbation."""
     rule = WeakBranch(scale, method(select_layers(model, layers)))
-    return add_term(model, Term(rule, Window(start_percent, end_percent), title))
+    return add_term(model, Term(rule, Schedule(start_percent, end_percent), title))
 
 
 PERTURBATION_INPUTS = [*schema.inputs(WeakBranch), schema.LAYERS, *schema.window()]

@@ -19,15 +19,27 @@ class Architecture:
     network: str  # the end of the module path and the class name of the host's network
     layers: Callable[[Any], tuple[Layer, ...]]  # the network's layers with a self-attention that can be perturbed
     site: str  # where it is caught: "attn1" (the UNet's replace patch) or "block" (the block's replace patch, by stack)
-    auto: str  # the default layer selection …
-    source: str  # … and where it comes from
+    auto: str  # the layers whose attention is perturbed by default …
+    source: str  # … and where that comes from
+    time: str  # the module that embeds the timestep
+    auto_skip: str = ""  # the layers that are skipped by default; none where a layer cannot be skipped
 
-    def select(self, text: str, network: Any) -> tuple[Layer, ...]:
-        """The layers of `network` that `text` names. Raises ValueError as `layers.parse` does."""
+    def select(self, text: str, network: Any, skip: bool = False) -> tuple[Layer, ...]:
+        """The layers of `network` that `text` names, to be perturbed or skipped. Raises ValueError as `parse` does."""
         layers = self.layers(network)
         if not layers:
             raise ValueError(f"this {self.name} has no self-attention that can be perturbed")
-        return parse(text, layers, auto=parse(self.auto, layers, auto=()))
+        if skip and not self.auto_skip:
+            raise ValueError(f"no layer of a {self.name} can be skipped; this works on transformers. PAG works on both")
+        return parse(text, layers, auto=_auto(self.auto_skip if skip else self.auto, layers))
+
+
+def _auto(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """The layers that `text` names, or in a network that is too small to have them the one in the middle."""
+    try:
+        return parse(text, layers, auto=())
+    except ValueError:
+        return (layers[len(layers) // 2],)
 
 
 def grid(network: Any, spatial: tuple[int, ...]) -> tuple[int, ...]:
@@ -65,6 +77,7 @@ ARCHITECTURES = (
         site="attn1",
         auto="middle",
         source="PAG's official Stable Diffusion demo (SD 1.5: m0; SDXL: all ten transformers of the middle block)",
+        time="time_embed",
     ),
     Architecture(
         name="SD3, SD3.5",
@@ -73,6 +86,8 @@ ARCHITECTURES = (
         site="block",
         auto="double.1",
         source="diffusers' SD3 PAG pipeline (blocks.1); not tried on real weights",
+        time="t_embedder",
+        auto_skip="double.7-9",  # Stability's own for SD3.5 medium, and the host's Skip Layer nodes
     ),
     Architecture(
         name="Flux",
@@ -81,6 +96,8 @@ ARCHITECTURES = (
         site="block",
         auto="single.0",
         source="a peer's default (Fluxtapoz: single 0); not tried on real weights",
+        time="time_in",
+        auto_skip="double.7-9, single.7-9",  # the host's Skip Layer node, whose defaults are the same for all models
     ),
 )
 

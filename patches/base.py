@@ -6,10 +6,12 @@ Shapes, everywhere in this folder: tokens are [rows, heads, tokens, head_dim], w
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from .layers import Layer
@@ -24,21 +26,52 @@ class About:
     summary: str
     paper: str
     aliases: tuple[str, ...] = ()
+    strength: str = "scale"  # what the user calls it: scale is neutral at 0, weight at 1
+    default: float = 3.0  # of the strength
+    window: tuple[float, float] = (0.0, 1.0)  # default start and end, as fractions of sampling
 
 
-def param(default, help: str, *, low: float | None = None, high: float | None = None, step: float | None = None):
-    """A field of a method that its node shows as an input: tooltip, and for numbers a finite range."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, "step": step})
+def param(default, help: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):
+    """A field of a method that its node shows as an input: tooltip, for numbers a finite range, for texts choices."""
+    metadata = {"help": help, "low": low, "high": high, "step": step, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def check_params(method) -> None:
-    """Raise ValueError, naming field, value and range, where a number of `method` is not finite or out of range."""
+    """Raise ValueError, naming field, value and range, where a number of `method` is not finite or out of range, or a
+    text is none of its choices."""
     for field in dataclasses.fields(method):
         value, low, high = getattr(method, field.name), field.metadata.get("low"), field.metadata.get("high")
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ValueError(f'{field.name} is "{value}"; it must be one of {", ".join(choices)}')
         if low is None and high is None:
             continue
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{field.name} is {value}; it must be a number from {low:g} to {high:g}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When in sampling a network call is made, and the random numbers that belong to it: drawn by (seed, step, sample),
+    so that they do not depend on what else is in the batch, and the global generators are left alone."""
+
+    seed: int = 0
+    step: int = 0
+    time: float = 0.0  # 1 at the first moment of sampling, 0 at the last: the papers' t / T
+
+    def generators(self, samples: int, device: torch.device, salt: str = "") -> list[torch.Generator]:
+        """One for each sample; `salt` tells draws of one moment apart."""
+        keys = (repr((self.seed, self.step, sample, salt)).encode() for sample in range(samples))
+        seeds = (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1 for key in keys)
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def normal(self, like: Tensor, salt: str = "") -> Tensor:
+        """Standard normal noise of the shape, dtype and device of `like`, whose first axis is samples. On the CPU:
+        a few numbers, and the same on every device."""
+        generators = self.generators(like.shape[0], torch.device("cpu"), salt)
+        rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        return torch.stack(rows).to(like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +88,8 @@ class AttentionCall:
     scale: float  # of the logits
     bias: Tensor | None  # added to the logits, broadcastable to [rows, heads, tokens, tokens]
     attend: Callable[[Tensor, slice], Tensor]  # (queries, which tokens they are) → the host's own attention of them
+    layer: str
+    moment: Moment | None  # where the perturbation is `random`
 
     @property
     def others(self) -> list[slice]:
@@ -65,11 +100,15 @@ class AttentionCall:
 
 @runtime_checkable
 class Perturbation(Protocol):
-    """A frozen setting of how the network is made worse in chosen layers. It sees one branch's rows, never the batch,
-    the host or σ, and never changes a tensor it was given."""
+    """A frozen setting of how the network is made worse. It sees one branch's rows, never the batch, the host or σ, and
+    never changes a tensor it was given. It is one of three kinds, by what it defines:
+
+        attention(call)                    what a chosen layer's self-attention gives, [rows, heads, tokens, head_dim]
+        time_embedding(embedding, moment)  what the network is told about the time, [rows, channels]
+        skips = True                       a chosen layer is left out
+
+    It says `random = True` if it draws.
+    """
 
     about: ClassVar[About]
-    layers: tuple[Layer, ...]
-
-    def attention(self, call: AttentionCall) -> Tensor:
-        """The layer's output [rows, heads, tokens, head_dim] in place of the host's own attention."""
+    layers: tuple[Layer, ...]  # none for a time embedding

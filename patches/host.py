@@ -8,8 +8,9 @@ behind, nothing of others is replaced: what was there before is called from ours
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import comfy.ldm.modules.attention
@@ -18,7 +19,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from . import architectures
-from .base import AttentionCall, Perturbation
+from .base import AttentionCall, Moment, Perturbation
 from .layers import Layer
 
 KEY = "beyond_cfg"
@@ -28,9 +29,15 @@ TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options o
 Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
 
 
-def select_layers(model, text: str) -> tuple[Layer, ...]:
-    """The layers of MODEL that `text` names. Raises ValueError, with what there is, for a network without a row in the
-    table, a text that cannot be read, or a layer that the network does not have."""
+def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
+    """The layers of MODEL that `text` names, to be perturbed or skipped. Raises ValueError, with what there is, for a
+    network without a row in the table, a text that cannot be read, or a layer that the network does not have."""
+    network = _uncompiled(model.get_model_object("diffusion_model"))
+    return architecture_of(model).select(text, network, skip)
+
+
+def architecture_of(model) -> architectures.Architecture:
+    """The row of MODEL's network in the table. Raises ValueError where it has none."""
     network = _uncompiled(model.get_model_object("diffusion_model"))
     architecture = architectures.find(network)
     if architecture is None:
@@ -39,7 +46,7 @@ def select_layers(model, text: str) -> tuple[Layer, ...]:
             f"{type(model.model).__name__} ({type(network).__name__}) is not supported yet: nothing here knows where "
             f"its self-attention is. Supported: {known}."
         )
-    return architecture.select(text, network)
+    return architecture
 
 
 @dataclass
@@ -48,6 +55,7 @@ class Plan:
 
     shares: Shares
     unproven: set[Perturbation]
+    moment: Moment
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -64,39 +72,75 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     compiled = executor.class_obj.diffusion_model
     network = _uncompiled(compiled)
     reached: set[Perturbation] = set()
-    options = _installed(transformer_options, network, tuple(x.shape[2:]), plan.shares, reached)
-    denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    options = _installed(transformer_options, network, tuple(x.shape[2:]), plan, reached)
+    with _time_perturbed(network, x.shape[0], plan, reached):
+        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     unproven = plan.unproven.intersection(plan.shares)
     if unproven and not _is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
         for perturbation in unproven - reached:
             raise RuntimeError(
                 f"{perturbation.about.title}: none of the layers {', '.join(map(str, perturbation.layers))} of "
-                f"{type(network).__name__} called the host's attention, so it would have no effect. Another pack may "
-                f"have replaced the network's forward; take its node out, or choose other layers."
+                f"{type(network).__name__} ran in the host's way, so it would have no effect. Another pack may have "
+                f"replaced the network's forward; take its node out, or choose other layers."
             )
     plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
     return denoised
 
 
-def _installed(options: dict, network, spatial: tuple[int, ...], shares: Shares, reached: set) -> dict:
+def _installed(options: dict, network, spatial: tuple[int, ...], plan: Plan, reached: set) -> dict:
     architecture = architectures.find(network)
+    draws = any(getattr(p, "random", False) for p in plan.shares)
+    moment = plan.moment if draws else None  # a compiled network would be compiled again for every new one
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
-    for layer in dict.fromkeys(layer for perturbation in shares if perturbation for layer in perturbation.layers):
-        here = tuple(p if p is not None and layer in p.layers else None for p in shares)
+    for layer in dict.fromkeys(layer for perturbation in plan.shares if perturbation for layer in perturbation.layers):
+        here = tuple(p if p is not None and layer in p.layers else None for p in plan.shares)
+        attention = tuple(p if hasattr(p, "attention") else None for p in here)
+        skipped = tuple(p if hasattr(p, "skips") else None for p in here)
         if architecture.site == "attn1":
             attn1 = replace.setdefault("attn1", {})
             block = (layer.stack, layer.index)
             for key in {block, *(key for key in attn1 if key[:2] == block)}:  # (block, index[, transformer])
-                attn1[key] = SelfAttentionPatch(here, attn1.get(key), reached)
-        else:
-            dit = replace.setdefault("dit", {})
-            key = (f"{layer.stack}_block", layer.index)
+                attn1[key] = SelfAttentionPatch(attention, attn1.get(key), str(layer), moment, reached)
+            continue
+        dit = replace.setdefault("dit", {})
+        key = (f"{layer.stack}_block", layer.index)
+        if any(attention):
             where = f"{type(network).__name__} {layer}"
             grid = architectures.grid(network, spatial)
-            dit[key] = BlockPatch(JointAttention(here, options.get(ATTENTION), grid, where, reached), dit.get(key))
+            joint = JointAttention(attention, options.get(ATTENTION), grid, where, moment, reached)
+            dit[key] = BlockPatch(joint, dit.get(key))
+        if any(skipped):
+            dit[key] = SkipPatch(skipped, dit.get(key), reached)
     options = {**options, "patches_replace": replace}
     del options[KEY]  # done with; a compiled network need not guard it
     return options
+
+
+@contextlib.contextmanager
+def _time_perturbed(network, rows: int, plan: Plan, reached: set) -> Iterator[None]:
+    """The embedder of the timestep gives some shares another embedding while the network is called."""
+    shares = tuple(p if hasattr(p, "time_embedding") else None for p in plan.shares)
+    if not any(shares):
+        yield
+        return
+
+    def hook(
+        module, inputs, embedding: Tensor
+    ) -> Tensor:  # [rows, channels]; more rows are of other times (references)
+        _witness(reached, shares)
+        own = _by_share(
+            rows,
+            shares,
+            clean=lambda at: embedding[at],
+            perturbed=lambda at, perturbation: perturbation.time_embedding(embedding[at], plan.moment),
+        )
+        return torch.cat([own, embedding[rows:]])
+
+    handle = network.get_submodule(architectures.find(network).time).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -105,10 +149,12 @@ class SelfAttentionPatch:
 
     shares: Shares
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
+    layer: str
+    moment: Moment | None
     reached: set = field(compare=False)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
-        _witness(self)
+        _witness(self.reached, self.shares)
         heads, precision = extra["n_heads"], extra["attn_precision"]
         run = comfy.ldm.modules.attention.optimized_attention
         whole = self.previous(q, k, v, extra) if self.previous else None
@@ -127,7 +173,8 @@ class SelfAttentionPatch:
             height, width = extra["activations_shape"][2:]
             grid = (height, width) if height * width == q.shape[1] else None  # tokens may have been tiled or merged
             image = slice(0, q.shape[1])
-            call = AttentionCall(qh, kh, vh, image, grid, qh.shape[-1] ** -0.5, None, attend)
+            scale = qh.shape[-1] ** -0.5
+            call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment)
             return _from_heads(perturbation.attention(call))
 
         return _by_share(q.shape[0], self.shares, clean, perturbed)
@@ -148,19 +195,44 @@ class BlockPatch:
 
 
 @dataclass(frozen=True)
+class SkipPatch:
+    """A transformer block's replace patch that leaves the block out for some shares of the batch."""
+
+    shares: Shares
+    previous: Callable | None
+    reached: set = field(compare=False)
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        _witness(self.reached, self.shares)
+        streams = [name for name in ("img", "txt") if name in args]
+        before = {name: args[name].clone() for name in streams}  # blocks add to their inputs in place
+        out = self.previous(args, extra) if self.previous else extra["original_block"](args)
+        for name in streams:
+            if out.get(name) is not None:  # the last block of SD3 gives no text
+                out = {**out, name: self._left_out(before[name], out[name])}
+        return out
+
+    def _left_out(self, before: Tensor, after: Tensor) -> Tensor:
+        return _by_share(
+            after.shape[0], self.shares, clean=lambda rows: after[rows], perturbed=lambda rows, _: before[rows]
+        )
+
+
+@dataclass(frozen=True)
 class JointAttention:
     """The host's attention override inside one block, whose tokens are [text, image, references] or the image alone."""
 
     shares: Shares
     previous: Callable | None
     grid: tuple[int, ...]
-    where: str
+    where: str  # network and layer
+    moment: Moment | None
     reached: set = field(compare=False)
 
     def __call__(
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
     ) -> Tensor:
-        _witness(self)
+        _witness(self.reached, self.shares)
         size = math.prod(self.grid)
         tokens = q.shape[2] if skip_reshape else q.shape[1]
         start = 0 if tokens == size else kw["transformer_options"][TEXT]
@@ -188,7 +260,8 @@ class JointAttention:
                 return _host_attention(run, queries, kh, vh, heads, mask=part, **kw)
 
             scale = kw.get("scale") or qh.shape[-1] ** -0.5
-            out = perturbation.attention(AttentionCall(qh, kh, vh, image, self.grid, scale, bias, attend))
+            call = AttentionCall(qh, kh, vh, image, self.grid, scale, bias, attend, self.where, self.moment)
+            out = perturbation.attention(call)
             return out if skip_output_reshape else _from_heads(out)
 
         return _by_share(q.shape[0], self.shares, clean, perturbed)
@@ -235,9 +308,9 @@ def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return mask.reshape(1 if mask.ndim == 2 else mask.shape[0], -1, *mask.shape[-2:])
 
 
-def _witness(patch: SelfAttentionPatch | JointAttention) -> None:
+def _witness(reached: set, shares: Shares) -> None:
     if not torch.compiler.is_compiling():
-        patch.reached.update(patch.shares)
+        reached.update(shares)
 
 
 def _uncompiled(network):

@@ -10,6 +10,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
+from ...patches.base import Moment
 from ...patches.host import KEY, Plan, planned
 from ..base import NEGATIVE, POSITIVE, Branch, Latent, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class ModelCall:
     """The host's call with our rows in it, and the fold of what they gave."""
 
-    def __init__(self, run: Run, active: ActiveRules, step: Step, timestep: torch.Tensor):
-        self.run, self.active, self.step, self.timestep = run, active, step, timestep
+    def __init__(self, run: Run, active: ActiveRules, step: Step, timestep: torch.Tensor, moment: Moment):
+        self.run, self.active, self.step, self.timestep, self.moment = run, active, step, timestep, moment
         self.native = getattr(run.guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise
         self.predictions: Predictions | None = None
         self.folded = False
@@ -132,7 +133,7 @@ class ModelCall:
         record(self.step.sigma, branches, tuple(options["cond_or_uncond"]))
         shares = tuple(branch.perturbation if branch else None for branch in branches)
         if any(shares):
-            options = planned(options, Plan(shares, self.run.unproven))
+            options = planned(options, Plan(shares, self.run.unproven, self.moment))
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
         return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

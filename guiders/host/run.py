@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,12 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
+from ...patches.base import Moment
 from ...patches.host import KEY
 from ..base import POSITIVE, Branch, Step
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
-from ..schedule import Steps
+from ..schedule import Steps, fraction_of
 from .call import ModelCall
 from .rows import Rows
 from .trace import warn, warn_once
@@ -56,16 +58,15 @@ class Run:
 
     def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
         to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
-        intervals = [(term, term.window.interval(to_sigma)) for term in terms]
+        self.terms = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
+        self.fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         self.guider = guider
-        self.cfg_intervals = [(term, i) for term, i in intervals if isinstance(term.rule, SamplerCFG)]
-        self.guidance = GuidanceRun((term.rule, i) for term, i in intervals if not isinstance(term.rule, SamplerCFG))
-        self.intervals = intervals
+        self.guidance = GuidanceRun((t.rule, k) for t, k in self.terms if not isinstance(t.rule, SamplerCFG))
         self.shapes = tuple(tuple(shape) for shape in latent_shapes)
         self.steps = Steps([float("inf")])
         self.used: set[Term] = set()
         self.cfg_mattered = False
-        self.unproven = {branch.perturbation for term, _ in intervals for branch in _branches(term.rule)} - {None}
+        self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         self.rows = Rows(guider)
 
     def sample(self, executor, guider, sigmas, *args, **kwargs):
@@ -80,21 +81,23 @@ class Run:
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
         sigma = timestep.flatten()[0].item()
         index, start = self.steps.of(sigma)
-        self.used.update(term for term, interval in self.intervals if start in interval)
+        self.used.update(term for term, strength in self.terms if strength(start) != 0)
         step = Step(x, sigma, start, index, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
             if not active.branches:
                 return executor(x, timestep, model_options, seed)
-            call = ModelCall(self, active, step, timestep)
+            moment = Moment(seed or 0, index, 1 - self.fraction_of(start))
+            call = ModelCall(self, active, step, timestep, moment)
             return call.finish(executor(x, timestep, call.options(model_options), seed), model_options)
 
     def report(self) -> None:
         """Say which terms had no effect in the run that has ended."""
-        for term, _ in self.intervals:
+        for term, _ in self.terms:
             if term not in self.used:
-                window = f"{term.window.start_percent:g} to {term.window.end_percent:g}"
-                warn(f"{term.node} had no effect: no step of this run lies in {window} of sampling")
+                where = f"{term.schedule.start_percent:g} to {term.schedule.end_percent:g} of sampling"
+                curve = " where its schedule is not 0" if term.schedule.curve else ""
+                warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
             elif isinstance(term.rule, SamplerCFG) and not self.cfg_mattered:
                 why = "reads no cfg of this kind" if not _reads_cfg(self.guider) else "ran at cfg 1, which is no CFG"
                 warn(f"{term.node} had no effect: {type(self.guider).__name__} {why}")
@@ -104,8 +107,9 @@ class Run:
         kept = self.guider.cfg
         self.cfg_mattered |= kept != 1.0 and _reads_cfg(self.guider)
         try:
-            for term, interval in self.cfg_intervals:
-                self.guider.cfg = term.rule.weight(self.guider.cfg, start in interval)
+            for term, strength in self.terms:
+                if isinstance(term.rule, SamplerCFG):
+                    self.guider.cfg = term.rule.weight(self.guider.cfg, strength(start))
             yield
         finally:
             self.guider.cfg = kept
@@ -120,7 +124,7 @@ class Run:
     def check(self, branch: Branch) -> None:
         """Raise ValueError, naming the node, where the guider has no conditioning for `branch`."""
         if self.rows.own(branch) is None:
-            nodes = ", ".join(term.node for term, _ in self.intervals if branch in _branches(term.rule))
+            nodes = ", ".join(term.node for term, _ in self.terms if branch in _branches(term.rule))
             raise ValueError(
                 f"{nodes}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
                 f"{', '.join(self.guider.conds)}. Use a guider that takes one."

@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from ...patches.host import KEY
 from ..base import GuidanceRule
 from ..classifier_free import SamplerCFG
-from ..schedule import Window
+from ..schedule import Schedule
 from .run import sample_with_terms
 
 
@@ -20,7 +20,7 @@ class Term:
     """One guidance on a model, as the user's node stated it."""
 
     rule: GuidanceRule | SamplerCFG
-    window: Window
+    schedule: Schedule
     node: str  # the node's title, for messages
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pack.guiders import RULES, ClassifierFree, WeakBranch
+from pack.guiders import RULES, AdaptiveProjected, ClassifierFree, Rescale, WeakBranch
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
 from toy import Gaussian, Mixture, Toy
 
-NEUTRAL = {"weight": 1.0, "scale": 0.0}  # by the name of a rule's strength
+NEUTRAL = {"weight": 1.0, "scale": 0.0, "amount": 0.0, "eta": 1.0}  # by the name of a rule's strength
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Example:
     settings: dict
     strength: str
     affine: bool = True  # in its strength
+    after: tuple[GuidanceRule, ...] = ()  # what it acts on, where it does on what other rules made
+    sums: bool = False  # over the latent, so that the order of its elements changes the last bits
 
     def of(self, rule: type, **changes) -> GuidanceRule:
         return rule(**(self.settings | changes))
@@ -31,6 +33,8 @@ class Example:
 EXAMPLES = {
     ClassifierFree: Example({"weight": 4.0}, "weight"),
     WeakBranch: Example({"scale": 3.0, "perturbation": "any"}, "scale"),
+    Rescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFree(4.0),), sums=True),
+    AdaptiveProjected: Example({"eta": 0.0}, "eta", affine=False, after=(ClassifierFree(4.0),), sums=True),
 }
 EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
 SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
@@ -49,7 +53,11 @@ def toy(rule: GuidanceRule) -> Toy:
 
 
 def guided(rule: GuidanceRule, x: torch.Tensor, evaluate: Toy | None = None) -> torch.Tensor:
-    return GuidanceRun([(rule, Interval())])(Step(x, SIGMA, SIGMA), evaluate or toy(rule))
+    return folded((*EXAMPLES[type(rule)].after, rule), x, evaluate or toy(rule))
+
+
+def folded(rules: tuple[GuidanceRule, ...], x: torch.Tensor, evaluate: Toy) -> torch.Tensor:
+    return GuidanceRun((rule, Interval()) for rule in rules)(Step(x, SIGMA, SIGMA), evaluate)
 
 
 def test_every_rule_has_an_example_here():
@@ -64,7 +72,7 @@ def test_a_rule_is_a_hashable_setting_that_cannot_change_and_acts_in_its_example
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(setting, example.strength, 1.0)
     x = latent(6, 5)
-    assert not torch.allclose(guided(setting, x), toy(setting).denoisers[POSITIVE](x, SIGMA))
+    assert not torch.allclose(guided(setting, x), folded(example.after, x, toy(setting)))
 
 
 @EVERY
@@ -72,7 +80,7 @@ def test_neutral_is_the_positive_prediction_exactly_and_asks_for_nothing(rule, e
     neutral = example.of(rule, **{example.strength: NEUTRAL[example.strength]})
     assert neutral.branches() == ()
     x, evaluate = latent(6, 5), toy(example.of(rule))
-    assert torch.equal(guided(neutral, x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
+    assert torch.equal(folded((neutral,), x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
     assert evaluate.asked == [(POSITIVE,)]
 
 
@@ -97,7 +105,8 @@ def test_permuting_the_batch_permutes_the_result(rule, example, spatial):
 @pytest.mark.parametrize("spatial", [(6, 5), (3, 4, 5)], ids=["2-D", "3-D"])
 def test_transposing_the_picture_transposes_the_result(rule, example, spatial):
     x = latent(*spatial)
-    assert torch.equal(guided(example.of(rule), x.mT), guided(example.of(rule), x).mT)
+    result, expected = guided(example.of(rule), x.mT), guided(example.of(rule), x).mT
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14 if example.sums else 0)
 
 
 @EVERY
@@ -193,6 +202,6 @@ def test_at_weight_zero_classifier_free_guidance_is_the_negative():
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 7.5])
-def test_the_samplers_cfg_is_itself_inside_the_interval_and_one_outside(cfg):
-    assert SamplerCFG.weight(cfg, inside=True) == cfg
-    assert SamplerCFG.weight(cfg, inside=False) == 1.0
+def test_the_samplers_cfg_is_itself_at_full_strength_and_one_at_none(cfg):
+    assert SamplerCFG.weight(cfg, 1.0) == cfg
+    assert SamplerCFG.weight(cfg, 0.0) == 1.0

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from pack.guiders.schedule import EVALUATIONS, FREE, Interval, Steps, Window
+from pack.guiders.schedule import EVALUATIONS, FREE, Interval, Schedule, Steps
 from toy import karras
 
 NAN, INF = math.nan, math.inf
@@ -35,19 +35,19 @@ def test_an_interval_whose_ends_are_not_in_order_holds_nothing(low, high):
 )
 def test_a_window_that_is_empty_or_not_in_order_or_not_a_number_is_refused_by_its_values(start, end):
     with pytest.raises(ValueError) as error:
-        Window(start, end)
+        Schedule(start, end)
     assert f"start_percent is {start:g} and end_percent is {end:g}" in str(error.value)
 
 
 def test_a_window_is_turned_round_into_noise_levels_as_the_host_counts_its_percents():
-    assert Window(0.25, 0.75).interval(lambda percent: 16.0 * (1 - percent)) == Interval(4.0, 12.0)
+    assert Schedule(0.25, 0.75).interval(lambda percent: 16.0 * (1 - percent)) == Interval(4.0, 12.0)
     ends = {0.0: 999999999.9, 1.0: 0.0}  # what the host says beyond its table
-    assert Window().interval(ends.get) == Interval(0.0, 1e9)
+    assert Schedule().interval(ends.get) == Interval(0.0, 1e9)
 
 
 def test_an_interval_ends_are_rounded_to_float32_so_that_they_meet_the_samplers_own_noise_levels():
     to_sigma = {0.2: 14.614641189575195 + 1e-9, 0.8: torch.tensor(0.1)}.get  # a float64 and a tensor, as hosts give
-    interval = Window(0.2, 0.8).interval(to_sigma)
+    interval = Schedule(0.2, 0.8).interval(to_sigma)
     high, low = torch.tensor([14.614641189575195, 0.1]).tolist()
     assert interval == Interval(low, high) and low != 0.1
     assert high in interval and low not in interval

@@ -9,7 +9,7 @@ import networks
 import torch
 from comfy.patcher_extension import WrappersMP
 from pack.guiders.host import Term, add_term
-from pack.guiders.schedule import Window
+from pack.guiders.schedule import Schedule
 from pack.guiders.weak_branch import WeakBranch
 from pack.patches import IdentityAttention
 from pack.patches.host import select_layers
@@ -31,7 +31,7 @@ def network(kind: str, **kwargs):
 
 def pag(model, scale=3.0, layers="auto", start=0.0, end=1.0):
     rule = WeakBranch(scale, IdentityAttention(select_layers(model, layers)))
-    return add_term(model, Term(rule, Window(start, end), "PAG"))
+    return add_term(model, Term(rule, Schedule(start, end), "PAG"))
 
 
 class Counter:

@@ -133,7 +133,7 @@ def test_a_term_node_gives_a_model_with_the_term_and_does_not_change_the_model_i
     out = execute("BeyondCFGPAG", model=model, scale=2.0, layers="input.4", start_percent=0.1, end_percent=0.9)
     (term,) = out.model_options[host.KEY]
     assert (term.rule.scale, [str(layer) for layer in term.rule.perturbation.layers]) == (2.0, ["input.4"])
-    assert (term.window.start_percent, term.window.end_percent, term.node) == (0.1, 0.9, "PAG")
+    assert (term.schedule.start_percent, term.schedule.end_percent, term.node) == (0.1, 0.9, "PAG")
     assert model.model_options == options and model.wrappers == wrappers
     assert torch.equal(sample(model), plain) and not torch.equal(sample(out), plain)
 

@@ -10,7 +10,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from harness import Counter, close, guider_of, network, noise_like, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
-from pack.guiders.schedule import Window
+from pack.guiders.schedule import Schedule
 
 SHAPES = [(1, 16, 16), (3, 16, 16), (1, 16, 24), (3, 12, 18)]  # batch, height, width
 
@@ -21,7 +21,7 @@ def host_pag(model, scale):
 
 
 def cfg_interval(model, start, end):
-    return host.add_term(model, host.Term(SamplerCFG(), Window(start, end), "CFG Interval"))
+    return host.add_term(model, host.Term(SamplerCFG(), Schedule(start, end), "CFG Interval"))
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])

@@ -15,12 +15,12 @@ from pack.guiders import host
 from pack.guiders.base import Branch
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.host.trace import warn_once
-from pack.guiders.schedule import Window
+from pack.guiders.schedule import Schedule
 from reference import with_reference_pag
 
 
 def cfg_interval(model, start, end):
-    return host.add_term(model, host.Term(SamplerCFG(), Window(start, end), "CFG Interval"))
+    return host.add_term(model, host.Term(SamplerCFG(), Schedule(start, end), "CFG Interval"))
 
 
 def state_of(model):
@@ -131,7 +131,7 @@ def test_a_second_evaluation_at_another_input_joins_the_run():
             )
 
     model = network("unet")
-    counter = Counter(host.add_term(model, host.Term(AtAnotherX(), Window(), "test")))
+    counter = Counter(host.add_term(model, host.Term(AtAnotherX(), Schedule(), "test")))
     assert close(sample(counter.model), sample(model)) < 2e-6
     assert counter.rows == [2, 1] * 4
 
@@ -181,7 +181,7 @@ def test_a_branch_that_needs_a_negative_names_the_node_and_the_guider():
         def begin(self):
             return lambda denoised, predictions, step: denoised
 
-    guider = comfy.samplers.CFGGuider(host.add_term(network("unet"), host.Term(FromNegative(), Window(), "A node")))
+    guider = comfy.samplers.CFGGuider(host.add_term(network("unet"), host.Term(FromNegative(), Schedule(), "A node")))
     guider.inner_set_conds({"positive": networks.conditioning("unet")})
     with pytest.raises(ValueError, match="A node: needs a negative prompt, and CFGGuider has positive"):
         run(guider, networks.latent("unet"))
@@ -192,7 +192,7 @@ def test_layers_that_another_pack_keeps_from_running_are_an_error():
     model = network("flux")
     model.set_model_patch_replace(lambda args, extra: {"img": args["img"]}, "dit", "single_block", 1)
     sample(pag(model, layers="single.0"), "flux")
-    with pytest.raises(RuntimeError, match=r"PAG: none of the layers single.1 of Flux called"):
+    with pytest.raises(RuntimeError, match=r"PAG: none of the layers single.1 of Flux ran"):
         sample(pag(model, layers="single.1"), "flux")
 
 

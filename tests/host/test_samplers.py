@@ -8,7 +8,7 @@ import torch
 from harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
-from pack.guiders.schedule import EVALUATIONS, FREE, Steps, Window
+from pack.guiders.schedule import EVALUATIONS, FREE, Schedule, Steps
 from reference import with_reference_pag
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
@@ -70,7 +70,7 @@ def test_the_table_of_look_ahead_samplers_names_samplers_of_the_host():
 def test_heun_keeps_its_decision_for_a_whole_step():
     """arXiv:2404.07724: the corrector of the last unguided step is not guided, that of the last guided step is."""
     model = network("unet")
-    model = host.add_term(model, host.Term(SamplerCFG(), Window(0.3, 0.7), "CFG Interval"))
+    model = host.add_term(model, host.Term(SamplerCFG(), Schedule(0.3, 0.7), "CFG Interval"))
     counter = Counter(model)
     sample(counter.model, sampler="heun", steps=8)
     pairs = [tuple(counter.rows[i : i + 2]) for i in range(0, len(counter.rows) - 1, 2)]

@@ -23,7 +23,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 from harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.base import POSITIVE, Branch
-from pack.guiders.schedule import Window
+from pack.guiders.schedule import Schedule
 from reference import LAYERS, with_reference_pag
 
 
@@ -169,7 +169,7 @@ def test_on_steps_that_easycache_skips_our_direction_stays_in_its_range():
     (term,) = pag(model).model_options[host.KEY]
     (weak,) = term.rule.branches()
     real = RealForwards(model)
-    spied = host.add_term(CACHES["EasyCache"](model), host.Term(Spy(), Window(), "spy"))
+    spied = host.add_term(CACHES["EasyCache"](model), host.Term(Spy(), Schedule(), "spy"))
     ran = real.steps_of(spied, steps=20)
     on, off = ([size for size, did in zip(sizes, ran, strict=True) if did is which] for which in (True, False))
     assert len(off) >= 3 and min(on) * 0.5 < min(off) and max(off) < max(on) * 1.5
@@ -363,7 +363,7 @@ def test_rows_that_cannot_share_the_positives_batch_come_after_the_guiders_own()
             return lambda denoised, predictions, step: denoised
 
     def forwards(tokens):
-        model = host.add_term(network("unet"), host.Term(AwayFromPerturbedNegative(), Window(), "test"))
+        model = host.add_term(network("unet"), host.Term(AwayFromPerturbedNegative(), Schedule(), "test"))
         conds = networks.conditioning("unet", 1), networks.conditioning("unet", 2, tokens=tokens)
         with host.trace() as trace:
             sample(model, conds=conds, steps=1)

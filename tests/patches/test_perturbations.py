@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from pack.patches import PERTURBATIONS, IdentityAttention, identity_attention
-from pack.patches.base import About, AttentionCall, Perturbation
+from pack.patches.base import About, AttentionCall, Moment, Perturbation
 from pack.patches.layers import Layer
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def call_of(q, k, v, before=0, bias=None, size=SIZE) -> AttentionCall:
         return dense(queries, k, v, scale, part)
 
     grid = GRID if size == SIZE else (1, size)
-    return AttentionCall(q, k, v, slice(before, before + size), grid, scale, bias, attend)
+    return AttentionCall(q, k, v, slice(before, before + size), grid, scale, bias, attend, "layer", Moment())
 
 
 def tensors(call: AttentionCall) -> list[Tensor]:
