@@ -1,6 +1,8 @@
 """How predictions are combined: guidance rules, and the run that composes them."""
 
+from .adaptive_projected import AdaptiveProjected
 from .classifier_free import ClassifierFree
+from .rescale import Rescale
 from .weak_branch import WeakBranch
 
-RULES = (ClassifierFree, WeakBranch)
+RULES = (ClassifierFree, WeakBranch, Rescale, AdaptiveProjected)

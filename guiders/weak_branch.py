@@ -18,8 +18,8 @@ class WeakBranch:
     scale: float = param(
         3.0,
         "How far to move away from the perturbed prediction. 0 is off and costs nothing; the papers use 2 to 5. "
-        "More gives stronger structure and contrast, too much burns.",
-        low=0.0,
+        "−1 gives the perturbed prediction itself.",
+        low=-1.0,
         high=100.0,
         step=0.1,
     )

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import guiders, terms
+from . import guiders, helpers, terms
 
 
 class BeyondCFG(ComfyExtension):
     async def get_node_list(self):
-        return [*terms.NODES, *guiders.NODES]
+        return [*terms.NODES, *guiders.NODES, *helpers.NODES]

@@ -6,11 +6,11 @@ from __future__ import annotations
 import dataclasses
 
 from ..guiders.classifier_free import SamplerCFG
-from ..guiders.host import Term, add_term, make_guider
+from ..guiders.host import make_guider
 from ..guiders.schedule import Schedule
 from ..patches import PERTURBATIONS
 from . import schema
-from .terms import PERTURBATION_INPUTS, perturb
+from .terms import perturb, perturbation_inputs, term
 
 PROMPTS = [schema.MODEL_IN, schema.POSITIVE, schema.NEGATIVE]
 
@@ -26,14 +26,13 @@ class CFGGuider(schema.Node):
         ),
         aliases=("classifier-free guidance", "cfg", "guidance interval", "negative prompt"),
     )
-    inputs = [*PROMPTS, schema.cfg(7.0), *schema.window()]
+    inputs = [*PROMPTS, schema.cfg(7.0), *schema.window(), schema.SCHEDULE_IN]
     output = schema.GUIDER_OUT
 
     @classmethod
-    def build(cls, model, positive, cfg, start_percent, end_percent, negative=None):
-        window = Schedule(start_percent, end_percent)
-        if window != Schedule():
-            model = add_term(model, Term(SamplerCFG(), window, cls.about.title))
+    def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None):
+        if Schedule(start_percent, end_percent, schedule) != Schedule():
+            model = term(model, SamplerCFG(), cls.about.title, start_percent, end_percent, schedule)
         return make_guider(model, positive, negative, cfg)
 
 
@@ -47,7 +46,7 @@ def perturbation_guider(method: type) -> type[schema.Node]:
             title=f"{method.about.title} Guider",
             summary=f"{method.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
         )
-        inputs = [*PROMPTS, schema.cfg(4.0), *PERTURBATION_INPUTS]
+        inputs = [*PROMPTS, schema.cfg(4.0), *perturbation_inputs(method)]
         output = schema.GUIDER_OUT
 
         @classmethod
@@ -58,4 +57,4 @@ def perturbation_guider(method: type) -> type[schema.Node]:
     return PerturbationGuider
 
 
-NODES = [CFGGuider, *(perturbation_guider(method) for method in PERTURBATIONS)]
+NODES = [CFGGuider, *(perturbation_guider(method) for method in PERTURBATIONS if method.about.guider)]

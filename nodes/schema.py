@@ -60,16 +60,44 @@ def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
     ]
 
 
+SCHEDULE = io.Custom("BEYOND_CFG_SCHEDULE")
+SCHEDULE_IN = SCHEDULE.Input(
+    "schedule",
+    optional=True,
+    tooltip="How strongly it acts along sampling, from a Guidance Schedule node. Unconnected: fully, from start to end.",
+)
+
+
+def strength(about: About) -> io.Float.Input:
+    """The strength of a guidance by a worse prediction, as its paper counts it."""
+    off = 0 if about.strength == "scale" else 1
+    return io.Float.Input(
+        about.strength,
+        default=about.default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.001,
+        tooltip=f"How far to move away from the worse prediction. {off} is off and costs nothing; {about.default:g} is "
+        "usual. More gives stronger structure and contrast, too much burns.",
+    )
+
+
 def inputs(method: type) -> list:
     """One input for each field of `method` that was declared with `param`."""
     return [_input(field) for field in dataclasses.fields(method) if field.metadata]
 
 
 def _input(field: dataclasses.Field):
-    if not isinstance(field.default, float):
-        raise TypeError(f"{field.name}: no input is known for a default of {type(field.default).__name__}")
+    common = {"default": field.default, "tooltip": field.metadata["help"]}
     limits = {"min": field.metadata["low"], "max": field.metadata["high"], "step": field.metadata["step"]}
-    return io.Float.Input(field.name, default=field.default, round=0.001, tooltip=field.metadata["help"], **limits)
+    if field.metadata["choices"]:
+        return io.Combo.Input(field.name, options=list(field.metadata["choices"]), **common)
+    if isinstance(field.default, bool):
+        return io.Boolean.Input(field.name, **common)
+    if isinstance(field.default, int):
+        return io.Int.Input(field.name, **common, **limits)
+    return io.Float.Input(field.name, round=0.0001, **common, **limits)
 
 
 class Node(io.ComfyNode):

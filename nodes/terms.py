@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from ..guiders import RULES
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term
 from ..guiders.schedule import Schedule
 from ..guiders.weak_branch import WeakBranch
 from ..patches import PERTURBATIONS
-from ..patches.host import select_layers
+from ..patches.host import architecture_of, select_layers
 from . import schema
+
+
+def term(model, rule, title: str, start_percent, end_percent, schedule=None):
+    """MODEL with `rule` on it, in the part of sampling and with the curve that the user has set."""
+    return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title))
 
 
 class CFGInterval(schema.Node):
     about = SamplerCFG.about
-    inputs = [schema.MODEL_IN, *schema.window(0.2, 0.9)]
+    inputs = [schema.MODEL_IN, *schema.window(0.2, 0.9), schema.SCHEDULE_IN]
     output = schema.MODEL_OUT
 
     @classmethod
-    def build(cls, model, start_percent, end_percent):
-        return add_term(model, Term(SamplerCFG(), Schedule(start_percent, end_percent), cls.about.title))
+    def build(cls, model, **when):
+        return term(model, SamplerCFG(), cls.about.title, **when)
 
 
-def perturb(method: type, title: str, model, scale, layers, start_percent, end_percent):
+def perturbation_inputs(method: type) -> list:
+    about, layers = method.about, [] if hasattr(method, "time_embedding") else [schema.LAYERS]
+    return [
+        schema.strength(about), *schema.inputs(method), *layers, *schema.window(*about.window), schema.SCHEDULE_IN
+    ]  # fmt: skip
+
+
+def perturb(method: type, title: str, model, start_percent, end_percent, schedule=None, layers=None, **settings):
     """MODEL guided away from what it predicts under a perturbation."""
-    rule = WeakBranch(scale, method(select_layers(model, layers)))
-    return add_term(model, Term(rule, Schedule(start_percent, end_percent), title))
-
-
-PERTURBATION_INPUTS = [*schema.inputs(WeakBranch), schema.LAYERS, *schema.window()]
+    name = method.about.strength
+    strength = settings.pop(name)
+    if not 0 <= strength <= 100:  # also refuses NaN
+        raise ValueError(f"{name} is {strength}; it must be a number from 0 to 100")
+    if layers is None:
+        architecture_of(model)  # refuses a network that nothing is known of
+    else:
+        settings["layers"] = select_layers(model, layers, skip=hasattr(method, "skips"))
+    rule = WeakBranch(strength if name == "scale" else strength - 1, method(**settings))
+    return term(model, rule, title, start_percent, end_percent, schedule)
 
 
 def perturbation_node(method: type) -> type[schema.Node]:
@@ -35,7 +53,7 @@ def perturbation_node(method: type) -> type[schema.Node]:
 
     class Perturbation(schema.Node):
         about = method.about
-        inputs = [schema.MODEL_IN, *PERTURBATION_INPUTS]
+        inputs = [schema.MODEL_IN, *perturbation_inputs(method)]
         output = schema.MODEL_OUT
 
         @classmethod
@@ -46,4 +64,24 @@ def perturbation_node(method: type) -> type[schema.Node]:
     return Perturbation
 
 
-NODES = [CFGInterval, *(perturbation_node(method) for method in PERTURBATIONS)]
+def finisher_node(method: type) -> type[schema.Node]:
+    """The node of a rule that changes what the terms before it have made."""
+
+    class Finisher(schema.Node):
+        about = method.about
+        inputs = [schema.MODEL_IN, *schema.inputs(method), *schema.window(*method.about.window), schema.SCHEDULE_IN]
+        output = schema.MODEL_OUT
+
+        @classmethod
+        def build(cls, model, start_percent, end_percent, schedule=None, **settings):
+            return term(model, method(**settings), cls.about.title, start_percent, end_percent, schedule)
+
+    Finisher.__name__ = Finisher.__qualname__ = method.about.node_id
+    return Finisher
+
+
+NODES = [
+    CFGInterval,
+    *(perturbation_node(method) for method in PERTURBATIONS),
+    *(finisher_node(method) for method in RULES if hasattr(method, "about")),
+]

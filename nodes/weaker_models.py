@@ -28,8 +28,8 @@ class PostHocEMA(schema.Node):
             placeholder="epoch_10.safetensors\nepoch_20.safetensors\nepoch_30.safetensors",
             tooltip=(
                 "The files, one per line, from early to late: of the folders checkpoints or diffusion_models. Each may "
-                "have the training time it was saved at, as in model.safetensors @ 5000, counted from the beginning of "
-                "training in any unit; else they are 1, 2, 3 …"
+                "have the training time it was saved at, in any unit from the beginning of training, as in "
+                "model.safetensors @ 5000; else they are 1, 2, 3 … And a snapshot_ema of its own: model @ 5000 @ 0.05."
             ),
         ),
         io.Float.Input(
@@ -41,7 +41,8 @@ class PostHocEMA(schema.Node):
             round=0.0001,
             tooltip=(
                 "What the snapshots hold. 0: the weights of that moment, as most trainers save them. Else power "
-                "function averages of this relative length, as EDM2 saves them (0.05, 0.1)."
+                "function averages of this relative length, as EDM2 saves them: of two lengths, 0.05 and 0.1, at each "
+                "time. Two need far fewer times than one; the log says if these are too few."
             ),
         ),
         io.Float.Input(
@@ -53,7 +54,7 @@ class PostHocEMA(schema.Node):
             round=0.0001,
             tooltip=(
                 "Length of the average, relative to the training time until the last snapshot. More averages over "
-                "more of the training. Much below snapshot_ema little but noise is left."
+                "more of the training. Much below snapshot_ema what comes out is mostly noise."
             ),
         ),
     ]
@@ -61,7 +62,7 @@ class PostHocEMA(schema.Node):
 
     @classmethod
     def build(cls, snapshots, snapshot_ema, ema):
-        return host.average(host.find_snapshots(snapshots), snapshot_ema, ema)
+        return host.average(host.find_snapshots(snapshots, snapshot_ema), ema)
 
 
 NODES = [PostHocEMA]

@@ -29,6 +29,7 @@ class About:
     strength: str = "scale"  # what the user calls it: scale is neutral at 0, weight at 1
     default: float = 3.0  # of the strength
     window: tuple[float, float] = (0.0, 1.0)  # default start and end, as fractions of sampling
+    guider: bool = False  # whether it has a guider node of its own
 
 
 def param(default, help: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):

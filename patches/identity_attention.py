@@ -38,6 +38,7 @@ class IdentityAttention:
             "look at itself. Sharpens structure, with or without a negative prompt. One more row per step."
         ),
         paper="arXiv:2403.17377",
+        guider=True,
         aliases=("perturbed attention guidance", "pag", "identity attention", "guidance without cfg"),
     )
 

@@ -15,6 +15,7 @@ from .. import post_hoc_ema
 
 FOLDERS = ("checkpoints", "diffusion_models")
 QUANTISED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")  # how such keys end
+FAR = 0.2  # a misfit to tell the user
 
 
 @dataclass(frozen=True)
@@ -22,41 +23,44 @@ class Snapshot:
     name: str
     path: str
     time: float
+    ema: float  # σ_rel of the average it is; 0 for the weights of that moment
 
 
-def find_snapshots(text: str) -> tuple[Snapshot, ...]:
-    """One file name per line, or `name @ time` on each. Without times they are 1, 2, 3 …"""
+def find_snapshots(text: str, ema: float) -> tuple[Snapshot, ...]:
+    """One per line: name, name @ time, or name @ time @ ema. Without times they are 1, 2, 3 …"""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"snapshots is empty; write one file name per line. {_choices('')}")
-    found = [(number, line, *_split(line, number)) for number, line in lines]
-    untimed = [number for number, _, _, time in found if time is None]
-    if untimed and len(untimed) < len(found):
-        raise ValueError(f"snapshots, line {untimed[0]} has no time but others have; write name @ time on all or none")
-    return tuple(
-        Snapshot(name, _path(name, number), float(index) if time is None else time)
-        for index, (number, _, name, time) in enumerate(found, 1)
-    )
+    found = [_parse(line, number) for number, line in lines]
+    for (number, _), (_, _, numbers) in zip(lines, found, strict=True):
+        if bool(numbers) != bool(found[0][2]):
+            raise ValueError(f"snapshots, line {number}: write name @ time on all lines or on none")
+    counted = [(name, path, numbers or [float(index)]) for index, (name, path, numbers) in enumerate(found, 1)]
+    return tuple(Snapshot(name, path, *[*numbers, ema][:2]) for name, path, numbers in counted)
 
 
-def _split(line: str, number: int) -> tuple[str, float | None]:
-    name, at, time = (part.strip() for part in line.rpartition("@"))
-    if not at or _find(line):
-        return line, None
+def _parse(line: str, number: int) -> tuple[str, str, list[float]]:
+    """Its name, path and numbers. A file's own name may have an @ in it."""
+    name, rest = line, []
+    while not (path := _find(name)) and "@" in name:
+        name, _, last = name.rpartition("@")
+        name, rest = name.rstrip(), [last.strip(), *rest]
+    if not path:
+        raise ValueError(f'snapshots, line {number}: there is no "{name}". {_choices(name)}')
     try:
-        return name, float(time)
+        time_and_ema = [float(part) for part in rest]
     except ValueError:
-        raise ValueError(f'snapshots, line {number}: "{time}" is not a time; write name @ number') from None
+        time_and_ema = None
+    if time_and_ema is None or len(rest) > 2:
+        raise ValueError(
+            f'snapshots, line {number}: cannot read "{" @ ".join(rest)}" after {name}; write name @ time, '
+            "or name @ time @ ema, as numbers"
+        )
+    return name, path, time_and_ema
 
 
 def _find(name: str) -> str | None:
     return next(filter(None, (folder_paths.get_full_path(folder, name) for folder in FOLDERS)), None)
-
-
-def _path(name: str, number: int) -> str:
-    if path := _find(name):
-        return path
-    raise ValueError(f'snapshots, line {number}: there is no "{name}". {_choices(name)}')
 
 
 def _choices(name: str, most: int = 20) -> str:
@@ -66,13 +70,15 @@ def _choices(name: str, most: int = 20) -> str:
     return f"The folders {' and '.join(FOLDERS)} have: {', '.join(shown) or 'no files'}{more}"
 
 
-def average(snapshots: tuple[Snapshot, ...], snapshot_ema: float, ema: float, disable_dynamic: bool = False):
+def average(snapshots: tuple[Snapshot, ...], ema: float, disable_dynamic: bool = False):
     """The MODEL at the time of the last snapshot, averaged with σ_rel `ema`. Reads one file at a time."""
-    gamma = post_hoc_ema.gamma_of(snapshot_ema)
     target = (snapshots[-1].time, post_hoc_ema.gamma_of(ema))
-    weights = post_hoc_ema.coefficients([(snapshot.time, gamma) for snapshot in snapshots], target)
+    profiles = [(snapshot.time, post_hoc_ema.gamma_of(snapshot.ema)) for snapshot in snapshots]
+    weights = post_hoc_ema.coefficients(profiles, target)
     used = [(snapshot, weight) for snapshot, weight in zip(snapshots, weights, strict=True) if weight]
     logging.info("Post-hoc EMA: %s", ", ".join(f"{weight:.4g} × {snapshot.name}" for snapshot, weight in used))
+    if snapshots[-1].ema and (misfit := post_hoc_ema.misfit(profiles, weights, target)) > FAR:
+        logging.warning("Post-hoc EMA: these snapshots give an average %.0f%% off from ema %g.", 100 * misfit, ema)
 
     others, metadata = {}, {}  # what the file read last has beside its diffusion model
     progress = comfy.utils.ProgressBar(len(used))
@@ -95,7 +101,7 @@ def average(snapshots: tuple[Snapshot, ...], snapshot_ema: float, ema: float, di
     model = _load(state, dict(metadata), disable_dynamic)
     if model is None:
         raise ValueError(f"{names[-1]} holds no diffusion model that this ComfyUI knows")
-    model.cached_patcher_init = (average, (snapshots, snapshot_ema, ema))  # how the host makes another copy
+    model.cached_patcher_init = (average, (snapshots, ema))  # how the host makes another copy
     return model
 
 

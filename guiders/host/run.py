@@ -85,7 +85,7 @@ class Run:
         step = Step(x, sigma, start, index, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
-            if not active.branches:
+            if not active.rules:
                 return executor(x, timestep, model_options, seed)
             moment = Moment(seed or 0, index, 1 - self.fraction_of(start))
             call = ModelCall(self, active, step, timestep, moment)

@@ -32,7 +32,7 @@ def execute(node_id: str, **changes):
     positive, negative = prompts("unet")
     given = {"positive": positive, "negative": negative}
     if "model" not in changes:
-        given["model"] = network("unet")
+        given["model"] = network("sd3" if node_id == "BeyondCFGSkipLayer" else "unet")
     given |= {given.id: given.default for given in schema.inputs if hasattr(given, "default")} | changes
     wanted = {given.id for given in schema.inputs}
     return node.execute(**{key: value for key, value in given.items() if key in wanted and value is not None}).result[0]
@@ -56,7 +56,7 @@ def having(*names: str) -> list[str]:
 
 
 def test_the_ids_are_distinct_and_the_packs_own_and_none_is_the_hosts():
-    assert len(BY_ID) == len(NODES) >= 2 + 2 * len(PERTURBATIONS)
+    assert len(BY_ID) == len(NODES) >= 2 + len(PERTURBATIONS)
     assert all(key.startswith("BeyondCFG") for key in BY_ID)
     assert not set(BY_ID) & set(host_nodes.NODE_CLASS_MAPPINGS)
     assert len({node.define_schema().display_name for node in NODES}) == len(NODES)
@@ -108,7 +108,7 @@ def test_what_a_node_builds_takes_exactly_its_inputs(node):
 
 
 def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them():
-    for method in PERTURBATIONS:
+    for method in (method for method in PERTURBATIONS if method.about.guider):
         term, guider = (
             [described(given) for given in BY_ID[f"{method.about.node_id}{end}"].define_schema().inputs]
             for end in ("", "Guider")
@@ -120,7 +120,7 @@ def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them
 @EVERY
 def test_a_node_acts_with_the_defaults_of_its_widgets(node):
     result = execute(node.define_schema().node_id)
-    assert type(result).__name__ in ("ModelPatcher", "CFGGuider")
+    assert type(result).__name__ in ("ModelPatcher", "CFGGuider", "Curve")
 
 
 # ------------------------------------------------------------------------------------------------------ as a guidance
@@ -207,10 +207,28 @@ HAS = "This model has input.1-2, input.4-5, middle, output.0-5."
         ("3", '"3"'),
     ],
 )
-@pytest.mark.parametrize("node_id", having("layers"))
+@pytest.mark.parametrize("node_id", [key for key in having("layers") if key != "BeyondCFGSkipLayer"])
 def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_model_has(node_id, layers, part):
     message = refusal(node_id, layers=layers)
     assert message.startswith(f'layers "{layers}": ') and part in message and message.endswith(HAS)
+
+
+def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too():
+    assert "no layer of a UNet" in refusal("BeyondCFGSkipLayer", model=network("unet"))
+    assert refusal("BeyondCFGSkipLayer", layers="7").endswith('there is no "7". This model has double.0-2.')
+
+
+@pytest.mark.parametrize(
+    "changes, part",
+    [
+        ({"curve_type": "points", "points": "0: 1, 0.5"}, 'points "0: 1, 0.5": write pairs'),
+        ({"curve_type": "points", "points": "0.5: 1, 0.2: 0"}, "points are out of order: 0.5 comes before 0.2"),
+        ({"curve_type": "points", "points": "0: nan"}, "must be finite"),
+        ({"curve_type": "power", "power": NAN}, "power is nan"),
+    ],
+)
+def test_a_schedule_that_cannot_be_read_says_which_point(changes, part):
+    assert part in refusal("BeyondCFGSchedule", **changes)
 
 
 @pytest.mark.parametrize("node_id", having("layers"))

@@ -1,0 +1,57 @@
+"""CFG rescale.   D_φ = φ D std(D₊)/std(D) + (1 − φ) D
+
+Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv:2305.08891, section 3.4. D is
+whatever the rules before have made, the sampler's CFG included; std is of one sample (and modality). Neutral at φ = 0.
+
+Paper: the network's own output, a v prediction, as also the host's RescaleCFG, which turns every model's output into a
+variance-preserving v first. Here: x₀, because that means the same for every parametrisation and after any sum of terms.
+Not linear, so the two differ. A D without any spread has none to rescale, and stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from .base import POSITIVE, About, Apply, Branch, check_params, param
+from .linalg import std
+
+
+@dataclass(frozen=True)
+class Rescale:
+    amount: float = param(
+        0.7,
+        "How much of the result's contrast is set back to that of the positive prediction alone, as a fraction (φ). "
+        "0 is off, 1 is all of it; the paper uses 0.7. More is calmer and less burnt, at 1 often dull.",
+        low=0.0,
+        high=1.0,
+        step=0.05,
+    )
+
+    about: ClassVar[About] = About(
+        node_id="BeyondCFGRescale",
+        title="Rescale",
+        summary=(
+            "Sets the contrast of the guided result back towards what the prompt alone would give. For high cfg, or "
+            "several guidances at once, where pictures burn. Acts on all that stands before it, so put it last. "
+            "Costs nothing: no further row."
+        ),
+        paper="arXiv:2305.08891",
+        aliases=("cfg rescale", "rescalecfg", "guidance rescale", "oversaturation", "overexposed", "burnt colours"),
+    )
+
+    def __post_init__(self):
+        check_params(self)
+
+    def branches(self) -> tuple[Branch, ...]:
+        return () if self.amount == 0 else (POSITIVE,)
+
+    def begin(self) -> Apply:
+        def apply(denoised, predictions, step):
+            spread, wanted = (std(d, shapes=step.shapes) for d in (denoised, predictions[POSITIVE]))
+            ratio = torch.where(spread > 0, wanted / spread, 1.0)
+            return (denoised * (self.amount * ratio + (1 - self.amount))).to(denoised.dtype)
+
+        return apply

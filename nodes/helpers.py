@@ -1,0 +1,69 @@
+"""Settings that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..guiders.base import About
+from ..guiders.schedule import Curve
+from . import schema
+
+
+class GuidanceSchedule(schema.Node):
+    about = About(
+        node_id="BeyondCFGSchedule",
+        title="Guidance Schedule",
+        summary=(
+            "How strongly a guidance acts along sampling: its strength times this curve. One schedule can serve several "
+            "nodes. Where it is 0 the guidance costs nothing."
+        ),
+        paper="arXiv:2404.07724",
+        aliases=("guidance curve", "weight schedule", "cfg schedule", "dynamic cfg", "ramp", "noise-dependent weight"),
+    )
+    inputs = [
+        io.Combo.Input(
+            "curve_type",
+            options=["linear", "cosine", "power", "points"],
+            default="linear",
+            tooltip="How it goes from start to end: straight, smoothly, or as a power. points reads the text below.",
+        ),
+        io.Float.Input(
+            "start", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+            tooltip="Factor on the strength at the first step. 1 is the strength itself, 0 is off. Not used by points.",
+        ),
+        io.Float.Input(
+            "end", default=0.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+            tooltip="Factor on the strength at the last step. 1 is the strength itself, 0 is off. Not used by points.",
+        ),
+        io.Float.Input(
+            "power", default=2.0, min=0.01, max=20.0, step=0.05, round=0.001,
+            tooltip="Exponent of power. 1 is linear, above 1 stays near start for longer, below 1 leaves it at once.",
+        ),
+        io.String.Input(
+            "points", default="0: 1, 1: 0",
+            tooltip="For points: pairs of where and factor, in order, joined by straight lines.",
+        ),
+        io.Combo.Input(
+            "over", options=["percent", "sigma"],
+            default="percent",
+            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels.",
+        ),
+        io.Custom("CURVE").Input(
+            "curve", optional=True,
+            tooltip="A curve drawn in the host's Curve Editor, from left (first step) to right (last step). Overrides the "
+            "settings above.",
+        ),
+    ]  # fmt: skip
+    output = schema.SCHEDULE.Output(tooltip="For the schedule input of guidance nodes.")
+
+    @classmethod
+    def build(cls, curve_type, start, end, power, points, over, curve=None):
+        if curve is not None:
+            drawn = [(x / 64, float(curve.interp(x / 64))) for x in range(65)] if hasattr(curve, "interp") else curve
+            return Curve(tuple(tuple(point) for point in drawn))
+        if curve_type == "points":
+            return Curve.parse(points, over)
+        return Curve(((0.0, start), (1.0, end)), curve_type, power)
+
+
+NODES = [GuidanceSchedule]

@@ -1,0 +1,61 @@
+"""Time-Step Guidance.   ẽ = e + s (t/T)^α std(e) n,   n ~ N(0, I)
+
+Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance for Diffusion Models", arXiv:2407.02687.
+The network is told a slightly wrong time; moving away from what it then predicts needs no prompt and no second model.
+Only the embedding is perturbed, σ and the input scalings stay, so combinations are the same in ε, v and x₀. α = 0 is the
+paper's constant schedule, α > 0 its power schedule. Neutral at s = 0.
+
+Paper: the time t of the power schedule counts to 1000, with which the noise would be thousands of deviations.
+Here: t/T, from 1 at the first moment of sampling to 0. One n for each sample and step, the same in all evaluations of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import About, Moment, check_params, param
+from .layers import Layer
+
+
+@dataclass(frozen=True)
+class NoisyTimeEmbedding:
+    layers: tuple[Layer, ...] = ()
+    noise: float = param(
+        1.25,
+        "How much noise, in standard deviations of the time embedding. 0 is off; the paper uses 1 to 3.",
+        low=0.0,
+        high=20.0,
+        step=0.05,
+    )
+    power: float = param(
+        0.0,
+        "How the noise falls along sampling, as (t/T) to this power. 0 keeps it constant; the paper uses 0, 0.25 and 1.",
+        low=0.0,
+        high=10.0,
+        step=0.05,
+    )
+
+    random: ClassVar[bool] = True
+    about: ClassVar[About] = About(
+        node_id="BeyondCFGTSG",
+        title="TSG",
+        summary=(
+            "Time-Step Guidance: moves away from what the model predicts when it is told a slightly wrong time. "
+            "Works with or without a prompt, on every network that is told the time. One more row per step."
+        ),
+        paper="arXiv:2407.02687",
+        aliases=("time-step guidance", "timestep guidance", "tsg", "guidance without cfg", "unconditional guidance"),
+        strength="weight",
+        default=3.0,
+        window=(0.1, 0.9),
+    )
+
+    def __post_init__(self):
+        check_params(self)
+
+    def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:  # [rows, channels]
+        deviation = embedding.std(-1, keepdim=True)  # per row: equal to the paper's over rows of one time
+        return embedding + self.noise * moment.time**self.power * deviation * moment.normal(embedding)

@@ -1,0 +1,147 @@
+"""Every term by itself and with every other, as users chain them, on the host."""
+
+import asyncio
+import itertools
+
+import networks
+import pytest
+import torch
+from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+from harness import Counter, close, network, pag, prompts, run, sample, sigmas_of
+from pack.guiders import host
+from pack.guiders.schedule import Curve, Schedule
+from pack.guiders.weak_branch import WeakBranch
+from pack.nodes import BeyondCFG
+from pack.patches import NoisyTimeEmbedding, SkippedLayer
+from pack.patches.host import select_layers
+
+KINDS = ("unet", "sd3", "flux")
+NODES = {node.define_schema().node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}
+TERMS = sorted(
+    key
+    for key, node in NODES.items()
+    if [given.id for given in node.define_schema().inputs][:1] == ["model"]
+    and node.define_schema().outputs[0].get_io_type() == "MODEL"
+)
+
+
+def apply(key, model, **changes):
+    """The node with its defaults, over the whole of sampling."""
+    given = {given.id: given.default for given in NODES[key].define_schema().inputs if hasattr(given, "default")}
+    given |= {"start_percent": 0.0, "end_percent": 1.0, "model": model} | changes
+    return NODES[key].execute(**{name: value for name, value in given.items() if value is not None}).result[0]
+
+
+def chain(keys, kind, model):
+    for key in keys:
+        if key == "BeyondCFGSkipLayer" and kind == "unet":
+            pytest.skip("a UNet has no layer to skip")
+        model = apply(key, model)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", TERMS)
+def test_a_term_alone_is_finite_and_adds_no_forward(key, kind):
+    model = network(kind)
+    counter = Counter(chain([key], kind, model))
+    latent = networks.latent(kind, 2, 12, 18)
+    assert sample(counter.model, kind, latent=latent).isfinite().all()
+    assert len(counter.rows) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keys", list(itertools.combinations(TERMS, 2)), ids="+".join)
+def test_any_two_terms_run_together_as_patch_and_as_guider_alike(keys, kind):
+    model = network(kind)
+    counter = Counter(chain(keys, kind, model))
+    latent = networks.latent(kind)
+    patched = sample(counter.model, kind, latent=latent, steps=2)
+    guider = host.make_guider(counter.model, *prompts(kind), 4.0)
+    assert patched.isfinite().all() and torch.equal(run(guider, latent, steps=2), patched)
+    assert len(counter.rows) == 4  # two runs of two steps
+
+
+def add(model, perturbation, scale=2.0, **when):
+    return host.add_term(model, host.Term(WeakBranch(scale, perturbation), Schedule(**when), "test"))
+
+
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_skip_layer_is_the_hosts_skip_layer(cfg):
+    model = network("sd3")
+    theirs = SkipLayerGuidanceSD3().skip_guidance_sd3(model, "0, 2", 2.0, 0.0, 1.0)[0]
+    ours = add(model, SkippedLayer(select_layers(model, "0, 2", skip=True)))
+    assert close(sample(ours, "sd3", cfg), sample(theirs, "sd3", cfg)) < 2e-6
+    assert close(sample(model, "sd3", cfg), sample(theirs, "sd3", cfg)) > 1e-2
+
+    model = network("flux")
+    theirs = SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "1", "0, 2")[0]
+    ours = add(model, SkippedLayer(select_layers(model, "double.1, single.0, single.2", skip=True)))
+    assert close(sample(ours, "flux", cfg), sample(theirs, "flux", cfg)) < 1e-5
+    assert close(sample(model, "flux", cfg), sample(theirs, "flux", cfg)) > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_time_step_guidance_acts_by_its_noise_alone(kind):
+    model = network(kind)
+    plain = sample(model, kind)
+    assert close(sample(add(model, NoisyTimeEmbedding(noise=0.0)), kind), plain) < 1e-6
+    noisy = add(model, NoisyTimeEmbedding(noise=1.0))
+    state = torch.random.get_rng_state()
+    assert close(sample(noisy, kind), plain) > 1e-3
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(sample(noisy, kind), sample(noisy, kind))  # drawn by seed and step
+    assert not torch.equal(sample(noisy, kind, seed=8), sample(noisy, kind))
+    assert not [module for module in model.model.diffusion_model.modules() if module._forward_hooks]
+
+
+def test_a_samples_noise_does_not_depend_on_what_else_is_in_the_batch():
+    model = add(network("unet"), NoisyTimeEmbedding(noise=1.0))
+    two = networks.latent("unet", 2)
+    torch.manual_seed(0)
+    both = sample(model, latent=two, steps=2)
+    assert close(sample(model, latent=two[:1], steps=2), both[:1]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_curve_multiplies_the_strength(kind):
+    model = network(kind)
+    rule = pag(model, 2.0).model_options[host.KEY][0].rule
+    half = host.add_term(model, host.Term(rule, Schedule(curve=Curve(((0.0, 0.5),))), "half"))
+    assert close(sample(half, kind), sample(pag(model, 1.0), kind)) < 2e-6
+    off = Counter(host.add_term(model, host.Term(rule, Schedule(curve=Curve(((0.0, 0.0),))), "off")))
+    assert torch.equal(sample(off.model, kind), sample(model, kind)) and off.rows == [2] * 4
+
+
+def test_a_curve_over_noise_levels_switches_where_it_says():
+    model = network("unet")
+    sigmas = sigmas_of(model, 8)
+    cut = (sigmas[3].item() + sigmas[4].item()) / 2
+    rule = pag(model).model_options[host.KEY][0].rule
+    curve = Curve(((cut, 1.0), (cut + 1e-6, 0.0)), over="sigma")
+    counter = Counter(host.add_term(model, host.Term(rule, Schedule(curve=curve), "late")))
+    sample(counter.model, sigmas=sigmas)
+    assert counter.rows == [2] * 4 + [3] * 4
+
+
+def test_rescale_takes_the_guided_result_back_to_the_positives_contrast():
+    """One step, so that the result is the denoised prediction itself."""
+    model = network("unet")
+    latent = networks.latent("unet", 2)
+    guided, positive = (sample(model, cfg=cfg, latent=latent, steps=1) for cfg in (8.0, 1.0))
+    rescaled = sample(apply("BeyondCFGRescale", model, amount=1.0), cfg=8.0, latent=latent, steps=1)
+    for got, was, wanted in zip(rescaled, guided, positive, strict=True):
+        assert close(got, was * (wanted.std() / was.std())) < 1e-5
+
+
+def test_adaptive_projected_guidance_without_its_settings_is_plain_cfg():
+    model = network("unet")
+    neutral = apply("BeyondCFGAdaptiveProjected", model, eta=1.0, norm_threshold=0.0, momentum=0.0)
+    assert torch.equal(sample(neutral), sample(model))
+    half = apply("BeyondCFGAdaptiveProjected", model, eta=1.0, norm_threshold=1e-3)
+    assert (
+        close(sample(half, cfg=8.0), sample(model, cfg=1.0))
+        < 1e-3
+        < close(sample(model, cfg=8.0), sample(model, cfg=1.0))
+    )
