@@ -4,5 +4,6 @@ from .adaptive_projected import AdaptiveProjected
 from .classifier_free import ClassifierFree
 from .rescale import Rescale
 from .weak_branch import WeakBranch
+from .weak_model import WeakModel
 
-RULES = (ClassifierFree, WeakBranch, Rescale, AdaptiveProjected)
+RULES = (ClassifierFree, WeakBranch, Rescale, AdaptiveProjected, WeakModel)

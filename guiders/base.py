@@ -27,6 +27,7 @@ class Step:
     sigma: float  # the noise level of x
     start: float  # σ at which the sampler's step began that this evaluation belongs to: what intervals look at
     index: int = 0  # of that step in the schedule
+    signal: float = 1.0  # a in x = a x₀ + σ ε: 1 for ε and v networks as the host samples them, 1 − σ for flow models
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does
 
 

@@ -8,9 +8,10 @@ import dataclasses
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import make_guider
 from ..guiders.schedule import Schedule
+from ..guiders.weak_model import AUTOGUIDANCE
 from ..patches import PERTURBATIONS
 from . import schema
-from .terms import perturb, perturbation_inputs, term
+from .terms import WEAK, Autoguidance, guide_away, perturb, perturbation_inputs, term
 
 PROMPTS = [schema.MODEL_IN, schema.POSITIVE, schema.NEGATIVE]
 
@@ -57,4 +58,24 @@ def perturbation_guider(method: type) -> type[schema.Node]:
     return PerturbationGuider
 
 
-NODES = [CFGGuider, *(perturbation_guider(method) for method in PERTURBATIONS if method.about.guider)]
+class AutoguidanceGuider(schema.Node):
+    about = dataclasses.replace(
+        AUTOGUIDANCE,
+        node_id="BeyondCFGAutoguidanceGuider",
+        title="Autoguidance Guider",
+        summary=f"{AUTOGUIDANCE.summary} As a guider for SamplerCustomAdvanced, with CFG.",
+    )
+    inputs = [schema.MODEL_IN, WEAK, *PROMPTS[1:], schema.cfg(1.0), *Autoguidance.inputs[2:]]
+    output = schema.GUIDER_OUT
+
+    @classmethod
+    def build(cls, model, weak_model, positive, cfg, negative=None, **settings):
+        model = guide_away(AUTOGUIDANCE, cls.about.title, model, weak_model, **settings)
+        return make_guider(model, positive, negative, cfg)
+
+
+NODES = [
+    CFGGuider,
+    AutoguidanceGuider,
+    *(perturbation_guider(method) for method in PERTURBATIONS if method.about.guider),
+]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from comfy_api.latest import io
+
 from ..guiders import RULES
 from ..guiders.classifier_free import SamplerCFG
-from ..guiders.host import Term, add_term
+from ..guiders.host import Term, add_term, with_weak_model
 from ..guiders.schedule import Schedule
 from ..guiders.weak_branch import WeakBranch
+from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModel
 from ..patches import PERTURBATIONS
 from ..patches.host import architecture_of, select_layers
 from . import schema
@@ -27,6 +30,14 @@ class CFGInterval(schema.Node):
         return term(model, SamplerCFG(), cls.about.title, **when)
 
 
+def checked_strength(about, settings: dict) -> float:
+    """Takes the strength out of a node's settings, as the scale s of D + s (D₊ − D₋). Raises ValueError out of range."""
+    strength = settings.pop(about.strength)
+    if not 0 <= strength <= 100:  # also refuses NaN
+        raise ValueError(f"{about.strength} is {strength}; it must be a number from 0 to 100")
+    return strength if about.strength == "scale" else strength - 1
+
+
 def perturbation_inputs(method: type) -> list:
     about, layers = method.about, [] if hasattr(method, "time_embedding") else [schema.LAYERS]
     return [
@@ -36,15 +47,12 @@ def perturbation_inputs(method: type) -> list:
 
 def perturb(method: type, title: str, model, start_percent, end_percent, schedule=None, layers=None, **settings):
     """MODEL guided away from what it predicts under a perturbation."""
-    name = method.about.strength
-    strength = settings.pop(name)
-    if not 0 <= strength <= 100:  # also refuses NaN
-        raise ValueError(f"{name} is {strength}; it must be a number from 0 to 100")
+    scale = checked_strength(method.about, settings)
     if layers is None:
         architecture_of(model)  # refuses a network that nothing is known of
     else:
         settings["layers"] = select_layers(model, layers, skip=hasattr(method, "skips"))
-    rule = WeakBranch(strength if name == "scale" else strength - 1, method(**settings))
+    rule = WeakBranch(scale, method(**settings))
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
@@ -62,6 +70,43 @@ def perturbation_node(method: type) -> type[schema.Node]:
 
     Perturbation.__name__ = Perturbation.__qualname__ = method.about.node_id
     return Perturbation
+
+
+def guide_away(about, title: str, model, weak, start_percent, end_percent, schedule=None, **settings):
+    """MODEL guided away from what a weak model predicts."""
+    strength = checked_strength(about, settings)
+    model, name = with_weak_model(model, weak)
+    return term(model, WeakModel(strength, name), title, start_percent, end_percent, schedule)
+
+
+def weak_model_input(name: str, tooltip: str):
+    return io.Model.Input(
+        name, tooltip=f"{tooltip} It must share the main model's latent space. Loaded together with it."
+    )
+
+
+WEAK = weak_model_input("weak_model", "A worse version of the model: less trained, smaller, or older.")
+AUXILIARY = weak_model_input("auxiliary_model", "The model trained on its own pictures, such as with a LoRA of them.")
+
+
+class Autoguidance(schema.Node):
+    about = AUTOGUIDANCE
+    inputs = [schema.MODEL_IN, WEAK, schema.strength(AUTOGUIDANCE), *schema.window(), schema.SCHEDULE_IN]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, weak_model, **settings):
+        return guide_away(cls.about, cls.about.title, model, weak_model, **settings)
+
+
+class SIMSNode(schema.Node):
+    about = SIMS
+    inputs = [schema.MODEL_IN, AUXILIARY, schema.strength(SIMS), *schema.window(), schema.SCHEDULE_IN]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, auxiliary_model, **settings):
+        return guide_away(cls.about, cls.about.title, model, auxiliary_model, **settings)
 
 
 def finisher_node(method: type) -> type[schema.Node]:
@@ -82,6 +127,8 @@ def finisher_node(method: type) -> type[schema.Node]:
 
 NODES = [
     CFGInterval,
+    Autoguidance,
+    SIMSNode,
     *(perturbation_node(method) for method in PERTURBATIONS),
     *(finisher_node(method) for method in RULES if hasattr(method, "about")),
 ]

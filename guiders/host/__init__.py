@@ -16,5 +16,6 @@ are applied to its result.
 from .run import sample_with_terms
 from .terms import KEY, Term, add_term, make_guider
 from .trace import Forward, trace
+from .weak_models import with_weak_model
 
-__all__ = ["KEY", "Forward", "Term", "add_term", "make_guider", "sample_with_terms", "trace"]
+__all__ = ["KEY", "Forward", "Term", "add_term", "make_guider", "sample_with_terms", "trace", "with_weak_model"]

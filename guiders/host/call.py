@@ -105,7 +105,10 @@ class ModelCall:
         row, or the first call, finds the one it has without us. Where another pack has a model_function_wrapper, which
         may cut rows into tiles in its own order, each perturbed branch runs in a call of its own.
         """
-        rows = self.run.rows
+        rows, values = self.run.rows, {}
+        for branch in [branch for branch in branches if branch.model != POSITIVE.model]:
+            values[branch] = self.run.weak_models.predict(branch, x, self.timestep)
+        branches = [branch for branch in branches if branch not in values]
         for branch in branches:
             self.run.check(branch)
         rows.set_roles(conds, branches)
@@ -121,7 +124,7 @@ class ModelCall:
 
         out = predict([*map(rows.of, first), *conds, *map(rows.of, last)])
         start, end = len(first), len(first) + len(conds)
-        values = dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
+        values |= dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
         values |= {branch: predict([rows.of(branch)])[0] for branch in apart}
         return out[start:end], values
 

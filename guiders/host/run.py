@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -21,6 +22,7 @@ from ..schedule import Steps, fraction_of
 from .call import ModelCall
 from .rows import Rows
 from .trace import warn, warn_once
+from .weak_models import WeakModels
 
 if TYPE_CHECKING:
     from .terms import Term
@@ -49,6 +51,7 @@ def sample_with_terms(executor, *args, **kwargs):
         samples = executor(*args, **kwargs)
     finally:
         guider.model_options = kept
+        run.weak_models.end()
     run.report()
     return samples
 
@@ -57,7 +60,8 @@ class Run:
     """One sampling run: its rules' state, its schedule, and the rows of its branches."""
 
     def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
-        to_sigma = guider.model_patcher.get_model_object("model_sampling").percent_to_sigma
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.is_flow, to_sigma = isinstance(sampling, comfy.model_sampling.CONST), sampling.percent_to_sigma
         self.terms = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
         self.fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         self.guider = guider
@@ -68,21 +72,26 @@ class Run:
         self.cfg_mattered = False
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         self.rows = Rows(guider)
+        nodes = {branch.model: term.node for term in terms for branch in _branches(term.rule)}
+        self.weak_models = WeakModels(guider, {name: nodes[name] for name in nodes if name != POSITIVE.model})
 
-    def sample(self, executor, guider, sigmas, *args, **kwargs):
-        """The SAMPLER_SAMPLE wrapper: the first place where schedule and sampler are final."""
+    def sample(
+        self, executor, guider, sigmas, extra_args, callback, noise, latent_image=None, mask=None, *args, **kwargs
+    ):
+        """The SAMPLER_SAMPLE wrapper: the first place where schedule, sampler and conditionings are final."""
         sampler = executor.class_obj
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
         churns = getattr(sampler, "extra_options", {}).get("s_churn", 0) > 0
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
-        return executor(guider, sigmas, *args, **kwargs)
+        self.weak_models.begin(guider, sigmas, noise, latent_image, mask, extra_args.get("seed"), self.shapes)
+        return executor(guider, sigmas, extra_args, callback, noise, latent_image, mask, *args, **kwargs)
 
     def predict_noise(self, executor, x, timestep, model_options, seed=None):
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
         sigma = timestep.flatten()[0].item()
         index, start = self.steps.of(sigma)
         self.used.update(term for term, strength in self.terms if strength(start) != 0)
-        step = Step(x, sigma, start, index, self.shapes)
+        step = Step(x, sigma, start, index, 1 - sigma if self.is_flow else 1.0, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
             if not active.rules:

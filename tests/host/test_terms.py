@@ -30,14 +30,19 @@ def apply(key, model, **changes):
     """The node with its defaults, over the whole of sampling."""
     given = {given.id: given.default for given in NODES[key].define_schema().inputs if hasattr(given, "default")}
     given |= {"start_percent": 0.0, "end_percent": 1.0, "model": model} | changes
-    return NODES[key].execute(**{name: value for name, value in given.items() if value is not None}).result[0]
+    for name in ("weak_model", "auxiliary_model"):
+        if name in [given.id for given in NODES[key].define_schema().inputs]:
+            given[name] = changes["weak"]
+    given.pop("weak", None)
+    return NODES[key].execute(**given).result[0]
 
 
 def chain(keys, kind, model):
+    weak = network(kind, seed=5)
     for key in keys:
         if key == "BeyondCFGSkipLayer" and kind == "unet":
             pytest.skip("a UNet has no layer to skip")
-        model = apply(key, model)
+        model = apply(key, model, weak=weak)
     return model
 
 

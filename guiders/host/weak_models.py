@@ -1,0 +1,125 @@
+"""Further models of a run: how they travel on the main one, are loaded with it, and are evaluated.
+
+They are additional models of the main patcher, so the host loads all in one call. Each has its own conditionings, made
+from copies of the guider's own before the main model's were processed, its own model_options, hooks and wrappers.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
+
+from ...patches.host import KEY
+from ..base import Branch, Latent
+from .trace import warn
+
+
+def with_weak_model(model, weak) -> tuple[object, str]:
+    """(a clone of MODEL that carries `weak`, the name that branches know it by). The same MODEL twice is one.
+
+    Raises ValueError where the two cannot be combined: another latent space, or another meaning of σ."""
+    check_agreement(model, weak)
+    model = model.clone()
+    models = list(model.get_additional_models_with_key(KEY))
+    place = next((i for i, other in enumerate(models) if other.get_attachment(KEY) is weak), len(models))
+    if place == len(models):
+        carried = weak.clone()
+        carried.set_attachments(KEY, weak)
+        model.set_additional_models(KEY, [*models, carried])
+    return model, f"weak {place}"
+
+
+def check_agreement(model, weak) -> None:
+    main_space, weak_space = (m.get_model_object("latent_format") for m in (model, weak))
+    if type(main_space) is not type(weak_space) or main_space.latent_channels != weak_space.latent_channels:
+        raise ValueError(
+            f"the models have different latent spaces, {type(main_space).__name__} and {type(weak_space).__name__}; "
+            f"predictions can only be compared in one. Use a weak model of the same family"
+        )
+    main_flow, weak_flow = (
+        isinstance(m.get_model_object("model_sampling"), comfy.model_sampling.CONST) for m in (model, weak)
+    )
+    if main_flow != weak_flow:
+        kinds = ["a flow model" if flow else "a noise-prediction model" for flow in (main_flow, weak_flow)]
+        raise ValueError(f"the main model is {kinds[0]} and the weak one {kinds[1]}; σ means different things to them")
+
+
+class WeakModels:
+    """The weak models of one run, by the names that branches know them by. `nodes`: the title of the node of each."""
+
+    def __init__(self, guider, nodes: dict[str, str]):
+        models = guider.model_patcher.get_additional_models_with_key(KEY)
+        self._models = {
+            name: _apart(models, int(name.split()[1]), guider.model_patcher, node) for name, node in nodes.items()
+        }
+        kinds = [kind for kind in ("positive", "negative") if kind in guider.conds]  # each has the areas of the other
+        self._raw = {kind: [dict(row) for row in guider.conds[kind]] for kind in kinds}
+        self._options: dict[str, dict] = {}
+        self._conds: dict[str, dict[str, list[dict]]] = {}
+
+        if any(weak.model_options.get(KEY) for weak in self._models.values()):
+            warn("guidance on a weak model does not act: it is only asked for its prediction")
+
+    def begin(self, guider, sigmas, noise, latent_image, mask, seed, shapes) -> None:
+        """Process their conditionings and get them ready; the host has loaded them with the main model."""
+        for name, weak in self._models.items():
+            conds = {kind: [{**row, "uuid": uuid.uuid4()} for row in rows] for kind, rows in self._raw.items()}
+            options = comfy.model_patcher.create_model_options_clone(weak.model_options)
+            options.setdefault("transformer_options", {})
+            comfy.sampler_helpers.prepare_model_patcher(weak, conds, options)
+            comfy.samplers.filter_registered_hooks_on_conds(conds, options)
+            # Controls are made ready by the main model's own run, and would be a second time here.
+            controls = {row["uuid"]: row.pop("control") for rows in conds.values() for row in rows if "control" in row}
+            more = {"latent_shapes": shapes} if shapes else {}
+            device = guider.model_patcher.load_device
+            conds = comfy.samplers.process_conds(weak.model, noise, conds, device, latent_image, mask, seed, **more)
+            for row in (row for rows in conds.values() for row in rows):
+                if row["uuid"] in controls:
+                    row["control"] = controls[row["uuid"]]
+            options["transformer_options"]["sample_sigmas"] = sigmas
+            self._options[name], self._conds[name] = options, conds
+            weak.pre_run()
+
+    def predict(self, branch: Branch, x: Latent, timestep) -> Latent:
+        weak, options = self._models[branch.model], self._options[branch.model]
+        rows = self._conds[branch.model][branch.conditioning]
+        return comfy.samplers.calc_cond_batch(weak.model, [rows], x, timestep, options)[0]
+
+    def end(self) -> None:
+        for weak in self._models.values():
+            weak.cleanup()
+            weak.restore_hook_patches()
+
+
+def _apart(models: list, place: int, main, node: str):
+    """The weak model, with weights of its own where it is the main model's checkpoint with other patches.
+
+    Two patched clones of one checkpoint share one network, and the main model's patches would be in both."""
+    weak = models[place]
+    if not weak.is_clone(main) or weak.patches_uuid == main.patches_uuid:
+        options = [{key: value for key, value in m.model_options.items() if key != KEY} for m in (weak, main)]
+        if weak.is_clone(main) and options[0] == options[1]:
+            warn(f"{node} has no effect: the weak model is the main model")
+        return weak
+    reason = (
+        "the weak model is the main model's checkpoint with other patches (such as a LoRA), and the two would share one "
+        "set of weights. Load the checkpoint a second time from a copy of the file, or use a newer ComfyUI"
+    )
+    try:
+        own = weak.clone(force_deepcopy=True)
+    except TypeError:
+        raise ValueError(f"{node}: {reason}: this one cannot copy a loaded model") from None
+    except RuntimeError as error:
+        raise ValueError(f"{node}: {reason} ({error})") from None
+    size = comfy.model_management.module_size(own.model) / 2**20
+    logging.info(f"Beyond CFG: the weak model got weights of its own, {size:.0f} MB, since its patches differ")
+    own.set_attachments(KEY, weak.get_attachment(KEY))
+    models[place] = own
+    main.set_additional_models(KEY, models)  # so that the next run has it
+    return own

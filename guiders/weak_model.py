@@ -1,0 +1,59 @@
+"""Guidance by a worse network.   D = D₊ + s (D₊ − D₀)
+
+D₀ is another model's prediction for the same prompt at the same x and σ. Added to the result so far: with CFG it is
+D₊ + (cfg − 1)(D₊ − D₋) + s (D₊ − D₀). Neutral at s = 0, and where both models are the same. In x₀, so that the two may
+differ in ε and v.
+
+Autoguidance, Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself", arXiv:2406.02507:
+    D_w = D₀ + w (D₁ − D₀), so s = w − 1; with CFG it is their Eq. 6.
+SIMS, Alemohammad et al. 2024, "Self-Improving Diffusion Models with Synthetic Data", arXiv:2408.16333:
+    (1 + ω) D − ω D_aux, so s = ω; the auxiliary model is the same, trained on its own pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .base import POSITIVE, About, Apply, Branch, check_params, param
+
+AUTOGUIDANCE = About(
+    node_id="BeyondCFGAutoguidance",
+    title="Autoguidance",
+    summary=(
+        "Guides a model with a worse version of itself: fewer training steps, smaller, an older file, or the same with a "
+        "LoRA. Raises quality without losing variety, and needs no negative. Costs a second model in memory and one "
+        "forward of it per step."
+    ),
+    paper="arXiv:2406.02507",
+    aliases=("autoguidance", "weak model", "bad model", "dual model", "guide with a bad version of itself"),
+    strength="weight",
+    default=2.0,
+    guider=True,
+)
+SIMS = About(
+    node_id="BeyondCFGSIMS",
+    title="SIMS",
+    summary=(
+        "Guides a model away from an auxiliary one that was trained on its own pictures, such as the same model with a "
+        "LoRA of them. Costs a second model in memory and one forward of it per step."
+    ),
+    paper="arXiv:2408.16333",
+    aliases=("self-improving diffusion", "synthetic data guidance", "auxiliary model", "negative model"),
+    default=0.5,
+)
+
+
+@dataclass(frozen=True)
+class WeakModel:
+    scale: float = param(1.0, "How far to move away from the worse model. 0 is off.", low=-1.0, high=100.0, step=0.1)
+    model: str = "weak"
+
+    def __post_init__(self):
+        check_params(self)
+
+    def branches(self) -> tuple[Branch, ...]:
+        return () if self.scale == 0 else (Branch(model=self.model),)
+
+    def begin(self) -> Apply:
+        weak = Branch(model=self.model)
+        return lambda denoised, predictions, step: denoised + self.scale * (predictions[POSITIVE] - predictions[weak])

@@ -1,0 +1,152 @@
+"""A second model: its own everything, one load, one forward, and never silently the first."""
+
+import logging
+
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy_extras.nodes_custom_sampler as custom
+import networks
+import node_helpers
+import pytest
+import torch
+from harness import Counter, close, network, pag, prompts, run, sample
+from pack.guiders import host
+from pack.guiders.schedule import Schedule
+from pack.guiders.weak_model import WeakModel
+from test_with_others import Control, in_area
+
+
+def autoguided(model, weak, scale=1.0, **when):
+    model, name = host.with_weak_model(model, weak)
+    return host.add_term(model, host.Term(WeakModel(scale, name), Schedule(**when), "Autoguidance"))
+
+
+@pytest.mark.skipif(not hasattr(custom, "Guider_DualModel"), reason="this host has no DualModelGuider")
+@pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
+def test_autoguidance_is_the_hosts_dual_model_guider_with_the_same_prompt_on_both(kind):
+    main, weak = network(kind), network(kind, seed=5)
+    positive, _ = prompts(kind)
+    guider = custom.Guider_DualModel(main, weak)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(2.0)
+    expected = run(guider, networks.latent(kind, 2))
+    got = sample(autoguided(main, weak), kind, cfg=1.0, latent=networks.latent(kind, 2))
+    assert (
+        close(got, expected) < 2e-6 and close(sample(main, kind, cfg=1.0, latent=networks.latent(kind, 2)), got) > 1e-2
+    )
+
+
+def test_both_are_loaded_in_one_call_and_the_weak_one_is_asked_for_the_positive_alone(monkeypatch):
+    main, weak = Counter(network("unet")), Counter(network("unet", seed=5))
+    loads, load = [], comfy.model_management.load_models_gpu
+
+    def counting(models, *args, **kwargs):
+        loads.append({id(model.model) for model in models})
+        return load(models, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", counting)
+    sample(autoguided(main.model, weak.model))
+    assert loads == [{id(main.model.model), id(weak.model.model)}]
+    assert (main.rows, weak.rows) == ([2] * 4, [1] * 4)
+    assert {roles for _, (roles,) in weak.forwards} == {0}
+    assert main.model.model.current_patcher is weak.model.model.current_patcher is None
+
+
+def test_with_cfg_it_is_the_papers_sum():
+    """D₊ + (cfg − 1)(D₊ − D₋) + (w − 1)(D₊ − D₀): affine in w."""
+    main, weak = network("unet"), network("unet", seed=5)
+    at = {scale: sample(autoguided(main, weak, scale), cfg=3.0, steps=1) for scale in (0.0, 1.0, 2.5)}
+    assert torch.equal(at[0.0], sample(main, cfg=3.0, steps=1))
+    assert close(at[0.0] + 2.5 * (at[1.0] - at[0.0]), at[2.5]) < 1e-5
+    alone = sample(autoguided(main, weak, -1.0), cfg=1.0, steps=1)
+    assert close(alone, sample(weak, cfg=1.0, steps=1)) < 1e-5  # w = 0 is the weak model itself
+
+
+def test_one_weak_model_in_two_terms_is_evaluated_once():
+    main, weak = network("unet"), Counter(network("unet", seed=5))
+    twice = autoguided(autoguided(main, weak.model, 0.5), weak.model, 0.5)
+    result = sample(twice, cfg=1.0)
+    assert weak.rows == [1] * 4 and len(twice.get_additional_models_with_key(host.KEY)) == 1
+    assert close(result, sample(autoguided(main, weak.model, 1.0), cfg=1.0)) < 1e-6
+
+
+def test_a_smaller_network_of_the_same_family_and_another_parametrisation_may_guide():
+    main = network("unet")
+    for weak in (network("unet", channels=64), network("unet", prediction="v")):
+        assert sample(autoguided(main, weak)).isfinite().all()
+
+
+@pytest.mark.parametrize("kind, message", [("sd3", "different latent spaces"), ("flux", "different latent spaces")])
+def test_a_model_of_another_latent_space_is_refused_with_the_reason(kind, message):
+    with pytest.raises(ValueError, match=message):
+        autoguided(network("unet"), network(kind))
+
+
+def test_patches_on_either_model_act_on_it_alone():
+    main, weak = network("unet"), network("unet", seed=5)
+
+    def shifted(model):
+        model = model.clone()
+        model.set_model_attn1_replace(lambda q, k, v, extra: v, "middle", 0)
+        return model
+
+    plain, on_main, on_weak = (
+        sample(autoguided(a, b), steps=1, cfg=1.0)
+        for a, b in ((main, weak), (shifted(main), weak), (main, shifted(weak)))
+    )
+    both = [sample(m, steps=1, cfg=1.0) for m in (main, weak, shifted(main), shifted(weak))]
+    assert close(plain, 2 * both[0] - both[1]) < 1e-5
+    assert close(on_main, 2 * both[2] - both[1]) < 1e-5
+    assert close(on_weak, 2 * both[0] - both[3]) < 1e-5
+
+
+def test_it_composes_with_pag_and_cfg():
+    main, weak = Counter(network("unet")), Counter(network("unet", seed=5))
+    assert sample(autoguided(pag(main.model), weak.model), cfg=3.0).isfinite().all()
+    assert (main.rows, weak.rows) == ([3] * 4, [1] * 4)
+
+
+def test_the_weak_model_has_the_areas_and_the_control_of_the_prompt():
+    main, weak = network("unet"), network("unet", seed=5)
+    positive, negative = prompts("unet")
+    control = Control()
+    runs = []
+    pre_run = control.pre_run
+    control.pre_run = lambda *args: runs.append(args) or pre_run(*args)
+    conds = (node_helpers.conditioning_set_values(in_area(positive, (8, 16, 0, 0)), {"control": control}), negative)
+    sample(main, conds=conds)
+    alone = len(runs)
+    assert sample(autoguided(main, weak), conds=conds).isfinite().all()
+    assert len(runs) == 2 * alone and (0,) in control.seen  # made ready by the main model only, asked by both
+
+
+def test_a_weak_model_that_is_the_main_one_says_so(caplog):
+    main = network("unet")
+    with caplog.at_level(logging.WARNING):
+        assert close(sample(autoguided(main, main)), sample(main)) < 1e-5
+    assert "Autoguidance has no effect: the weak model is the main model" in caplog.text
+
+
+def test_patches_of_one_checkpoint_that_would_share_weights_are_refused_with_the_way_out():
+    """|main − weak| would be 0 exactly."""
+    main = network("unet")
+    weak = main.clone()
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
+    weak.add_patches({key: (torch.randn(64, 64, dtype=torch.float64),)})
+    with pytest.raises(ValueError, match="share one set of weights. Load the checkpoint a second time"):
+        sample(autoguided(main, weak))
+    assert sample(main).isfinite().all()
+
+
+def test_guidance_on_the_weak_model_is_said_not_to_act(caplog):
+    main, weak = network("unet"), network("unet", seed=5)
+    with caplog.at_level(logging.WARNING):
+        result = sample(autoguided(main, pag(weak)))
+    assert "guidance on a weak model does not act" in caplog.text
+    assert torch.equal(result, sample(autoguided(main, weak)))
+
+
+def test_outside_its_interval_the_weak_model_is_not_asked():
+    main, weak = network("unet"), Counter(network("unet", seed=5))
+    sample(autoguided(main, weak.model, start_percent=0.5), steps=8)
+    assert 2 <= len(weak.rows) <= 5
