@@ -35,7 +35,7 @@ class Step:
 class Branch:
     """One prediction of the network. Equal branches are evaluated once."""
 
-    conditioning: str = "positive"
+    conditioning: Hashable = "positive"  # the guider's own by its name, or something of a rule's that the host can draw
     perturbation: Hashable | None = None
     model: str = "main"
     source: Source | None = None  # None: the sampler's own x

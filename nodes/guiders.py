@@ -11,7 +11,7 @@ from ..guiders.schedule import Schedule
 from ..guiders.weak_model import AUTOGUIDANCE
 from ..patches import PERTURBATIONS
 from . import schema
-from .terms import WEAK, Autoguidance, guide_away, perturb, perturbation_inputs, term
+from .terms import ICG, ICG_INPUTS, WEAK, Autoguidance, guide_away, independent, perturb, perturbation_inputs, term
 
 PROMPTS = [schema.MODEL_IN, schema.POSITIVE, schema.NEGATIVE]
 
@@ -74,8 +74,24 @@ class AutoguidanceGuider(schema.Node):
         return make_guider(model, positive, negative, cfg)
 
 
+class ICGGuider(schema.Node):
+    about = dataclasses.replace(
+        ICG,
+        node_id="BeyondCFGICGGuider",
+        title="ICG Guider",
+        summary=f"{ICG.summary} As a guider for SamplerCustomAdvanced.",
+    )
+    inputs = [*PROMPTS, schema.cfg(1.0), *ICG_INPUTS]
+    output = schema.GUIDER_OUT
+
+    @classmethod
+    def build(cls, model, positive, cfg, negative=None, **settings):
+        return make_guider(independent(cls.about.title, model, **settings), positive, negative, cfg)
+
+
 NODES = [
     CFGGuider,
     AutoguidanceGuider,
+    ICGGuider,
     *(perturbation_guider(method) for method in PERTURBATIONS if method.about.guider),
 ]

@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ..guiders import RULES
 from ..guiders.classifier_free import SamplerCFG
-from ..guiders.host import Term, add_term, with_weak_model
+from ..guiders.host import Term, add_term, prompts, random_tokens, with_weak_model
+from ..guiders.independent_condition import ABOUT as ICG
+from ..guiders.independent_condition import IndependentCondition, Pool
 from ..guiders.schedule import Schedule
 from ..guiders.weak_branch import WeakBranch
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModel
@@ -109,6 +111,67 @@ class SIMSNode(schema.Node):
         return guide_away(cls.about, cls.about.title, model, auxiliary_model, **settings)
 
 
+ICG_INPUTS = [
+    schema.strength(ICG),
+    io.Combo.Input(
+        "conditions",
+        options=["gaussian", "random tokens", "prompts"],
+        default="gaussian",
+        tooltip="What the independent condition is. gaussian: noise like the prompt's own encoding, needs nothing. random "
+        "tokens: nonsense through the CLIP, closest to the paper's for text. prompts: others, joined in one conditioning.",
+    ),
+    io.Int.Input(
+        "pool_size",
+        default=8,
+        min=2,
+        max=256,
+        tooltip="How many texts of random tokens are encoded, before sampling, for each step to draw one of.",
+    ),
+    io.Int.Input(
+        "pool_seed",
+        default=0,
+        min=0,
+        max=2**32 - 1,
+        tooltip="Which texts are made and in which order conditions are drawn. The sampler's seed matters too.",
+    ),
+    *schema.window(),
+    io.Clip.Input("clip", optional=True, tooltip="Encodes the random tokens. Needed for random tokens only."),
+    io.Conditioning.Input("prompts", optional=True, tooltip="Two or more prompts, joined. Needed for prompts only."),
+    schema.SCHEDULE_IN,
+]
+
+
+def independent(title, model, conditions, pool_size, pool_seed, start_percent, end_percent, schedule=None, **settings):
+    """MODEL guided away from what it predicts for a condition of its own."""
+    clip, others = settings.pop("clip", None), settings.pop("prompts", None)
+    if conditions == "gaussian":
+        pool = Pool(seed=pool_seed)
+    elif conditions == "random tokens":
+        if clip is None:
+            raise ValueError(
+                "conditions is random tokens, but no clip is connected to encode them. Connect one, or use gaussian"
+            )
+        pool = random_tokens(clip, pool_size, pool_seed)
+    else:
+        if others is None:
+            raise ValueError(
+                "conditions is prompts, but no prompts are connected. Connect two or more, or use gaussian"
+            )
+        pool = prompts(others, pool_seed)
+    rule = IndependentCondition(checked_strength(ICG, settings), pool)
+    return term(model, rule, title, start_percent, end_percent, schedule)
+
+
+class IndependentConditionGuidance(schema.Node):
+    about = ICG
+    inputs = [schema.MODEL_IN, *ICG_INPUTS]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, **settings):
+        return independent(cls.about.title, model, **settings)
+
+
 def finisher_node(method: type) -> type[schema.Node]:
     """The node of a rule that changes what the terms before it have made."""
 
@@ -129,6 +192,7 @@ NODES = [
     CFGInterval,
     Autoguidance,
     SIMSNode,
+    IndependentConditionGuidance,
     *(perturbation_node(method) for method in PERTURBATIONS),
     *(finisher_node(method) for method in RULES if hasattr(method, "about")),
 ]

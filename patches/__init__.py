@@ -1,7 +1,9 @@
 """How a branch is made worse: perturbations, and where in each network they act."""
 
+from .blurred_query import BlurredQuery
 from .identity_attention import IdentityAttention
+from .masked_attention import MaskedAttention
 from .noisy_time_embedding import NoisyTimeEmbedding
 from .skipped_layer import SkippedLayer
 
-PERTURBATIONS = (IdentityAttention, NoisyTimeEmbedding, SkippedLayer)
+PERTURBATIONS = (IdentityAttention, BlurredQuery, MaskedAttention, NoisyTimeEmbedding, SkippedLayer)

@@ -8,13 +8,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .layers import Layer
+
+CHUNK_ELEMENTS = (
+    2**24
+)  # logits held at once where an attention is written out; a whole map could be larger than K and V
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,18 @@ class AttentionCall:
         ends = (slice(0, self.image.start), slice(self.image.stop, self.q.shape[2]))
         return [end for end in ends if end.stop > end.start]
 
+    def bias_of(self, tokens: slice) -> Tensor | None:
+        """What is added to the logits of the queries `tokens`, [rows or 1, heads or 1, queries, keys]."""
+        if self.bias is None:
+            return None
+        return self.bias.expand(*self.bias.shape[:-2], self.q.shape[2], self.k.shape[2])[..., tokens, :]
+
+    def chunks(self, logits: int) -> Iterator[slice]:
+        """The picture's tokens in pieces that hold CHUNK_ELEMENTS at once, for so many logits per token."""
+        size = max(1, CHUNK_ELEMENTS // logits)
+        for start in range(self.image.start, self.image.stop, size):
+            yield slice(start, min(start + size, self.image.stop))
+
 
 @runtime_checkable
 class Perturbation(Protocol):
@@ -113,3 +129,33 @@ class Perturbation(Protocol):
 
     about: ClassVar[About]
     layers: tuple[Layer, ...]  # none for a time embedding
+
+
+def attend_to_self(call: AttentionCall) -> Tensor:
+    """The attention in which every token of the picture sees itself and the others, but no other of the picture."""
+    others = call.others
+    if not others:
+        return call.v
+    out = torch.empty_like(call.v)
+    for tokens in others:
+        out[:, :, tokens] = call.attend(call.q[:, :, tokens], tokens)
+    k_other = torch.cat([call.k[:, :, tokens] for tokens in others], 2)  # [rows, heads, others, head_dim]
+    v_other = torch.cat([call.v[:, :, tokens] for tokens in others], 2)
+    rows, heads, count, _ = k_other.shape
+    for tokens in call.chunks(rows * heads * (count + 1)):
+        out[:, :, tokens] = _self_and_others(call, tokens, k_other, v_other)
+    return out
+
+
+def _self_and_others(call: AttentionCall, tokens: slice, k_other: Tensor, v_other: Tensor) -> Tensor:
+    """The output for image `tokens`, each attending to itself and to the tokens of `k_other`, `v_other`."""
+    q, k, v = call.q[:, :, tokens] * call.scale, call.k[:, :, tokens], call.v[:, :, tokens]
+    exact = torch.promote_types(q.dtype, torch.float32)
+    to_self = (q.to(exact) * k).sum(-1, keepdim=True)  # [rows, heads, chunk, 1]
+    to_others = (q @ k_other.mT).to(exact)  # [rows, heads, chunk, others]
+    bias = call.bias_of(tokens)
+    if bias is not None:
+        to_self = to_self + torch.diagonal(bias[..., tokens], dim1=-2, dim2=-1).unsqueeze(-1)
+        to_others = to_others + torch.cat([bias[..., other] for other in call.others], -1)
+    weights = torch.cat([to_self, to_others], -1).softmax(-1).to(v.dtype)
+    return weights[..., :1] * v + weights[..., 1:] @ v_other

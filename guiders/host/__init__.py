@@ -13,9 +13,21 @@ A guider with a predict_noise of its own keeps it: rows are added to the call th
 are applied to its result.
 """
 
+from .pools import prompts, random_tokens
 from .run import sample_with_terms
 from .terms import KEY, Term, add_term, make_guider
 from .trace import Forward, trace
 from .weak_models import with_weak_model
 
-__all__ = ["KEY", "Forward", "Term", "add_term", "make_guider", "sample_with_terms", "trace", "with_weak_model"]
+__all__ = [
+    "KEY",
+    "Forward",
+    "Term",
+    "add_term",
+    "make_guider",
+    "prompts",
+    "random_tokens",
+    "sample_with_terms",
+    "trace",
+]
+__all__ += ["with_weak_model"]

@@ -7,6 +7,8 @@ import uuid
 import comfy.samplers
 
 from ..base import POSITIVE, Branch
+from ..independent_condition import Pool
+from .pools import Pools
 
 
 class Rows:
@@ -17,38 +19,34 @@ class Rows:
     the place of the guider's conditioning that the row is a copy of.
     """
 
-    def __init__(self, guider):
-        self._guider = guider
+    def __init__(self, guider, pools: Pools):
+        self._guider, self._pools = guider, pools
+        self.now = (0, 0, 1)  # seed, step, samples of the model call under way
+        self._uuids: dict[Branch, list[uuid.UUID]] = {}
         self._copies: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy)
         self._branch_of: dict[uuid.UUID, Branch] = {}
         self._role_of: dict[uuid.UUID, int] = {}
         self._controls: dict[int, _ControlWithRoles] = {}
 
     def own(self, branch: Branch) -> list[dict] | None:
-        """The guider's conditioning that `branch` is of; the same object as in the guider's own calls."""
+        """The conditioning that `branch` is of; if it is the guider's, the same object as in the guider's own calls."""
+        if isinstance(branch.conditioning, Pool):
+            return self._pools.at(branch.conditioning, self.own(POSITIVE)[0], *self.now)
         return self._guider.conds.get(branch.conditioning)
 
     def of(self, branch: Branch) -> list[dict]:
         """The branch's own rows."""
         source = self.own(branch)
         if branch not in self._copies or self._copies[branch][0] is not source:
-            self._copies[branch] = (source, [{**row, "uuid": uuid.uuid4()} for row in source])
-            self._branch_of.update((row["uuid"], branch) for row in self._copies[branch][1])
+            uuids = self._uuids.setdefault(branch, [])
+            uuids.extend(uuid.uuid4() for _ in source[len(uuids) :])
+            self._branch_of.update((key, branch) for key in uuids)
+            self._copies[branch] = (source, [{**row, "uuid": key} for row, key in zip(source, uuids, strict=False)])
         return self._copies[branch][1]
 
     def can_share_a_batch_with_the_positive(self, branch: Branch) -> bool:
         """Whether the host could put one of the branch's rows into the batch of one of the positive's."""
-        same_object = ("control", "hooks", "area")
-        return any(
-            all(
-                row.get(key) is other.get(key) or (key == "area" and row.get(key) == other.get(key))
-                for key in same_object
-            )
-            and "gligen" not in row
-            and comfy.samplers.cond_equal_size(row["model_conds"], other["model_conds"])
-            for row in self.of(branch)
-            for other in self.own(POSITIVE)
-        )
+        return any(_same_batch(row, other, self.now[2]) for row in self.of(branch) for other in self.own(POSITIVE))
 
     def set_roles(self, conds: list[list[dict] | None], branches: list[Branch]) -> None:
         """Remember the roles of a call that carries the guider's `conds` and rows of `branches`."""
@@ -76,6 +74,18 @@ class Rows:
     def branches(self, transformer_options: dict) -> tuple[Branch | None, ...]:
         """The branch of each equal share of a network call's rows; None for the guider's own."""
         return tuple(self._branch_of.get(row) for row in transformer_options["uuids"])
+
+
+def _same_batch(row: dict, other: dict, samples: int) -> bool:
+    if "gligen" in row or row.get("area") != other.get("area"):
+        return False
+    if any(row.get(key) is not other.get(key) for key in ("control", "hooks")):
+        return False
+    conds = [
+        {key: cond.process_cond(batch_size=samples, area=None) for key, cond in r["model_conds"].items()}
+        for r in (row, other)
+    ]
+    return comfy.samplers.cond_equal_size(*conds)
 
 
 class _ControlWithRoles:

@@ -18,8 +18,10 @@ from ...patches.host import KEY
 from ..base import POSITIVE, Branch, Step
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
+from ..independent_condition import Pool
 from ..schedule import Steps, fraction_of
 from .call import ModelCall
+from .pools import Pools
 from .rows import Rows
 from .trace import warn, warn_once
 from .weak_models import WeakModels
@@ -71,7 +73,9 @@ class Run:
         self.used: set[Term] = set()
         self.cfg_mattered = False
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
-        self.rows = Rows(guider)
+        conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
+        self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})
+        self.rows = Rows(guider, self.pools)
         nodes = {branch.model: term.node for term in terms for branch in _branches(term.rule)}
         self.weak_models = WeakModels(guider, {name: nodes[name] for name in nodes if name != POSITIVE.model})
 
@@ -83,7 +87,9 @@ class Run:
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
         churns = getattr(sampler, "extra_options", {}).get("s_churn", 0) > 0
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
-        self.weak_models.begin(guider, sigmas, noise, latent_image, mask, extra_args.get("seed"), self.shapes)
+        seed = extra_args.get("seed")
+        self.weak_models.begin(guider, sigmas, noise, latent_image, mask, seed, self.shapes)
+        self.pools.begin(guider, noise, latent_image, mask, seed, self.shapes)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, mask, *args, **kwargs)
 
     def predict_noise(self, executor, x, timestep, model_options, seed=None):
@@ -96,6 +102,7 @@ class Run:
         with self._cfg_at(start):
             if not active.rules:
                 return executor(x, timestep, model_options, seed)
+            self.rows.now = (seed or 0, index, x.shape[0])
             moment = Moment(seed or 0, index, 1 - self.fraction_of(start))
             call = ModelCall(self, active, step, timestep, moment)
             return call.finish(executor(x, timestep, call.options(model_options), seed), model_options)

@@ -24,7 +24,7 @@ def several(count: int, *shape: int, dtype=torch.float64) -> list[torch.Tensor]:
 
 
 def at(index: int, shapes=()) -> Step:
-    return Step(torch.empty(0), 2.0, 2.0, index, shapes)
+    return Step(torch.empty(0), 2.0, 2.0, index, shapes=shapes)
 
 
 def applied(denoised, positive, shapes=(), **settings) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pack.guiders import RULES, AdaptiveProjected, ClassifierFree, Rescale, WeakBranch, WeakModel
+from pack.guiders import RULES, AdaptiveProjected, ClassifierFree, IndependentCondition, Rescale, WeakBranch, WeakModel
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
@@ -34,6 +34,7 @@ EXAMPLES = {
     ClassifierFree: Example({"weight": 4.0}, "weight"),
     WeakBranch: Example({"scale": 3.0, "perturbation": "any"}, "scale"),
     WeakModel: Example({"scale": 2.0}, "scale"),
+    IndependentCondition: Example({"scale": 2.0}, "scale"),
     Rescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFree(4.0),), sums=True),
     AdaptiveProjected: Example({"eta": 0.0}, "eta", affine=False, after=(ClassifierFree(4.0),), sums=True),
 }

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from pack.patches import PERTURBATIONS, IdentityAttention, identity_attention
+from pack.patches import PERTURBATIONS, BlurredQuery, IdentityAttention, MaskedAttention, base
 from pack.patches.base import About, AttentionCall, Moment, Perturbation
 from pack.patches.layers import Layer
 from torch import Tensor
@@ -12,8 +12,22 @@ from torch import Tensor
 LAYERS = (Layer("middle", 0),)
 GRID = (3, 5)
 SIZE = 15  # tokens of the picture
-SETTINGS = [method(LAYERS) for method in PERTURBATIONS]
-EVERY = pytest.mark.parametrize("perturbation", SETTINGS, ids=lambda setting: setting.about.title)
+SETTINGS = [method(LAYERS) for method in PERTURBATIONS if hasattr(method, "attention")]  # each with its defaults, and
+SETTINGS += [
+    BlurredQuery(LAYERS, 2.0),
+    BlurredQuery(LAYERS, 2.0, "reflect"),
+    MaskedAttention(LAYERS, 0.5),
+    MaskedAttention(LAYERS, 0.5, keep_diagonal=False),
+    MaskedAttention(LAYERS, 1.0, keep_diagonal=False),
+]
+
+
+def name_of(setting) -> str:
+    changed = [getattr(setting, f.name) for f in dataclasses.fields(setting) if getattr(setting, f.name) != f.default]
+    return " ".join([setting.about.title, *map(str, changed[1:])])
+
+
+EVERY = pytest.mark.parametrize("perturbation", SETTINGS, ids=name_of)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | float = 0.0) -> Tensor:
@@ -99,7 +113,7 @@ def test_it_acts(perturbation, before, after):
 def test_a_row_alone_is_that_row_among_others(perturbation, before, after):
     call = attention(before, after, rows=3)
     together = perturbation.attention(call)
-    for row in range(3):
+    for row in range(1 if getattr(perturbation, "random", False) else 3):  # draws belong to a sample's place
         q, k, v = (part[row : row + 1] for part in (call.q, call.k, call.v))
         alone = perturbation.attention(call_of(q, k, v, before))
         torch.testing.assert_close(alone, together[row : row + 1], rtol=0, atol=1e-14)
@@ -195,17 +209,17 @@ def test_pag_is_the_limit_of_more_and_more_weight_on_the_diagonal():
 def test_pag_does_not_depend_on_how_many_tokens_are_handled_at_once(monkeypatch, before, after, bias, elements):
     call = attention(before, after, bias)
     whole = PAG.attention(call)
-    monkeypatch.setattr(identity_attention, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(base, "CHUNK_ELEMENTS", elements)
     torch.testing.assert_close(PAG.attention(call), whole, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("elements, most", [(1, 1), (2 * 3 * 5 * 4, 4), (2**24, SIZE)])
 def test_pag_holds_no_more_logits_at_once_than_it_may(monkeypatch, elements, most):
     sizes = []
-    handle = identity_attention._self_and_others
-    monkeypatch.setattr(identity_attention, "CHUNK_ELEMENTS", elements)
+    handle = base._self_and_others
+    monkeypatch.setattr(base, "CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(
-        identity_attention,
+        base,
         "_self_and_others",
         lambda call, tokens, *others: sizes.append(tokens.stop - tokens.start) or handle(call, tokens, *others),
     )

@@ -1,0 +1,109 @@
+"""A condition that has nothing to do with the picture: drawn by (seed, step, sample), and nothing else is touched."""
+
+import networks
+import pytest
+import torch
+from harness import Counter, close, network, prompts, run, sample
+from pack.guiders import host
+from pack.guiders.independent_condition import IndependentCondition, Pool
+from pack.guiders.schedule import Schedule
+from test_with_others import in_area
+
+
+def icg(model, pool, scale=2.0):
+    return host.add_term(model, host.Term(IndependentCondition(scale, pool), Schedule(), "ICG"))
+
+
+def pool_of(kind, seeds=(3, 4, 5), tokens=20):
+    conds = [prompt for seed in seeds for prompt in networks.conditioning(kind, seed, tokens=tokens)]
+    return host.prompts(conds, 0)
+
+
+@pytest.mark.parametrize("kind", ["unet", "sdxl", "sd3", "flux"])
+def test_a_pool_of_the_negative_alone_is_cfg(kind):
+    """ICG (w, ŷ = the negative) is CFG w; pooled vectors too."""
+    model, (positive, negative) = network(kind), prompts(kind)
+    same = host.prompts([*negative, *negative], 0)
+    for batch in (1, 3):
+        latent = networks.latent(kind, batch)
+        expected = sample(model, kind, cfg=4.0, latent=latent)
+        got = sample(icg(model, same, 3.0), kind, cfg=1.0, latent=latent, conds=(positive, negative))
+        assert close(got, expected) < 5e-6
+
+
+@pytest.mark.parametrize("pool", ["gaussian", "prompts"])
+@pytest.mark.parametrize("kind", ["unet", "sdxl", "sd3", "flux"])
+def test_it_acts_in_the_same_forward_and_leaves_the_global_generator_alone(kind, pool):
+    model = network(kind)
+    pool = Pool() if pool == "gaussian" else pool_of(kind)
+    counter = Counter(icg(model, pool))
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    result = sample(counter.model, kind, cfg=1.0, latent=networks.latent(kind, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert counter.rows == [2] * 4 and {tuple(roles) for _, roles in counter.forwards} == {(0, 0)}
+    assert close(result, sample(model, kind, cfg=1.0, latent=networks.latent(kind, 2))) > 1e-3
+    assert torch.equal(result, sample(counter.model, kind, cfg=1.0, latent=networks.latent(kind, 2)))
+
+
+def test_a_samples_condition_does_not_depend_on_what_else_is_in_the_batch():
+    model, two = icg(network("unet"), pool_of("unet")), networks.latent("unet", 2)
+    both = sample(model, latent=two, cfg=1.0)
+    assert close(sample(model, latent=two[:1], cfg=1.0), both[:1]) < 1e-6
+
+
+def test_each_step_draws_anew_and_the_evaluations_of_one_step_share_a_draw():
+    pool = pool_of("unet", seeds=range(3, 40))
+    drawn = []
+
+    class Watched(Pool):
+        def draw(self, seed, step, sample):
+            drawn.append((step, sample))
+            return super().draw(seed, step, sample)
+
+    watched = Watched(pool.conditions)
+    sample(icg(network("unet"), watched), sampler="heun", steps=5, latent=networks.latent("unet", 2))
+    assert drawn == [(step, sample) for step in range(5) for sample in range(2)]
+
+
+def test_texts_of_other_lengths_and_regional_prompts_work_and_the_users_areas_stay():
+    model, (positive, negative) = network("unet"), prompts("unet")
+    regional = in_area(positive, (8, 16, 0, 0)) + networks.conditioning("unet", 9)
+    plain = Counter(model)
+    sample(plain.model, conds=(regional, negative))
+    for pool in (pool_of("unet", tokens=8), pool_of("unet"), Pool()):
+        counter = Counter(icg(model, pool))
+        assert sample(counter.model, conds=(regional, negative)).isfinite().all()
+        assert sum(counter.rows) == sum(plain.rows) + 4
+
+
+def test_with_random_tokens_the_pool_is_made_by_the_clip_and_by_the_seed():
+    class Tokenizer:
+        inv_vocab = {i: f"word{chr(97 + i)}</w>" for i in range(20)}
+
+    class Clip:
+        tokenizer = type("T", (), {})()
+        texts: list[str] = []
+
+        def tokenize(self, text):
+            self.texts.append(text)
+            return text
+
+        def encode_from_tokens_scheduled(self, text):
+            seed = sum(map(ord, text))
+            return networks.conditioning("unet", seed)
+
+    clip = Clip()
+    clip.tokenizer.clip_l = Tokenizer()
+    pool = host.random_tokens(clip, 5, seed=1)
+    first = list(clip.texts)
+    assert len(pool.conditions) == 5 and len(set(first)) == 5
+    host.random_tokens(clip, 5, seed=1)
+    assert clip.texts[5:] == first
+    assert sample(icg(network("unet"), pool), cfg=1.0).isfinite().all()
+
+
+def test_the_guider_and_the_patch_are_alike():
+    model = icg(network("unet"), pool_of("unet"))
+    guider = host.make_guider(model, prompts("unet")[0], None, 1.0)
+    assert torch.equal(run(guider, networks.latent("unet")), sample(model, cfg=1.0))
