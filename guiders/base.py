@@ -6,15 +6,15 @@ Everything is in terms of the denoised prediction D(x; σ), the network's estima
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ..patches.base import About, check_params, param  # a method declares itself in one way, on both sides
 
-__all__ = ["NEGATIVE", "POSITIVE", "About", "Apply", "Branch", "Evaluate", "GuidanceRule", "Latent", "Predictions"]
-__all__ += ["Source", "Step", "check_params", "param"]
+__all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Evaluate", "GuidanceRule", "Latent"]
+__all__ += ["Predictions", "Source", "Step", "check_params", "param"]
 
 Latent = Tensor  # [batch, channels, *spatial], any number of spatial axes
 
@@ -29,6 +29,7 @@ class Step:
     index: int = 0  # of that step in the schedule
     signal: float = 1.0  # a in x = a x₀ + σ ε: 1 for ε and v networks as the host samples them, 1 − σ for flow models
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does
+    maps: dict[Hashable, Tensor] = field(default_factory=dict, compare=False)  # what a rule's observation has seen
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Branch:
 
 POSITIVE = Branch()
 NEGATIVE = Branch("negative")
+REFERENCE = Branch("reference")  # the negative in a call that carries it, else the positive: a row that is there anyway
 
 Predictions = Mapping[Branch, Latent]
 Source = Callable[[Predictions, Step], Latent]  # (predictions from x, step) → another x; hashable

@@ -11,7 +11,20 @@ from ..guiders.schedule import Schedule
 from ..guiders.weak_model import AUTOGUIDANCE
 from ..patches import PERTURBATIONS
 from . import schema
-from .terms import ICG, ICG_INPUTS, WEAK, Autoguidance, guide_away, independent, perturb, perturbation_inputs, term
+from .terms import (
+    ICG,
+    ICG_INPUTS,
+    SAG,
+    SAG_INPUTS,
+    WEAK,
+    Autoguidance,
+    guide_away,
+    independent,
+    perturb,
+    perturbation_inputs,
+    self_attention,
+    term,
+)
 
 PROMPTS = [schema.MODEL_IN, schema.POSITIVE, schema.NEGATIVE]
 
@@ -89,9 +102,25 @@ class ICGGuider(schema.Node):
         return make_guider(independent(cls.about.title, model, **settings), positive, negative, cfg)
 
 
+class SAGGuider(schema.Node):
+    about = dataclasses.replace(
+        SAG,
+        node_id="BeyondCFGSAGGuider",
+        title="SAG Guider",
+        summary=f"{SAG.summary} As a guider for SamplerCustomAdvanced, with CFG.",
+    )
+    inputs = [*PROMPTS, schema.cfg(4.0), *SAG_INPUTS]
+    output = schema.GUIDER_OUT
+
+    @classmethod
+    def build(cls, model, positive, cfg, negative=None, **settings):
+        return make_guider(self_attention(cls.about.title, model, **settings), positive, negative, cfg)
+
+
 NODES = [
     CFGGuider,
     AutoguidanceGuider,
     ICGGuider,
+    SAGGuider,
     *(perturbation_guider(method) for method in PERTURBATIONS if method.about.guider),
 ]

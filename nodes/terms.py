@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guiders import RULES
+from ..guiders import AdaptiveProjected, Rescale, SelfAttention
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term, prompts, random_tokens, with_weak_model
 from ..guiders.independent_condition import ABOUT as ICG
@@ -13,6 +13,7 @@ from ..guiders.schedule import Schedule
 from ..guiders.weak_branch import WeakBranch
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModel
 from ..patches import PERTURBATIONS
+from ..patches.attention_sums import AttentionSums
 from ..patches.host import architecture_of, select_layers
 from . import schema
 
@@ -111,6 +112,7 @@ class SIMSNode(schema.Node):
         return guide_away(cls.about, cls.about.title, model, auxiliary_model, **settings)
 
 
+SAG = SelfAttention.about
 ICG_INPUTS = [
     schema.strength(ICG),
     io.Combo.Input(
@@ -172,6 +174,32 @@ class IndependentConditionGuidance(schema.Node):
         return independent(cls.about.title, model, **settings)
 
 
+SAG_INPUTS = [
+    schema.strength(SAG),
+    *schema.inputs(SelfAttention)[1:],
+    schema.LAYERS,
+    *schema.window(),
+    schema.SCHEDULE_IN,
+]
+
+
+def self_attention(title, model, layers, start_percent, end_percent, schedule=None, **settings):
+    """MODEL guided away from what it makes of its own prediction with the attended parts blurred."""
+    settings["scale"] = checked_strength(SAG, settings)
+    rule = SelfAttention(**settings, observation=AttentionSums(select_layers(model, layers)))
+    return term(model, rule, title, start_percent, end_percent, schedule)
+
+
+class SelfAttentionGuidance(schema.Node):
+    about = SAG
+    inputs = [schema.MODEL_IN, *SAG_INPUTS]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, **settings):
+        return self_attention(cls.about.title, model, **settings)
+
+
 def finisher_node(method: type) -> type[schema.Node]:
     """The node of a rule that changes what the terms before it have made."""
 
@@ -193,6 +221,7 @@ NODES = [
     Autoguidance,
     SIMSNode,
     IndependentConditionGuidance,
+    SelfAttentionGuidance,
     *(perturbation_node(method) for method in PERTURBATIONS),
-    *(finisher_node(method) for method in RULES if hasattr(method, "about")),
+    *(finisher_node(method) for method in (Rescale, AdaptiveProjected)),
 ]

@@ -1,10 +1,11 @@
-"""MODELs to move away from, or towards: other averages of a network's training."""
+"""MODELs to move away from, or towards: other averages of a network's training, and networks made worse on purpose."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from ..guiders.base import About
+from ..guiders.host import degraded
 from ..guiders.host import ema as host
 from . import schema
 
@@ -65,4 +66,85 @@ class PostHocEMA(schema.Node):
         return host.average(host.find_snapshots(snapshots, snapshot_ema), ema)
 
 
-NODES = [PostHocEMA]
+class DegradedModel(schema.Node):
+    about = About(
+        node_id="BeyondCFGDegradedModel",
+        title="Degraded Model",
+        summary=(
+            "The same model made worse on purpose, as Autoguidance's weak model, without a second file. An experiment: "
+            "the paper found that noise, dropout and quantised weights do not guide real models well; a smaller or less "
+            "trained model does."
+        ),
+        paper="arXiv:2406.02507",
+        aliases=("weak model", "bad version", "input noise", "dropout", "quantise", "fewer layers", "skip layers"),
+    )
+    inputs = [
+        io.Model.Input(
+            "model", tooltip="The model to make worse. It stays as it is; what comes out is a version of it."
+        ),
+        io.Combo.Input(
+            "degradation",
+            options=["input noise", "dropout", "fewer layers", "quantised weights"],
+            default="input noise",
+            tooltip=(
+                "input noise: it sees the picture with more noise. dropout: parts of what its layers add are lost at "
+                "random. fewer layers: blocks are left out, transformers only. quantised weights: they are rounded; "
+                "with the same model as main this takes a second copy in memory. In the paper noise and dropout "
+                "only undid the same damage, done to the main model too."
+            ),
+        ),
+        io.Float.Input(
+            "amount",
+            default=0.1,
+            min=0.0,
+            max=0.95,
+            step=0.01,
+            round=0.0001,
+            tooltip=(
+                "0 is off. input noise: 0.1 is a noise level raised by 10 %. dropout: the share that is lost. The paper "
+                "tried 0.05 to 0.2. fewer layers and quantised weights are fully on at any amount above 0."
+            ),
+        ),
+        io.String.Input(
+            "layers",
+            default="auto",
+            tooltip=(
+                "For dropout and fewer layers. auto: all for dropout, those of Skip Layer for fewer layers. Else a list "
+                "such as double.7-9 or input.4, middle. A layer that the model lacks is an error that lists those it has."
+            ),
+        ),
+        io.Int.Input(
+            "bits",
+            default=4,
+            min=2,
+            max=8,
+            tooltip="For quantised weights: how many bits each has left. 8 is hardly worse, 2 is ruined.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**32 - 1,
+            tooltip="For input noise and dropout: what is drawn in each step. The sampler's seed has no part in it.",
+        ),
+    ]
+    output = io.Model.Output(
+        tooltip="The worse model, for the weak_model of Autoguidance, or to look at what it makes."
+    )
+
+    @classmethod
+    def build(cls, model, degradation, amount, layers, bits, seed):
+        if not 0 <= amount <= 0.95:  # also refuses NaN
+            raise ValueError(f"amount is {amount}; it must be a number from 0 to 0.95")
+        if degradation == "input noise":
+            return degraded.with_input_noise(model, amount, seed)
+        if degradation == "dropout":
+            return degraded.with_dropout(model, amount, layers, seed)
+        if degradation == "fewer layers":
+            return degraded.with_fewer_layers(model, amount, layers)
+        if not 2 <= bits <= 8:
+            raise ValueError(f"bits is {bits}; it must be a number from 2 to 8")
+        return degraded.with_rounded_weights(model, amount, bits)
+
+
+NODES = [PostHocEMA, DegradedModel]

@@ -118,11 +118,13 @@ class AttentionCall:
 @runtime_checkable
 class Perturbation(Protocol):
     """A frozen setting of how the network is made worse. It sees one branch's rows, never the batch, the host or σ, and
-    never changes a tensor it was given. It is one of three kinds, by what it defines:
+    never changes a tensor it was given. It is one of four kinds, by what it defines:
 
         attention(call)                    what a chosen layer's self-attention gives, [rows, heads, tokens, head_dim]
         time_embedding(embedding, moment)  what the network is told about the time, [rows, channels]
         skips = True                       a chosen layer is left out
+
+        observe(call)                      nothing changed; what it gives is reported, [rows, image tokens]
 
     It says `random = True` if it draws.
     """

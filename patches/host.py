@@ -27,6 +27,7 @@ ATTENTION = "optimized_attention_override"  # the host's slot for one function a
 TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a block of ours
 
 Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
+Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
 
 
 def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
@@ -56,6 +57,7 @@ class Plan:
     shares: Shares
     unproven: set[Perturbation]
     moment: Moment
+    report: Report | None = None  # told what is observed
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -94,20 +96,20 @@ def _installed(options: dict, network, spatial: tuple[int, ...], plan: Plan, rea
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
     for layer in dict.fromkeys(layer for perturbation in plan.shares if perturbation for layer in perturbation.layers):
         here = tuple(p if p is not None and layer in p.layers else None for p in plan.shares)
-        attention = tuple(p if hasattr(p, "attention") else None for p in here)
+        attention = tuple(p if hasattr(p, "attention") or hasattr(p, "observe") else None for p in here)
         skipped = tuple(p if hasattr(p, "skips") else None for p in here)
         if architecture.site == "attn1":
             attn1 = replace.setdefault("attn1", {})
             block = (layer.stack, layer.index)
             for key in {block, *(key for key in attn1 if key[:2] == block)}:  # (block, index[, transformer])
-                attn1[key] = SelfAttentionPatch(attention, attn1.get(key), str(layer), moment, reached)
+                attn1[key] = SelfAttentionPatch(attention, attn1.get(key), str(layer), moment, plan.report, reached)
             continue
         dit = replace.setdefault("dit", {})
         key = (f"{layer.stack}_block", layer.index)
         if any(attention):
             where = f"{type(network).__name__} {layer}"
             grid = architectures.grid(network, spatial)
-            joint = JointAttention(attention, options.get(ATTENTION), grid, where, moment, reached)
+            joint = JointAttention(attention, options.get(ATTENTION), grid, where, moment, plan.report, reached)
             dit[key] = BlockPatch(joint, dit.get(key))
         if any(skipped):
             dit[key] = SkipPatch(skipped, dit.get(key), reached)
@@ -151,6 +153,7 @@ class SelfAttentionPatch:
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
     layer: str
     moment: Moment | None
+    report: Report | None
     reached: set = field(compare=False)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
@@ -175,6 +178,9 @@ class SelfAttentionPatch:
             image = slice(0, q.shape[1])
             scale = qh.shape[-1] ** -0.5
             call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment)
+            if hasattr(perturbation, "observe"):
+                _observe(self, perturbation, call, rows, q.shape[0])
+                return clean(rows)
             return _from_heads(perturbation.attention(call))
 
         return _by_share(q.shape[0], self.shares, clean, perturbed)
@@ -227,6 +233,7 @@ class JointAttention:
     grid: tuple[int, ...]
     where: str  # network and layer
     moment: Moment | None
+    report: Report | None
     reached: set = field(compare=False)
 
     def __call__(
@@ -261,10 +268,21 @@ class JointAttention:
 
             scale = kw.get("scale") or qh.shape[-1] ** -0.5
             call = AttentionCall(qh, kh, vh, image, self.grid, scale, bias, attend, self.where, self.moment)
+            if hasattr(perturbation, "observe"):
+                _observe(self, perturbation, call, rows, q.shape[0])
+                return clean(rows)
             out = perturbation.attention(call)
             return out if skip_output_reshape else _from_heads(out)
 
         return _by_share(q.shape[0], self.shares, clean, perturbed)
+
+
+def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int) -> None:
+    """Report what `perturbation` sees of these rows, share by share."""
+    if call.grid is not None:
+        size = batch // len(patch.shares)
+        for share, seen in enumerate(perturbation.observe(call).split(size), rows.start // size):
+            patch.report(share, perturbation, seen, call.grid)
 
 
 def _by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:

@@ -12,9 +12,10 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...patches.base import Moment
 from ...patches.host import KEY, Plan, planned
-from ..base import NEGATIVE, POSITIVE, Branch, Latent, Predictions, Step
+from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
-from .trace import record
+from .maps import assembled
+from .trace import record, warn_once
 
 if TYPE_CHECKING:
     from .run import Run
@@ -80,23 +81,47 @@ class ModelCall:
         """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
         `known` are predictions that need no evaluation."""
         own: list[Latent] = []
+        rows, known = self.run.rows, {branch: value for branch, value in (known or {}).items() if value is not None}
+        negative = rows.own(NEGATIVE)
+        has_negative = NEGATIVE in known or (negative is not None and any(mine is negative for mine in conds))
+        rows.reference = "negative" if has_negative else "positive"
+        if known:
+            known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
 
         def evaluate(branches: tuple[Branch, ...], step: Step) -> Predictions:
-            carried = conds if step is self.step else []  # the guider's own conditionings ask for the sampler's x
+            first = step is self.step  # at the sampler's own x, which the guider's own conditionings ask for
+            carried = conds if first else []
             place = {
                 branch: at
-                for branch in (POSITIVE, NEGATIVE)
-                for at, rows in enumerate(carried)
-                if rows is not None and rows is self.run.rows.own(branch)
+                for branch in (POSITIVE, NEGATIVE, REFERENCE)
+                for at, mine in enumerate(carried)
+                if mine is not None and mine is rows.own(branch)
             }
-            given = {branch: value for branch, value in (known or {}).items() if value is not None}
-            asked = [branch for branch in branches if branch not in place and branch not in given]
-            out, values = self._forward(carried, asked, model, x if carried else step.x, options, calc)
+            self.found = {self.run.observation: {}} if first and self._observes else {}
+            asked = [branch for branch in branches if branch not in place and branch not in known]
+            out, values = self._forward(carried, asked, model, x if first else step.x, options, calc)
             own.extend(out)
-            return given | values | {branch: out[at] for branch, at in place.items()}
+            for observation, found in self.found.items():
+                self._keep(observation, assembled(rows.own(REFERENCE), found, x))
+            return known | values | {branch: out[at] for branch, at in place.items()}
 
         self.predictions = evaluate_all((POSITIVE, *self.active.branches), self.step, evaluate)
         return own
+
+    @property
+    def _observes(self) -> bool:
+        return any(getattr(rule, "observation", None) for rule, *_ in self.active.rules)
+
+    def _keep(self, observation, seen: Latent | None) -> None:
+        """Hand the rules what was seen: in this call, or where a cache answered for the network, the last time."""
+        if seen is not None:
+            self.run.seen = seen
+        if self.run.seen is None:
+            warn_once(
+                "SAG cannot see the attention here, another pack has wrapped the network; it blurs everything instead"
+            )
+        else:
+            self.step.maps[observation] = self.run.seen
 
     def _forward(self, conds, branches, model, x, options, calc) -> tuple[list[Latent], dict[Branch, Latent]]:
         """One calc_cond_batch of [branches that can share a batch with the positive, the guider's own, the others].
@@ -135,8 +160,18 @@ class ModelCall:
         branches = self.run.rows.branches(options)
         record(self.step.sigma, branches, tuple(options["cond_or_uncond"]))
         shares = tuple(branch.perturbation if branch else None for branch in branches)
+        if self.found and not wrapper:  # another pack's wrapper may have cut rows into tiles
+            reference = {row["uuid"] for row in self.run.rows.own(REFERENCE)}
+            seen = zip(shares, options["uuids"], strict=True)
+            shares = tuple(self.run.observation if row in reference else share for share, row in seen)
+
+        def report(share: int, observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
+            self.found[observation].setdefault(
+                options["uuids"][share], (sums, grid)
+            )  # of several transformers the first
+
         if any(shares):
-            options = planned(options, Plan(shares, self.run.unproven, self.moment))
+            options = planned(options, Plan(shares, self.run.unproven, self.moment, report))
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
         return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

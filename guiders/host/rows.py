@@ -6,7 +6,7 @@ import uuid
 
 import comfy.samplers
 
-from ..base import POSITIVE, Branch
+from ..base import POSITIVE, REFERENCE, Branch
 from ..independent_condition import Pool
 from .pools import Pools
 
@@ -22,6 +22,7 @@ class Rows:
     def __init__(self, guider, pools: Pools):
         self._guider, self._pools = guider, pools
         self.now = (0, 0, 1)  # seed, step, samples of the model call under way
+        self.reference = "positive"  # which of the guider's own REFERENCE stands for in it
         self._uuids: dict[Branch, list[uuid.UUID]] = {}
         self._copies: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy)
         self._branch_of: dict[uuid.UUID, Branch] = {}
@@ -32,7 +33,8 @@ class Rows:
         """The conditioning that `branch` is of; if it is the guider's, the same object as in the guider's own calls."""
         if isinstance(branch.conditioning, Pool):
             return self._pools.at(branch.conditioning, self.own(POSITIVE)[0], *self.now)
-        return self._guider.conds.get(branch.conditioning)
+        name = self.reference if branch.conditioning == REFERENCE.conditioning else branch.conditioning
+        return self._guider.conds.get(name)
 
     def of(self, branch: Branch) -> list[dict]:
         """The branch's own rows."""
@@ -54,7 +56,7 @@ class Rows:
             self._role_of.update((row["uuid"], role) for row in rows or ())
         for branch in branches:
             same = [role for role, rows in enumerate(conds) if rows is self.own(branch)]
-            role = same[0] if same else int(branch.conditioning == "negative")
+            role = same[0] if same else int(branch.conditioning in ("negative", REFERENCE.conditioning))
             self._role_of.update((row["uuid"], role) for row in self.of(branch))
 
     def give_roles(self, transformer_options: dict) -> None:

@@ -76,6 +76,13 @@ class Run:
         conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
         self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})
         self.rows = Rows(guider, self.pools)
+        observations = {term.rule.observation: term.node for term in terms if getattr(term.rule, "observation", None)}
+        if len(observations) > 1:
+            raise ValueError(
+                f"{' and '.join(observations.values())}: they look at different layers; give them the same"
+            )
+        self.observation = next(iter(observations), None)
+        self.seen: torch.Tensor | None = None  # what it has seen last
         nodes = {branch.model: term.node for term in terms for branch in _branches(term.rule)}
         self.weak_models = WeakModels(guider, {name: nodes[name] for name in nodes if name != POSITIVE.model})
 

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pack.guiders import RULES, AdaptiveProjected, ClassifierFree, IndependentCondition, Rescale, WeakBranch, WeakModel
+from pack.guiders import (
+    RULES,
+    AdaptiveProjected,
+    ClassifierFree,
+    CleanClassifier,
+    IndependentCondition,
+    NoisyClassifier,
+    Rescale,
+    SelfAttention,
+    WeakBranch,
+    WeakModel,
+)
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
@@ -23,6 +34,7 @@ class Example:
     settings: dict
     strength: str
     affine: bool = True  # in its strength
+    difference: bool = True  # what it adds is one of predictions, and nothing where they are equal
     after: tuple[GuidanceRule, ...] = ()  # what it acts on, where it does on what other rules made
     sums: bool = False  # over the latent, so that the order of its elements changes the last bits
 
@@ -30,12 +42,23 @@ class Example:
         return rule(**(self.settings | changes))
 
 
+class Likely:
+    """A classifier of pixels: log p is the sum of log_sigmoid."""
+
+    def begin(self):
+        return lambda step: torch.nn.functional.logsigmoid(step.x).flatten(1).sum(1)
+
+
+LIKELY = {"classifier": Likely(), "scale": 3.0}
 EXAMPLES = {
     ClassifierFree: Example({"weight": 4.0}, "weight"),
     WeakBranch: Example({"scale": 3.0, "perturbation": "any"}, "scale"),
     WeakModel: Example({"scale": 2.0}, "scale"),
+    SelfAttention: Example({"scale": 0.7, "mask": "global"}, "scale", sums=True, difference=False),
     IndependentCondition: Example({"scale": 2.0}, "scale"),
     Rescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFree(4.0),), sums=True),
+    NoisyClassifier: Example(LIKELY, "scale", difference=False),
+    CleanClassifier: Example(LIKELY, "scale", difference=False),
     AdaptiveProjected: Example({"eta": 0.0}, "eta", affine=False, after=(ClassifierFree(4.0),), sums=True),
 }
 EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
@@ -155,7 +178,10 @@ def test_the_result_is_affine_in_the_strength(rule, example, strength):
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule, example", AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
+DIFFERENCES = [(rule, example) for rule, example in AFFINE if example.difference]
+
+
+@pytest.mark.parametrize("rule, example", DIFFERENCES, ids=[rule.__name__ for rule, _ in DIFFERENCES])
 def test_equal_predictions_leave_the_result_as_it_was(rule, example):
     setting, x = example.of(rule), latent(6, 5)
     same = {branch: Gaussian(1.0, 0.5) for branch in (POSITIVE, *setting.branches())}

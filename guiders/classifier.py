@@ -1,0 +1,114 @@
+"""Classifier guidance.   D_s = D + s (b²/a) ∇ₓ log p(y | x; σ)        where x = a x₀ + b ε and b is σ
+
+Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", arXiv:2105.05233. In x₀, so that it is the same
+for every parametrisation. Added to the result so far. Neutral at s = 0, linear in s, and 0 at a = 0, where x is all
+noise and nobody can tell a class. With the exact classifier of a condition it is CFG: ∇ₓ log p(y | x; σ) is the
+difference of the scores, and b²/a times that D₊ − D₀.
+
+Paper: its Algorithm 2 prints ε̂ = ε − √(1 − ᾱ) ∇ log p, without its own input s. Here: with s, as in its code.
+
+That needs a classifier of noisy latents. A classifier of clean ones sees the prediction instead, an approximation:
+    D_s = D + s r² ∇_D log p(y | D₊),     r² = b² / (a² + b²)
+Exactly, b²/a ∇ₓ log p(y | D(x)) is Cov[x₀ | x] ∇_D log p(y | D); r² is that covariance where data is N(0, 1), and b²/a²
+as σ goes to 0 for any data. Besides, a mean of pictures is judged as if it were one. Good late, rough early. No backward
+pass through the diffusion model.
+
+A sample whose gradient is not finite gets no guidance in that step: one bad number would spoil the rest of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .base import POSITIVE, About, Apply, Branch, Latent, Step, check_params, param
+from .linalg import exact, per_sample
+
+CLASSIFIER = About(
+    node_id="BeyondCFGClassifier",
+    title="Classifier Guidance",
+    summary=(
+        "Guides towards what a classifier of pictures takes for a label: CLIP and words of your own, or a small head on "
+        "CLIP's picture embedding. Needs no training of the model. Each step decodes the prediction and goes back through "
+        "VAE and CLIP, so a TAESD is the VAE to use: others need much memory. The classifier is one of clean pictures, "
+        "which is an approximation: better late in sampling than early."
+    ),
+    paper="arXiv:2105.05233",
+    aliases=("classifier guidance", "CLIP guidance", "guided diffusion", "zero-shot", "universal guidance", "ADM-G"),
+)
+
+LogProbability = Callable[[Step], Tensor]  # log p(y | step.x; step.sigma) of each sample, [batch]; differentiable
+
+
+class Classifier(Protocol):
+    """Knows the wanted class y. Compared by identity."""
+
+    def begin(self) -> LogProbability:
+        """Called once per sampling run. What the run needs lives in the function that is returned."""
+
+
+@dataclass(frozen=True)
+class NoisyClassifier:
+    """By a classifier of noisy latents: it is asked about x at σ."""
+
+    classifier: Classifier
+    scale: float = param(
+        1.0,
+        "How far to move towards the label. 0 is off and costs nothing; 1 is what the classifier's probability itself "
+        "asks for, and the paper goes up to 10. Too much draws what fools the classifier.",
+        low=0.0,
+        high=1000.0,
+        step=0.1,
+    )
+
+    def __post_init__(self):
+        check_params(self)
+
+    def branches(self) -> tuple[Branch, ...]:
+        return () if self.scale == 0 else (POSITIVE,)
+
+    def begin(self) -> Apply:
+        log_probability = self.classifier.begin()
+
+        def apply(denoised, predictions, step):
+            if step.signal <= 0:
+                return denoised
+            size = self.scale * step.sigma**2 / step.signal
+            return _moved(denoised, size, gradient(log_probability, step))
+
+        return apply
+
+
+@dataclass(frozen=True)
+class CleanClassifier(NoisyClassifier):
+    """By a classifier of clean latents: it is asked about D₊ as if it were x at σ = 0."""
+
+    def begin(self) -> Apply:
+        log_probability = self.classifier.begin()
+
+        def apply(denoised, predictions, step):
+            clean = replace(step, x=predictions[POSITIVE], sigma=0.0, signal=1.0)
+            size = self.scale * step.sigma**2 / (step.signal**2 + step.sigma**2)
+            return _moved(denoised, size, gradient(log_probability, clean))
+
+        return apply
+
+
+def gradient(log_probability: LogProbability, step: Step) -> Latent:
+    """∇ₓ log p of each sample, at least in float32; 0 for samples where it is not finite.
+
+    The host runs nodes in inference mode, where nothing has a gradient, and its networks write over what autograd has
+    saved: it keeps what they overwrite."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        x = exact(step.x).detach().clone().requires_grad_()
+        (found,) = torch.autograd.grad(log_probability(replace(step, x=x)).sum(), x)
+    finite = found.isfinite().flatten(1).all(1)  # [batch]
+    return torch.where(finite.view(-1, *(1 for _ in per_sample(found))), found, 0.0)
+
+
+def _moved(denoised: Latent, size: float, direction: Latent) -> Latent:
+    return (exact(denoised) + size * direction).to(denoised.dtype)

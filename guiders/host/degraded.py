@@ -1,0 +1,217 @@
+"""A MODEL made worse on purpose, without a second file, to be Autoguidance's weak model.
+
+All but the rounding live in the model_options of a clone, so the clone shares the network of the model that it guides:
+an APPLY_MODEL wrapper changes what the network is asked, or puts patches in its options for the length of the call. The
+rounding is a weight patch, so the weak model needs weights of its own there (weak_models).
+
+Karras et al. 2024, arXiv:2406.02507, break a network in these ways after its training. With k = 1 + amount:
+
+    input noise   D̃(x; σ) = D(x + σ √(k² − 1) n; kσ),  n ~ N(0, I): as noisy as at kσ, and told so
+                  a flow's x is (1 − σ) x₀ + σ n, and its noise-to-signal ratio σ / (1 − σ) grows by k
+    dropout       x + m ∘ f(x) / (1 − amount), m = 0 with probability amount, in what self-attentions (UNet) or blocks
+                  (transformers) f add. Paper: inside the UNet's residual blocks, which transformers do not have
+    fewer layers  x, instead of x + f(x), for some blocks f of a transformer
+    quantised     w̃ = s round(w / s), s = max |w| / (2^(bits − 1) − 1) over each output's weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.model_sampling
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from ...patches.base import Moment
+from ...patches.host import architecture_of, select_layers
+from ...patches.layers import Layer
+
+WRAPPER = "beyond_cfg_degraded"
+OUTPUT = "attn1_output_patch"  # the UNet's list of functions of what each self-attention adds
+
+
+def with_input_noise(model, amount: float, seed: int):
+    """A clone of MODEL whose network sees inputs with 1 + `amount` times their noise."""
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, (comfy.model_sampling.EPS, comfy.model_sampling.CONST)):
+        raise ValueError(
+            f"nothing here knows how {type(sampling).__name__} mixes picture and noise; choose another degradation"
+        )
+    return _wrapped(model, InputNoise(amount, seed)) if amount else model.clone()
+
+
+def with_dropout(model, amount: float, layers: str, seed: int):
+    """A clone of MODEL that drops `amount` of what `layers` add; "auto" is all of them."""
+    chosen = select_layers(model, "all" if layers.strip().lower() == "auto" else layers)
+    site = architecture_of(model).site
+    return _wrapped(model, WorseLayers(chosen, site, amount, seed)) if amount else model.clone()
+
+
+def with_fewer_layers(model, amount: float, layers: str):
+    """A clone of MODEL without `layers`, unless `amount` is 0; "auto" are those of Skip Layer."""
+    chosen = select_layers(model, layers, skip=True)
+    return _wrapped(model, WorseLayers(chosen, architecture_of(model).site)) if amount else model.clone()
+
+
+def with_rounded_weights(model, amount: float, bits: int):
+    """A clone of MODEL with the matrices and kernels of its diffusion model rounded to `bits`, unless `amount` is 0."""
+    model = model.clone()
+    if amount:
+        weights = model.model.state_dict()
+        keys = [key for key, w in weights.items() if key.startswith("diffusion_model.") and key.endswith(".weight")]
+        model.add_patches({key: Rounded(set(), (bits,)) for key in keys if weights[key].ndim >= 2})
+    return model
+
+
+def _wrapped(model, wrapper):
+    model = model.clone()
+    add_wrapper_with_key(WrappersMP.APPLY_MODEL, WRAPPER, wrapper, model.model_options, is_model_options=True)
+    return model
+
+
+def noisier(x: Tensor, sigma: Tensor, k: float, noise: Tensor, flow: bool) -> tuple[Tensor, Tensor]:
+    """(x, σ) with `k` times the noise for the same picture. `sigma` [batch, 1, …], like x's axes."""
+    extra = sigma * (k * k - 1) ** 0.5 * noise
+    if not flow:
+        return x + extra, k * sigma
+    total = 1 - sigma + k * sigma  # what the weights of picture and noise sum to; a flow's sum to 1
+    return (x + extra) / total, k * sigma / total
+
+
+@dataclass(frozen=True)
+class InputNoise:
+    amount: float
+    seed: int
+
+    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw):
+        options = transformer_options or {}
+        flow = isinstance(executor.class_obj.model_sampling, comfy.model_sampling.CONST)
+        sigma = t.reshape(-1, *[1] * (x.ndim - 1))
+        moment, roles = _moment(self.seed, t, options), _roles(options, x.shape[0])
+        noise = moment.normal(x[: x.shape[0] // roles], "input noise").repeat(roles, *[1] * (x.ndim - 1))
+        x, sigma = noisier(x, sigma, 1 + self.amount, noise, flow)
+        return executor(x, sigma.reshape(t.shape), c_concat, c_crossattn, control, options, **kw)
+
+
+@dataclass(frozen=True)
+class WorseLayers:
+    layers: tuple[Layer, ...]
+    site: str  # as the architecture says
+    dropout: float = 1.0  # 1: the layers are left out, and not computed
+    seed: int = 0
+    proven: set = field(default_factory=set, compare=False)  # not empty once a layer has run
+
+    def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw):
+        options = dict(transformer_options or {})
+        moment = _moment(self.seed, t, options) if self.dropout < 1 else Moment()
+        if self.site == "attn1":
+            patches = options.get("patches", {})
+            ours = DroppedAttention(self, moment, _roles(options, x.shape[0]))
+            options["patches"] = {**patches, OUTPUT: [*patches.get(OUTPUT, []), ours]}
+        else:
+            replace = options.get("patches_replace", {})
+            dit = dict(replace.get("dit", {}))
+            for layer in self.layers:
+                key = (f"{layer.stack}_block", layer.index)
+                dit[key] = WorseBlock(self, layer, moment, _roles(options, x.shape[0]), dit.get(key))
+            options["patches_replace"] = {**replace, "dit": dit}
+        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kw)
+        network = executor.class_obj.diffusion_model
+        if not self.proven and not _is_compiled(network):  # a compiled graph calls ours without Python to witness it
+            raise RuntimeError(
+                f"Degraded Model: none of the layers {', '.join(map(str, self.layers))} of {type(network).__name__} ran "
+                f"in the host's way, so it would have no effect. Another pack may have replaced the network's forward; "
+                f"take its node out, or choose other layers."
+            )
+        return denoised
+
+    def witness(self) -> None:
+        if not torch.compiler.is_compiling():
+            self.proven.add(True)
+
+    def dropped(self, added: Tensor, moment: Moment, roles: int, salt: str) -> Tensor:
+        """`added` [rows, tokens, channels], with one mask for all rows of a sample: its positive, its negative …"""
+        like, keep = added[: added.shape[0] // roles], 1 - self.dropout
+        masks = [
+            torch.empty(like.shape[1:], device=added.device).bernoulli_(keep, generator=generator)
+            for generator in moment.generators(like.shape[0], added.device, salt)
+        ]
+        mask = torch.stack(masks).to(added.dtype).repeat(roles, *[1] * (added.ndim - 1))
+        return added * mask / keep
+
+
+@dataclass(frozen=True)
+class DroppedAttention:
+    """The UNet's patch of what a self-attention adds: called for all of them, it acts in the chosen blocks."""
+
+    worse: WorseLayers
+    moment: Moment
+    roles: int
+
+    def __call__(self, added: Tensor, extra: dict) -> Tensor:
+        layer = Layer(*extra["block"])
+        if layer not in self.worse.layers:
+            return added
+        self.worse.witness()
+        return self.worse.dropped(added, self.moment, self.roles, f"{layer} {extra['block_index']}")
+
+
+@dataclass(frozen=True)
+class WorseBlock:
+    """A transformer block's replace patch."""
+
+    worse: WorseLayers
+    layer: Layer
+    moment: Moment
+    roles: int
+    previous: Callable | None  # another pack's patch of the same block
+
+    def __call__(self, args: dict, extra: dict) -> dict:
+        self.worse.witness()
+        streams = [name for name in ("img", "txt") if name in args]
+        if self.worse.dropout == 1:
+            return {name: args[name] for name in streams}
+        before = {name: args[name].clone() for name in streams}  # blocks add to their inputs in place
+        out = dict(self.previous(args, extra) if self.previous else extra["original_block"](args))
+        for name in streams:
+            if out.get(name) is not None:  # the last block of SD3 gives no text
+                added = out[name] - before[name]
+                out[name] = before[name] + self.worse.dropped(added, self.moment, self.roles, f"{self.layer} {name}")
+        return out
+
+
+class Rounded(WeightAdapterBase):
+    """A weight patch of the host's kind, which makes others of itself from its two parts."""
+
+    name = "rounded"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[int]):
+        self.loaded_keys, self.weights = loaded_keys, weights  # weights: the bits, as the only one
+
+    def calculate_weight(self, weight: Tensor, *args, **kwargs) -> Tensor:
+        return rounded(weight, *self.weights)
+
+
+def rounded(weight: Tensor, bits: int) -> Tensor:  # [outputs, …]
+    scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / (2 ** (bits - 1) - 1)
+    return torch.where(scale > 0, (weight / scale).round() * scale, weight)
+
+
+def _moment(seed: int, t: Tensor, options: dict) -> Moment:
+    """Where in the run a call is made, by the steps that begin above its σ; what is drawn holds for a whole step."""
+    sigmas = options.get("sample_sigmas")
+    step = 0 if sigmas is None else int((sigmas.to(t) > t.flatten()[0]).sum())
+    return Moment(seed, step)
+
+
+def _roles(options: dict, rows: int) -> int:
+    """How many conditionings share the batch, each with all samples."""
+    roles = len(options.get("cond_or_uncond", ())) or 1
+    return roles if rows % roles == 0 else 1
+
+
+def _is_compiled(network) -> bool:
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())

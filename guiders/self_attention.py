@@ -1,0 +1,120 @@
+"""Self-Attention Guidance.   D' = D + s (x̃ − D(x̂)),   x̃ = M blur(Dᵣ) + (1 − M) Dᵣ,   x̂ = x + a (x̃ − Dᵣ)
+
+Hong et al. 2023, "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance", arXiv:2210.00939. What the
+network attends to most is blurred in its own prediction Dᵣ and shown to it again with the same noise; M marks the image
+tokens that are attended to more than the average. a is the signal's coefficient in x = a x₀ + σ ε. Neutral at s = 0.
+
+The two branches see different x, so this is not D + s (D − D(x̂)): in ε it is ε + s (ε − ε̂), which for every a is the
+above in x₀. The host's node has a = 1, right for ε and v networks; on flow models it shows the network a wrong x.
+With CFG the reference Dᵣ is the negative's prediction (the paper's Eq. 25), without it the positive's: no row more.
+Other masks are those of the paper's ablation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import REFERENCE, About, Apply, Branch, Latent, Predictions, Step, check_params, param
+
+RADIUS = 4  # of the blur: 9 latent pixels, as in the paper's Stable Diffusion code
+MASKS = ("attention", "global", "high-frequency", "random", "square")
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """The source of the degraded branch's x."""
+
+    blur_sigma: float
+    mask: str
+    observation: object
+
+    def denoised(self, predictions: Predictions, step: Step) -> Latent:
+        """x̃ [batch, channels, *spatial]"""
+        reference = predictions[REFERENCE]
+        blurred = blur(reference, self.blur_sigma)
+        return torch.where(self.where(reference, blurred, step), blurred, reference)
+
+    def where(self, reference: Latent, blurred: Latent, step: Step) -> Tensor:
+        """M [batch, 1, *spatial]"""
+        if self.mask == "attention" and self.observation in step.maps:
+            return step.maps[self.observation] > 1 + 1e-5  # of equal attention none is more than the average
+        if self.mask == "high-frequency":
+            energy = (reference - blurred).float().square().mean(1, keepdim=True)
+            return energy > energy.flatten(1).mean(1).view(-1, *[1] * (energy.ndim - 1))
+        mask = torch.ones_like(reference[:, :1], dtype=torch.bool)
+        if self.mask == "square":  # in the middle, of half the area
+            top, left = (round(size * (1 - math.sqrt(0.5)) / 2) for size in mask.shape[-2:])
+            mask[:] = False
+            mask[..., top : mask.shape[-2] - top, left : mask.shape[-1] - left] = True
+        if self.mask == "random":
+            for sample in range(mask.shape[0]):
+                generator = torch.Generator().manual_seed(step.index * 2**20 + sample)
+                mask[sample] = (torch.rand(mask.shape[1:], generator=generator) < 0.5).to(mask.device)
+        return mask
+
+    def __call__(self, predictions: Predictions, step: Step) -> Latent:
+        return step.x + step.signal * (self.denoised(predictions, step) - predictions[REFERENCE])
+
+
+@dataclass(frozen=True)
+class SelfAttention:
+    scale: float = param(0.5, "How far to move away. 0 is off.", low=0.0, high=100.0, step=0.05)
+    blur_sigma: float = param(
+        2.0, "How much is blurred, in latent pixels. 0 blurs nothing, and the guidance does nothing.",
+        low=0.0, high=100.0, step=0.1,
+    )  # fmt: skip
+    mask: str = param(
+        "attention",
+        "What is blurred: what the network attends to most; all (global); where there is fine detail; half of the pixels "
+        "at random; a square in the middle.",
+        choices=MASKS,
+    )
+    observation: object = None  # what the host records of the reference's attention
+
+    about: ClassVar[About] = About(
+        node_id="BeyondCFGSAG",
+        title="SAG",
+        summary=(
+            "Self-Attention Guidance: blurs what the model attends to most in its own prediction, and moves away from what "
+            "it makes of that. Adds detail and coherence. Costs a forward of one row per step, since it needs the "
+            "step's own prediction first."
+        ),
+        paper="arXiv:2210.00939",
+        aliases=("self-attention guidance", "sag", "blur guidance"),
+        default=0.5,
+        guider=True,
+    )
+
+    def __post_init__(self):
+        check_params(self)
+
+    @property
+    def degraded(self) -> Branch:
+        return Branch(REFERENCE.conditioning, source=Degraded(self.blur_sigma, self.mask, self.observation))
+
+    def branches(self) -> tuple[Branch, ...]:
+        return () if self.scale == 0 or self.blur_sigma == 0 else (REFERENCE, self.degraded)
+
+    def begin(self) -> Apply:
+        branch = self.degraded
+        return lambda denoised, predictions, step: (
+            denoised + self.scale * (branch.source.denoised(predictions, step) - predictions[branch])
+        )
+
+
+def blur(x: Latent, sigma: float) -> Latent:
+    """Gaussian blur of height and width, borders reflected; on an axis that is too short for that, of a smaller radius."""
+    for axis in (-1, -2):
+        size = x.shape[axis]
+        radius = min(RADIUS, size - 1)
+        at = torch.arange(-radius, size + radius, device=x.device).abs()
+        padded = x.index_select(axis, torch.where(at < size, at, 2 * (size - 1) - at))
+        weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+        shifted = (padded.narrow(axis, i, size) * (weight / sum(weights)) for i, weight in enumerate(weights))
+        x = sum(shifted)
+    return x

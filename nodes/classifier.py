@@ -1,0 +1,64 @@
+"""MODEL → MODEL: guided by a classifier of pictures."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..guiders.classifier import CLASSIFIER, CleanClassifier
+from ..guiders.host import classifier as host
+from . import schema
+from .terms import term
+
+
+class ClassifierGuidance(schema.Node):
+    about = CLASSIFIER
+    inputs = [
+        schema.MODEL_IN,
+        io.Vae.Input(
+            "vae",
+            tooltip="Turns what the model predicts into a picture. A TAESD is small enough to go back through; a whole VAE "
+            "works too and needs several times the memory of decoding.",
+        ),
+        io.ClipVision.Input(
+            "clip_vision", tooltip="Sees the picture. Must be one of CLIP, such as ViT-L/14, ViT-H/14 or ViT-bigG/14."
+        ),
+        io.String.Input(
+            "label",
+            default="",
+            placeholder="a photo of a cat",
+            tooltip="What the picture should be taken for, in words. With a head: one of its labels, or a class's number "
+            "from 0.",
+        ),
+        io.String.Input(
+            "other_labels",
+            multiline=True,
+            default="a photo\na painting\nnoise",
+            tooltip="What it should not be taken for, one per line: label is told apart from these. Not used with a head.",
+        ),
+        io.String.Input(
+            "head",
+            default="",
+            placeholder="none",
+            tooltip="A .safetensors of the model folder classifiers, to use in place of words: weight [classes, features] "
+            "and bias [classes], a linear layer on the CLIP vision embedding, with a JSON list of labels in its metadata "
+            "if they have names. Empty: words.",
+        ),
+        *schema.inputs(CleanClassifier),
+        *schema.window(),
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="Reads the labels; needed without a head. The other half of clip_vision's CLIP, projection included: "
+            "that of an SD 1.5 checkpoint has none.",
+        ),
+        schema.SCHEDULE_IN,
+    ]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, scale, start_percent, end_percent, schedule=None, **classifier):
+        rule = CleanClassifier(host.picture_classifier(model, **classifier), scale)
+        return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
+
+
+NODES = [ClassifierGuidance]
