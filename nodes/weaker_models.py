@@ -84,11 +84,11 @@ class DegradedModel(schema.Node):
         ),
         io.Combo.Input(
             "degradation",
-            options=["input noise", "dropout", "fewer layers", "quantised weights"],
-            default="input noise",
+            options=["dropout", "input noise", "fewer layers", "quantised weights"],
+            default="dropout",
             tooltip=(
-                "input noise: it sees the picture with more noise. dropout: parts of what its layers add are lost at "
-                "random. fewer layers: blocks are left out, transformers only. quantised weights: they are rounded; "
+                "dropout: parts of what its layers add are lost at random. input noise: it sees the picture with more "
+                "noise. fewer layers: blocks are left out, transformers only. quantised weights: they are rounded; "
                 "with the same model as main this takes a second copy in memory. In the paper noise and dropout "
                 "only undid the same damage, done to the main model too."
             ),
@@ -101,7 +101,7 @@ class DegradedModel(schema.Node):
             step=0.01,
             round=0.0001,
             tooltip=(
-                "0 is off. input noise: 0.1 is a noise level raised by 10 %. dropout: the share that is lost. The paper "
+                "0 is off. dropout: the share that is lost. input noise: 0.1 is a noise level raised by 10 %. The paper "
                 "tried 0.05 to 0.2. fewer layers and quantised weights are fully on at any amount above 0."
             ),
         ),
