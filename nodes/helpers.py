@@ -50,17 +50,22 @@ class GuidanceSchedule(schema.Node):
         ),
         io.Custom("CURVE").Input(
             "curve", optional=True,
+            extra_dict={"forceInput": True},  # else the page gives it a widget, whose curve always overrides
             tooltip="A curve drawn in the host's Curve Editor, from left (first step) to right (last step). Overrides the "
             "settings above.",
         ),
     ]  # fmt: skip
-    output = schema.SCHEDULE.Output(tooltip="For the schedule input of guidance nodes.")
+    output = schema.SCHEDULE.Output(display_name="schedule", tooltip="For the schedule input of guidance nodes.")
 
     @classmethod
     def build(cls, curve_type, start, end, power, points, over, curve=None):
         if curve is not None:
-            drawn = [(x / 64, float(curve.interp(x / 64))) for x in range(65)] if hasattr(curve, "interp") else curve
-            return Curve(tuple(tuple(point) for point in drawn))
+            if hasattr(curve, "interp"):  # the host's curves; an older host gives their points
+                curve = [(x / 64, curve.interp(x / 64)) for x in range(65)]
+            try:
+                return Curve(tuple((float(at), float(strength)) for at, strength in curve))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"curve is no curve of the host's Curve Editor ({error})") from None
         if curve_type == "points":
             return Curve.parse(points, over)
         return Curve(((0.0, start), (1.0, end)), curve_type, power)

@@ -79,7 +79,7 @@ def strength(about: About) -> io.Float.Input:
         step=0.1,
         round=0.001,
         tooltip=f"How far to move away from the worse prediction. {off} is off and costs nothing; {about.default:g} is "
-        "usual. More gives stronger structure and contrast, too much burns.",
+        "a good start. More acts more strongly; too much burns.",
     )
 
 

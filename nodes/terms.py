@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from comfy_api.latest import io
 
 from ..guiders import AdaptiveProjected, Rescale, SelfAttention
@@ -77,9 +79,11 @@ def perturbation_node(method: type) -> type[schema.Node]:
 
 def guide_away(about, title: str, model, weak, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what a weak model predicts."""
-    strength = checked_strength(about, settings)
-    model, name = with_weak_model(model, weak)
-    return term(model, WeakModel(strength, name), title, start_percent, end_percent, schedule)
+    rule = WeakModel(checked_strength(about, settings))
+    if rule.branches():  # else it need not even be loaded
+        model, name = with_weak_model(model, weak)
+        rule = dataclasses.replace(rule, model=name)
+    return term(model, rule, title, start_percent, end_percent, schedule)
 
 
 def weak_model_input(name: str, tooltip: str):

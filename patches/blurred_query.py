@@ -55,6 +55,7 @@ class BlurredQuery:
             "picture. Structure as with PAG, with fewer side effects. Works without a prompt. One more row per step."
         ),
         paper="arXiv:2408.00760",
+        guider=True,
         aliases=("smoothed energy guidance", "seg", "blurred attention", "guidance without cfg"),
     )
 

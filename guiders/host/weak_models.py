@@ -102,6 +102,11 @@ def _apart(models: list, place: int, main, node: str):
 
     Two patched clones of one checkpoint share one network, and the main model's patches would be in both."""
     weak = models[place]
+    if weak.is_clone(main) and weak.injections:
+        raise ValueError(
+            f"{node}: the weak model is the main model's checkpoint with a bypass LoRA or the like, which would act on "
+            f"both, since they share one network. Turn bypass off, or load the checkpoint again from a copy of the file"
+        )
     if not weak.is_clone(main) or weak.patches_uuid == main.patches_uuid:
         options = [{key: value for key, value in m.model_options.items() if key != KEY} for m in (weak, main)]
         if weak.is_clone(main) and options[0] == options[1]:

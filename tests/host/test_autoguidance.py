@@ -9,6 +9,7 @@ import networks
 import node_helpers
 import pytest
 import torch
+from comfy.patcher_extension import PatcherInjection
 from harness import Counter, close, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
@@ -150,3 +151,12 @@ def test_outside_its_interval_the_weak_model_is_not_asked():
     main, weak = network("unet"), Counter(network("unet", seed=5))
     sample(autoguided(main, weak.model, start_percent=0.5), steps=8)
     assert 2 <= len(weak.rows) <= 5
+
+
+def test_injections_into_a_shared_network_are_refused():
+    """A bypass LoRA on the weak model would act on the main one too."""
+    main = network("unet")
+    weak = main.clone()
+    weak.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
+    with pytest.raises(ValueError, match="Autoguidance: .* Turn bypass off"):
+        sample(autoguided(main, weak))

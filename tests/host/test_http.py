@@ -3,28 +3,35 @@
 import copy
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 
-SETTINGS = (
-    "CheckpointLoaderSimple.ckpt_name=tiny_sd15.ckpt",
-    "EmptyLatentImage.width=64",
-    "EmptyLatentImage.height=64",
-)
-WORKFLOWS = ["cfg", "pag_ksampler", "pag_guider", "cfg_interval_pag"]
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
+SMALL = {  # class_type: what makes the example small enough for a test
+    "CheckpointLoaderSimple": {"ckpt_name": "tiny_sd15.ckpt"},
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "EmptySD3LatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 4},
+    "BasicScheduler": {"steps": 4},
+    "TrainLoraNode": {"steps": 2, "training_dtype": "fp32"},
+}
 
 
 @pytest.fixture
 def workflow(dev):
     def load(name, **inputs):
-        """The example, small and with four steps; inputs as class_type__input=value."""
-        steps = "BasicScheduler.steps=4" if "guider" in name or name == "cfg" else "KSampler.steps=4"
-        loaded = dev.with_settings(dev.ROOT / f"workflows/api/{name}.json", [*SETTINGS, steps])
-        for key, value in inputs.items():
-            class_type, _, name = key.partition("__")
-            for node in loaded.values():
+        """The example, small and with four steps; further inputs as class_type__input=value."""
+        loaded = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
+        for node in loaded.values():
+            node["inputs"].update(SMALL.get(node["class_type"], {}))
+            if "sd3" in name and node["class_type"] == "CheckpointLoaderSimple":
+                node["inputs"]["ckpt_name"] = "tiny_sd3.ckpt"
+            for key, value in inputs.items():
+                class_type, _, given = key.partition("__")
                 if node["class_type"] == class_type:
-                    node["inputs"][name] = value
+                    node["inputs"][given] = value
         return loaded
 
     return load
@@ -33,8 +40,7 @@ def workflow(dev):
 @pytest.fixture
 def picture(dev, server):
     def run(workflow):
-        ((_, content),) = dev.run_workflow(server, workflow, dev.Waiting("test"))
-        return content
+        return dev.run_workflow(server, workflow, dev.Waiting("test"))[-1][1]
 
     return run
 
@@ -112,6 +118,15 @@ def test_an_interrupted_run_leaves_the_cached_model_as_it_was(dev, server, workf
     assert "execution_interrupted" in [event for event, _ in status["messages"]]
     failure(dev, server, workflow("pag_ksampler", BeyondCFGPAG__layers="input.99"))
     assert picture(with_seed(1)) == before
+
+
+def test_a_lora_makes_a_weak_model_of_one_checkpoint_that_is_not_silently_the_main_one(workflow, picture):
+    """SIMS on a model and the same model with a LoRA: the host is made to copy the network."""
+    away, plain = (
+        workflow("sims_training", BeyondCFGSIMS__scale=3.0),
+        workflow("sims_training", BeyondCFGSIMS__scale=0.0),
+    )
+    assert picture(away) != picture(plain)
 
 
 def test_the_hosts_lora_training_on_a_model_with_terms_trains_the_model_without_them(dev, server, workflow):
