@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from comfy_api.latest import io
 
@@ -109,11 +110,7 @@ class Node(io.ComfyNode):
     about: About
     inputs: list
     output: io.Output
-
-    @classmethod
-    def build(cls, **inputs):
-        """The output's value. Raises ValueError for inputs that cannot work."""
-        raise NotImplementedError(cls.about.node_id)
+    build: Callable  # (**inputs) → the output's value; raises ValueError for inputs that cannot work
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -81,6 +81,8 @@ class ModelCall:
         """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
         `known` are predictions that need no evaluation."""
         own: list[Latent] = []
+        # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
+        self.hidden = "model_function_wrapper" in options or options.get("context_handler") is not None
         rows, known = self.run.rows, {branch: value for branch, value in (known or {}).items() if value is not None}
         negative = rows.own(NEGATIVE)
         has_negative = NEGATIVE in known or (negative is not None and any(mine is negative for mine in conds))
@@ -117,9 +119,7 @@ class ModelCall:
         if seen is not None:
             self.run.seen = seen
         if self.run.seen is None:
-            warn_once(
-                "SAG cannot see the attention here, another pack has wrapped the network; it blurs everything instead"
-            )
+            warn_once("SAG cannot see the attention here (tiles or context windows), and blurs everything instead")
         else:
             self.step.maps[observation] = self.run.seen
 
@@ -160,15 +160,14 @@ class ModelCall:
         branches = self.run.rows.branches(options)
         record(self.step.sigma, branches, tuple(options["cond_or_uncond"]))
         shares = tuple(branch.perturbation if branch else None for branch in branches)
-        if self.found and not wrapper:  # another pack's wrapper may have cut rows into tiles
+        if self.found and not self.hidden:
             reference = {row["uuid"] for row in self.run.rows.own(REFERENCE)}
             seen = zip(shares, options["uuids"], strict=True)
             shares = tuple(self.run.observation if row in reference else share for share, row in seen)
 
         def report(share: int, observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
-            self.found[observation].setdefault(
-                options["uuids"][share], (sums, grid)
-            )  # of several transformers the first
+            row = options["uuids"][share]
+            self.found[observation].setdefault(row, (sums, grid))  # of a block's transformers the first
 
         if any(shares):
             options = planned(options, Plan(shares, self.run.unproven, self.moment, report))

@@ -7,11 +7,12 @@ import torch
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from harness import Counter, close, network, noise_like, prompts, sample, sigmas_of
 from pack.guiders import host
+from pack.guiders.host.trace import warn_once
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import MASKS, SelfAttention, blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.host import select_layers
-from test_with_others import REGIONAL, regional
+from test_with_others import REGIONAL, regional, windowed
 
 
 def sag(model, scale=0.75, blur_sigma=2.0, mask="attention", layers="auto"):
@@ -123,11 +124,14 @@ def test_two_terms_that_look_at_different_layers_are_refused():
         sample(sag(sag(model), layers="input.4"))
 
 
-def test_another_packs_wrapper_around_the_network_is_said_to_hide_the_attention(caplog):
-    from pack.guiders.host.trace import warn_once
-
-    warn_once.cache_clear()
-    model = sag(network("unet"))
+def wrapped(model):
     model.set_model_unet_function_wrapper(lambda f, args: f(args["input"], args["timestep"], **args["c"]))
+    return model
+
+
+@pytest.mark.parametrize("hide", [wrapped, windowed])
+def test_where_the_attention_cannot_be_seen_it_says_so(hide, caplog):
+    warn_once.cache_clear()
+    model = hide(sag(network("unet")))
     assert sample(model, conds=prompts("unet"), steps=2).isfinite().all()
     assert "SAG cannot see the attention here" in caplog.text
