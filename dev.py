@@ -67,7 +67,7 @@ PINNED = {
     "0.18.2": ("1.3.1", "fd636450b7546e8e7add11cf97801d55658739e95ecec8678214c0801daf538e"),
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
-PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "pytest", "ruff", "playwright")
+PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "pytest", "pytest-xdist", "ruff", "playwright")
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
 DEMO_SEEDS = (1, 2, 3)
@@ -809,7 +809,9 @@ def command_test(options) -> int:
     if not host.version and not host.python_gives("import pytest; print(1)"):
         raise Failure(f"The Python {host.python} has no pytest: install it with  {host.python} -m pip install pytest")
     env = dict(environment(), COMFYUI_PATH=str(host.folder), BEYOND_CFG_MODELS=str(MODELS / "checkpoints"))
-    process = spawn([host.python, "-m", "pytest", *options.pytest_args], env=env)
+    # Two at a time, or more: a worker takes a core and about 2 GB. -n0 in the arguments runs all in one process.
+    workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup"] if host.version else []
+    process = spawn([host.python, "-m", "pytest", *workers, *options.pytest_args], env=env)
     while process.poll() is None:
         time.sleep(0.1)
     stop(process)

@@ -39,6 +39,13 @@ def pytest_report_header():
     return f"host: {HOST}" if HOST else "host: none (COMFYUI_PATH is not set): only the tests that need none"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share one running host share a worker."""
+    for item in items:
+        if "server" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now"
