@@ -63,24 +63,6 @@ def test_of_a_batch_each_picture_is_as_it_is_alone(kind):
         assert close(two[:1], one) < 1e-5
 
 
-def test_frames_of_a_video_are_blurred_in_time_and_space():
-    asked = []
-
-    class Seen(BlurredQuery):
-        def attention(self, call):
-            asked.append(call.grid)
-            return super().attention(call)
-
-    model = network("wan")
-    try:
-        layers = select_layers(model, "all")
-    except ValueError:
-        pytest.skip("Wan has no row in the table yet")
-    rule = WeakBranch(3.0, Seen(layers, 1.0))
-    model = host.add_term(model, host.Term(rule, Schedule(), "test"))
-    assert sample(model, "wan").isfinite().all() and set(asked) == {(3, 4, 4)}
-
-
 @on_kinds
 @pytest.mark.parametrize("layers", ["auto", "all"])
 def test_the_masked_attention_has_pag_and_no_guidance_as_its_ends(kind, layers):
