@@ -67,7 +67,15 @@ PINNED = {
     "0.18.2": ("1.3.1", "fd636450b7546e8e7add11cf97801d55658739e95ecec8678214c0801daf538e"),
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
 }
-PACKAGES = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0", "pytest", "pytest-xdist", "ruff", "playwright")
+PACKAGES = (
+    "torch==2.11.0",
+    "torchvision==0.26.0",
+    "torchaudio==2.11.0",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "playwright",
+)
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
 DEMO_SEEDS = (1, 2, 3)

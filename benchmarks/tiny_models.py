@@ -292,40 +292,69 @@ def qk_norm(w: Weights, name: str, channels: int, scale: float):
 # ------------------------------------------------------------------------------------------------ text encoder and VAE
 
 
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros((), dtype=torch.half).expand(shape)
+
+
+def windows(line: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+    return line.half().as_strided((rows, width), (1, 1))  # row i is line[i:i+width]
+
+
+def reversal(width: int) -> torch.Tensor:
+    """Reverses the channels; twice is the identity."""
+    line = torch.zeros(2 * width - 1)
+    line[width - 1] = 1
+    return windows(line, width, width)
+
+
 def text_encoder_l(seed: int, width: int = 768, layers: int = 12, vocabulary: int = 49408) -> dict[str, torch.Tensor]:
     """CLIP-L that does one thing: its first layer adds to each token the mean of the tokens up to it.
 
     So words, their order and the pooled vector all tell prompts apart. Everything else is zero.
     """
 
-    def zeros(*shape: int) -> torch.Tensor:
-        return torch.zeros((), dtype=torch.half).expand(shape)
-
-    def windows(line: torch.Tensor, rows: int) -> torch.Tensor:
-        return line.half().as_strided((rows, width), (1, 1))  # row i is line[i:i+width]
-
-    mirror = torch.zeros(2 * width - 1)
-    mirror[width - 1] = 1
-    mirror = windows(mirror, width)  # reverses the channels; twice is the identity
-
+    mirror = reversal(width)
     w = Weights(seed)
     line = w.normal(vocabulary + width)
     line[vocabulary - 2 :] = 0  # the last two tokens are start and end (also padding): they say only what came before
-    w["embeddings.token_embedding.weight"] = windows(line, vocabulary)
+    w["embeddings.token_embedding.weight"] = windows(line, vocabulary, width)
     w["embeddings.position_embedding.weight"] = w.normal(77, width, std=0.3)
     for i in range(layers):
-        layer = f"encoder.layers.{i}"
-        for name in "layer_norm1", "layer_norm2":
-            w.norm(f"{layer}.{name}", width)
-        for name in "q_proj", "k_proj", "v_proj", "out_proj":
-            w.layer(f"{layer}.self_attn.{name}", zeros(width, width))
-        w.layer(f"{layer}.mlp.fc1", zeros(4 * width, width))
-        w.layer(f"{layer}.mlp.fc2", zeros(width, 4 * width))
+        encoder_layer(w, f"encoder.layers.{i}", width)
     w["encoder.layers.0.self_attn.v_proj.weight"] = w["encoder.layers.0.self_attn.out_proj.weight"] = mirror
     w.norm("final_layer_norm", width)
     tensors = w.under("text_model.")
     tensors["text_projection.weight"] = mirror
     return tensors
+
+
+def clip_l(seed: int, width: int = 1024, layers: int = 24, features: int = 768) -> dict[str, torch.Tensor]:
+    """The whole ViT-L/14, text and vision, as one file for the folders text_encoders and clip_vision.
+
+    A picture is the mean of its patches, each through the same random matrix.
+    """
+    w, pixels = Weights(seed), 3 * 14 * 14
+    patches = windows(w.normal(width + pixels, std=pixels**-0.5), width, pixels)
+    w["embeddings.patch_embedding.weight"] = patches.unflatten(1, (3, 14, 14))
+    w["embeddings.class_embedding"] = w.normal(width, std=0.1)
+    w["embeddings.position_embedding.weight"] = zeros(257, width)
+    w.norm("pre_layrnorm", width)
+    for i in range(layers):
+        encoder_layer(w, f"encoder.layers.{i}", width)
+    w["encoder.layers.0.self_attn.v_proj.weight"] = w["encoder.layers.0.self_attn.out_proj.weight"] = reversal(width)
+    w.norm("post_layernorm", width)
+    projection = windows(w.normal(features + width, std=width**-0.5), features, width)
+    return {**text_encoder_l(seed), **w.under("vision_model."), "visual_projection.weight": projection}
+
+
+def encoder_layer(w: Weights, layer: str, width: int):
+    """One that changes nothing."""
+    for name in "layer_norm1", "layer_norm2":
+        w.norm(f"{layer}.{name}", width)
+    for name in "q_proj", "k_proj", "v_proj", "out_proj":
+        w.layer(f"{layer}.self_attn.{name}", zeros(width, width))
+    w.layer(f"{layer}.mlp.fc1", zeros(4 * width, width))
+    w.layer(f"{layer}.mlp.fc2", zeros(width, 4 * width))
 
 
 def taesd(seed: int, channels: int, scale: float, shift: float, gain: float) -> Weights:

@@ -1,9 +1,9 @@
 """Classifier guidance.   D_s = D + s (b²/a) ∇ₓ log p(y | x; σ)        where x = a x₀ + b ε and b is σ
 
 Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", arXiv:2105.05233. In x₀, so that it is the same
-for every parametrisation. Added to the result so far. Neutral at s = 0, linear in s, and 0 at a = 0, where x is all
-noise and nobody can tell a class. With the exact classifier of a condition it is CFG: ∇ₓ log p(y | x; σ) is the
-difference of the scores, and b²/a times that D₊ − D₀.
+for every parametrisation. Added to the result so far. Neutral at s = 0, linear in s, 0 at b = 0, and by definition at
+a = 0, where x is all noise and nobody can tell a class. With the exact classifier of a condition it is CFG:
+∇ₓ log p(y | x; σ) is the difference of the scores, and b²/a times that D₊ − D₀.
 
 Paper: its Algorithm 2 prints ε̂ = ε − √(1 − ᾱ) ∇ log p, without its own input s. Here: with s, as in its code.
 
@@ -75,7 +75,7 @@ class NoisyClassifier:
         log_probability = self.classifier.begin()
 
         def apply(denoised, predictions, step):
-            if step.signal <= 0:
+            if step.signal <= 0 or step.sigma <= 0:  # nor is there a ln(b/a) to tell the classifier
                 return denoised
             size = self.scale * step.sigma**2 / step.signal
             return _moved(denoised, size, gradient(log_probability, step))

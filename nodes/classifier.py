@@ -1,11 +1,12 @@
-"""MODEL → MODEL: guided by a classifier of pictures."""
+"""MODEL → MODEL: guided by a classifier, of pictures or of noisy latents."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guiders.classifier import CLASSIFIER, CleanClassifier
+from ..guiders.classifier import CLASSIFIER, CleanClassifier, NoisyClassifier
 from ..guiders.host import classifier as host
+from ..guiders.noisy_network import ABOUT as NOISY
 from . import schema
 from .terms import term
 
@@ -49,7 +50,7 @@ class ClassifierGuidance(schema.Node):
             "clip",
             optional=True,
             tooltip="Reads the labels; needed without a head. The other half of clip_vision's CLIP, projection included: "
-            "that of an SD 1.5 checkpoint has none.",
+            "those of SD 1.5 checkpoints and the usual clip_l.safetensors have none.",
         ),
         schema.SCHEDULE_IN,
     ]
@@ -61,4 +62,33 @@ class ClassifierGuidance(schema.Node):
         return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
 
 
-NODES = [ClassifierGuidance]
+class NoiseAwareClassifierGuidance(schema.Node):
+    about = NOISY
+    inputs = [
+        schema.MODEL_IN,
+        io.String.Input(
+            "classifier",
+            default="",
+            placeholder="classifier.safetensors",
+            tooltip="A .safetensors of the model folder classifiers: a small network that was trained on this model's "
+            "latents at every noise level, in the format that guiders/noisy_network.py describes.",
+        ),
+        io.String.Input(
+            "label",
+            default="",
+            placeholder="0",
+            tooltip="What the latent should be taken for: one of the classifier's labels, or a class's number from 0.",
+        ),
+        *schema.inputs(NoisyClassifier),
+        *schema.window(),
+        schema.SCHEDULE_IN,
+    ]
+    output = schema.MODEL_OUT
+
+    @classmethod
+    def build(cls, model, classifier, label, scale, start_percent, end_percent, schedule=None):
+        rule = NoisyClassifier(host.LatentClassifier(model, classifier.strip(), label), scale)
+        return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
+
+
+NODES = [ClassifierGuidance, NoiseAwareClassifierGuidance]

@@ -16,7 +16,7 @@ from ..guiders.weak_branch import WeakBranch
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModel
 from ..patches import PERTURBATIONS
 from ..patches.attention_sums import AttentionSums
-from ..patches.host import architecture_of, select_layers
+from ..patches.host import check_time, select_layers
 from . import schema
 
 
@@ -54,7 +54,7 @@ def perturb(method: type, title: str, model, start_percent, end_percent, schedul
     """MODEL guided away from what it predicts under a perturbation."""
     scale = checked_strength(method.about, settings)
     if layers is None:
-        architecture_of(model)  # refuses a network that nothing is known of
+        check_time(model)
     else:
         settings["layers"] = select_layers(model, layers, skip=hasattr(method, "skips"))
     rule = WeakBranch(scale, method(**settings))

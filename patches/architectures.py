@@ -1,7 +1,7 @@
-"""What differs between the host's networks, one row each: which layers there are, where their self-attention is caught,
-which of its tokens are the picture, and which layers PAG and its kin perturb when nobody chooses.
+"""What differs between the host's networks, one row each: which layers there are, where their self-attention is, which
+of its tokens are the picture, and which layers are perturbed or skipped when nobody chooses.
 
-A network without a row is refused by name. To add one: a row here, and a row in the tests that run every row.
+A network without a row is refused by name. To add one: a row here, and a network in the tests that run every row.
 """
 
 from __future__ import annotations
@@ -12,25 +12,89 @@ from typing import Any
 
 from .layers import Layer, parse
 
+Place = Callable[[int, int, int], int]  # (tokens, of which the picture, and the text) → where the picture begins
+Grid = Callable[[Any, tuple[int, ...]], tuple[int, ...]]  # (network, the latent's axes) → tokens on each axis
+Beside = Callable[[Any, dict, tuple[int, ...]], int]  # (network, conditionings, grid) → tokens
+
+HALF_WAY = "0.5"
+RULE = "the layer half way, by our rule for networks without a source; not tried on real weights"
+
+
+def first(tokens: int, size: int, text: int) -> int:
+    return 0
+
+
+def last(tokens: int, size: int, text: int) -> int:
+    return tokens - size
+
+
+def after_text(tokens: int, size: int, text: int) -> int:
+    return text
+
+
+def none(network, conds: dict, grid: tuple[int, ...]) -> int:
+    return 0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A transformer's list of blocks, and what lies where in them."""
+
+    name: str  # in the names of its layers
+    blocks: str  # the network's list of them
+    attention: str = ""  # the module in a block whose attention is the self-attention; "": the block has no other
+    image: Place = first  # among that attention's tokens
+    text: str = ""  # the input, or the host's "img_slice", that tells how many tokens of text come first
+    streams: tuple[
+        str, ...
+    ] = ()  # the inputs that a block gives back changed, in this order; none: it cannot be skipped
+
 
 @dataclass(frozen=True)
 class Architecture:
     name: str  # as people know it
     network: str  # the end of the module path and the class name of the host's network
-    layers: Callable[[Any], tuple[Layer, ...]]  # the network's layers with a self-attention that can be perturbed
-    site: str  # where it is caught: "attn1" (the UNet's replace patch) or "block" (the block's replace patch, by stack)
+    stacks: tuple[Stack, ...]  # none: a UNet, whose blocks are taken from input, middle and output
     auto: str  # the layers whose attention is perturbed by default …
     source: str  # … and where that comes from
-    time: str  # the module that embeds the timestep
-    auto_skip: str = ""  # the layers that are skipped by default; none where a layer cannot be skipped
+    time: str = ""  # the module that embeds the timestep; none where it cannot be perturbed
+    time_rows: str = (
+        "first"  # which of its outputs are the sampler's time: the first or last rows, or "tokens", some a row
+    )
+    auto_skip: str = ""  # the layers that are skipped by default, where a layer can be
+    grid: Grid = lambda network, spatial: patched(network.patch_size, spatial)
+    is_set: bool = False  # whether the tokens have no order, so that nothing can be blurred over them
+    shift: Beside = none  # tokens, neither text nor picture, by which the picture begins after where it should
 
-    def select(self, text: str, network: Any, skip: bool = False) -> tuple[Layer, ...]:
+    def layers(self, network) -> tuple[Layer, ...]:
+        """The layers of `network` with a self-attention that can be perturbed, in its order."""
+        if not self.stacks:
+            return _unet_layers(network)
+        return tuple(
+            Layer(stack.name, index) for stack in self.stacks for index in range(len(_get(network, stack.blocks)))
+        )
+
+    def stack(self, layer: Layer) -> Stack:
+        return next(stack for stack in self.stacks if stack.name == layer.stack)
+
+    def block(self, network, layer: Layer):
+        """The transformer block that is `layer`."""
+        return _get(network, self.stack(layer).blocks)[layer.index]
+
+    def attention(self, network, layer: Layer):
+        """The module in whose calls the self-attention of `layer` happens."""
+        path = self.stack(layer).attention
+        return _get(self.block(network, layer), path) if path else self.block(network, layer)
+
+    def select(self, text: str, network, skip: bool = False) -> tuple[Layer, ...]:
         """The layers of `network` that `text` names, to be perturbed or skipped. Raises ValueError as `parse` does."""
         layers = self.layers(network)
         if not layers:
             raise ValueError(f"this {self.name} has no self-attention that can be perturbed")
         if skip and not self.auto_skip:
-            raise ValueError(f"no layer of a {self.name} can be skipped; this works on transformers. PAG works on both")
+            raise ValueError(
+                f"no layer of {self.name} can be skipped; this works on transformers. PAG and SEG work here"
+            )
         return parse(text, layers, auto=_auto(self.auto_skip if skip else self.auto, layers))
 
 
@@ -42,39 +106,47 @@ def _auto(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         return (layers[len(layers) // 2],)
 
 
-def grid(network: Any, spatial: tuple[int, ...]) -> tuple[int, ...]:
-    """Tokens per axis of a transformer's latent; height and width are cut into patches, frames are not."""
-    *frames, height, width = spatial
-    return (*frames, -(-height // network.patch_size), -(-width // network.patch_size))
+def _get(module, path: str):
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+def patched(patch, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens per axis of a latent that is cut into patches of `patch`, one size for height and width, or one per axis;
+    a side that they do not divide is padded."""
+    sizes = (1,) * (len(spatial) - 2) + (patch, patch) if isinstance(patch, int) else patch
+    return tuple(-(-side // size) for side, size in zip(spatial, sizes[-len(spatial) :], strict=True))
 
 
 def _unet_layers(network) -> tuple[Layer, ...]:
     stacks = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
     return tuple(
-        Layer(stack, index)
+        Layer(stack, index, part, len(module.transformer_blocks))
         for stack, blocks in stacks.items()
         for index, block in enumerate(blocks)
-        if any(hasattr(module, "transformer_blocks") and not hasattr(module, "time_stack") for module in block or ())
+        for module in block or ()
+        if hasattr(module, "transformer_blocks")
+        for part in range(len(module.transformer_blocks))
     )
 
 
-def _stacks(**attributes: str) -> Callable[[Any], tuple[Layer, ...]]:
-    """Layers of a transformer, from the names of its lists of blocks."""
+def _z_image_padding(network, conds, grid) -> int:
+    """Z-Image fills its picture up to a multiple of 32 tokens."""
+    return -(-(grid[0] * grid[1]) % (getattr(network, "pad_tokens_multiple", None) or 1))
 
-    def layers(network) -> tuple[Layer, ...]:
-        return tuple(
-            Layer(stack, index) for stack, name in attributes.items() for index in range(len(getattr(network, name)))
-        )
 
-    return layers
+def _wan_reference(network, conds, grid) -> int:
+    """The tokens of Fun's reference picture come before the video's, as one more frame."""
+    refers = getattr(network, "ref_conv", None) is not None and conds.get("reference_latent") is not None
+    return grid[1] * grid[2] if refers else 0
 
 
 ARCHITECTURES = (
     Architecture(
-        name="UNet (SD 1.x, SD 2.x, SDXL)",
+        name="Stable Diffusion 1, 2, XL",
         network="openaimodel.UNetModel",
-        layers=_unet_layers,
-        site="attn1",
+        stacks=(),
         auto="middle",
         source="PAG's official Stable Diffusion demo (SD 1.5: m0; SDXL: all ten transformers of the middle block)",
         time="time_embed",
@@ -82,8 +154,7 @@ ARCHITECTURES = (
     Architecture(
         name="SD3, SD3.5",
         network="mmdit.OpenAISignatureMMDITWrapper",
-        layers=_stacks(double="joint_blocks"),
-        site="block",
+        stacks=(Stack("double", "joint_blocks", image=last, streams=("context", "x")),),
         auto="double.1",
         source="diffusers' SD3 PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
@@ -92,17 +163,71 @@ ARCHITECTURES = (
     Architecture(
         name="Flux",
         network="flux.model.Flux",
-        layers=_stacks(double="double_blocks", single="single_blocks"),
-        site="block",
+        stacks=(
+            Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
+            Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
+        ),
         auto="single.0",
         source="a peer's default (Fluxtapoz: single 0); not tried on real weights",
         time="time_in",
         auto_skip="double.7-9, single.7-9",  # the host's Skip Layer node, whose defaults are the same for all models
     ),
+    Architecture(
+        name="Qwen-Image",
+        network="qwen_image.model.QwenImageTransformer2DModel",
+        stacks=(
+            Stack(
+                "block",
+                "transformer_blocks",
+                "attn",
+                image=after_text,
+                text="encoder_hidden_states",
+                streams=("encoder_hidden_states", "hidden_states"),
+            ),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_text_embed.timestep_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
+        name="Wan",
+        network="wan.model.WanModel",
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_embedding",
+        auto_skip="block.10",  # a peer's default (KJNodes' Skip Layer Guidance for Wan)
+        shift=_wan_reference,
+    ),
+    Architecture(
+        name="Lumina 2, Z-Image",
+        network="lumina.model.NextDiT",
+        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
+        auto=HALF_WAY,
+        source=RULE,
+        time="t_embedder",
+        auto_skip=HALF_WAY,
+        shift=_z_image_padding,
+    ),
 )
+
+
+REFUSED = {  # networks whose self-attention cannot be perturbed, and why
+}
 
 
 def find(network) -> Architecture | None:
     """The row of a network of the host's, or None."""
-    names = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
-    return next((row for row in ARCHITECTURES if any(name.endswith(f".{row.network}") for name in names)), None)
+    return next((row for name in _names(network) for row in ARCHITECTURES if name.endswith(f".{row.network}")), None)
+
+
+def why_not(network) -> str:
+    """Why a network without a row cannot be perturbed."""
+    reasons = (why for name in _names(network) for path, why in REFUSED.items() if name.endswith(f".{path}"))
+    return next(reasons, "nothing here knows where its self-attention is")
+
+
+def _names(network) -> list[str]:
+    """Of its class and of those that it derives from, the nearest first."""
+    return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]

@@ -15,21 +15,18 @@ from torch import Tensor
 from .base import AttentionCall
 from .layers import Layer
 
-CHUNK_ELEMENTS = 2**24  # of the map held at once
-
 
 @dataclass(frozen=True)
 class AttentionSums:
     layers: tuple[Layer, ...]
 
     def observe(self, call: AttentionCall) -> Tensor:  # [rows, image tokens]
-        rows, heads, count, _ = call.k.shape
-        exact = torch.promote_types(call.q.dtype, torch.float32)
-        sums, chunk = 0, max(1, CHUNK_ELEMENTS // (rows * heads * count))
-        for start in range(call.image.start, call.image.stop, chunk):
-            queries = slice(start, min(start + chunk, call.image.stop))
-            logits = (call.q[:, :, queries] * call.scale @ call.k.mT).to(exact)  # [rows, heads, chunk, tokens]
-            if call.bias is not None:
-                logits = logits + call.bias.expand(*call.bias.shape[:-2], call.q.shape[2], count)[..., queries, :]
-            sums = sums + logits.softmax(-1)[..., call.image].mean(1).sum(1)
+        rows, heads, keys, _ = call.k.shape
+        exact, sums = torch.promote_types(call.q.dtype, torch.float32), 0
+        for tokens in call.chunks(rows * heads * keys):
+            logits = (call.q[:, :, tokens] * call.scale @ call.k.mT).to(exact)  # [rows, heads, chunk, keys]
+            bias = call.bias_of(tokens)
+            if bias is not None:
+                logits = logits + bias
+            sums = sums + logits.softmax(-1)[..., call.keys_of(call.image)].mean(1).sum(1)
         return sums / sums.mean(-1, keepdim=True)

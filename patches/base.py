@@ -16,9 +16,7 @@ from torch import Tensor
 
 from .layers import Layer
 
-CHUNK_ELEMENTS = (
-    2**24
-)  # logits held at once where an attention is written out; a whole map could be larger than K and V
+CHUNK_ELEMENTS = 2**24  # logits held at once where an attention is written out; a whole map could be huge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,23 +82,37 @@ class AttentionCall:
     """One self-attention of the network, cut down to the rows of one branch."""
 
     q: Tensor  # [rows, heads, tokens, head_dim]
-    k: Tensor  # [rows, heads, tokens, head_dim]
-    v: Tensor  # [rows, heads, tokens, head_dim]
+    k: Tensor  # [rows, heads, keys, head_dim]
+    v: Tensor  # [rows, heads, keys, head_dim]
     image: slice  # which of the tokens are the picture that is being denoised; the others are text, references, padding
-    grid: (
-        tuple[int, ...] | None
-    )  # the picture's tokens as (height, width) or (time, height, width), where it has a grid
+    grid: tuple[int, ...] | None  # the picture's tokens as (height, width) or (time, height, width), where they are one
     scale: float  # of the logits
-    bias: Tensor | None  # added to the logits, broadcastable to [rows, heads, tokens, tokens]
+    bias: Tensor | None  # added to the logits, broadcastable to [rows, heads, tokens, keys]
     attend: Callable[[Tensor, slice], Tensor]  # (queries, which tokens they are) → the host's own attention of them
     layer: str
     moment: Moment | None  # where the perturbation is `random`
+    prefix: int = 0  # keys before the tokens' own; there may be more of them after
+
+    def keys_of(self, tokens: slice) -> slice:
+        """Where the keys and values of `tokens` are."""
+        return slice(tokens.start + self.prefix, tokens.stop + self.prefix)
 
     @property
     def others(self) -> list[slice]:
         """The tokens that are not the picture, as at most two slices."""
-        ends = (slice(0, self.image.start), slice(self.image.stop, self.q.shape[2]))
-        return [end for end in ends if end.stop > end.start]
+        return _around(self.image, self.q.shape[2])
+
+    @property
+    def other_keys(self) -> list[slice]:
+        """The keys that are not the picture's, as at most two slices."""
+        return _around(self.keys_of(self.image), self.k.shape[2])
+
+    def attended(self) -> Tensor:
+        """[rows, heads, tokens, head_dim], in which the host's attention of `others` stands and the picture is to come."""
+        out = self.v.new_empty(*self.q.shape[:3], self.v.shape[3])
+        for tokens in self.others:
+            out[:, :, tokens] = self.attend(self.q[:, :, tokens], tokens)
+        return out
 
     def bias_of(self, tokens: slice) -> Tensor | None:
         """What is added to the logits of the queries `tokens`, [rows or 1, heads or 1, queries, keys]."""
@@ -115,13 +127,17 @@ class AttentionCall:
             yield slice(start, min(start + size, self.image.stop))
 
 
+def _around(part: slice, size: int) -> list[slice]:
+    return [end for end in (slice(0, part.start), slice(part.stop, size)) if end.stop > end.start]
+
+
 @runtime_checkable
 class Perturbation(Protocol):
     """A frozen setting of how the network is made worse. It sees one branch's rows, never the batch, the host or σ, and
     never changes a tensor it was given. It is one of four kinds, by what it defines:
 
         attention(call)                    what a chosen layer's self-attention gives, [rows, heads, tokens, head_dim]
-        time_embedding(embedding, moment)  what the network is told about the time, [rows, channels]
+        time_embedding(embedding, moment)  what the network is told about the time, [rows, *tokens, channels]
         skips = True                       a chosen layer is left out
 
         observe(call)                      nothing changed; what it gives is reported, [rows, image tokens]
@@ -135,14 +151,12 @@ class Perturbation(Protocol):
 
 def attend_to_self(call: AttentionCall) -> Tensor:
     """The attention in which every token of the picture sees itself and the others, but no other of the picture."""
-    others = call.others
+    others = call.other_keys
     if not others:
         return call.v
-    out = torch.empty_like(call.v)
-    for tokens in others:
-        out[:, :, tokens] = call.attend(call.q[:, :, tokens], tokens)
-    k_other = torch.cat([call.k[:, :, tokens] for tokens in others], 2)  # [rows, heads, others, head_dim]
-    v_other = torch.cat([call.v[:, :, tokens] for tokens in others], 2)
+    out = call.attended()
+    k_other = torch.cat([call.k[:, :, keys] for keys in others], 2)  # [rows, heads, others, head_dim]
+    v_other = torch.cat([call.v[:, :, keys] for keys in others], 2)
     rows, heads, count, _ = k_other.shape
     for tokens in call.chunks(rows * heads * (count + 1)):
         out[:, :, tokens] = _self_and_others(call, tokens, k_other, v_other)
@@ -151,13 +165,14 @@ def attend_to_self(call: AttentionCall) -> Tensor:
 
 def _self_and_others(call: AttentionCall, tokens: slice, k_other: Tensor, v_other: Tensor) -> Tensor:
     """The output for image `tokens`, each attending to itself and to the tokens of `k_other`, `v_other`."""
-    q, k, v = call.q[:, :, tokens] * call.scale, call.k[:, :, tokens], call.v[:, :, tokens]
+    own = call.keys_of(tokens)
+    q, k, v = call.q[:, :, tokens] * call.scale, call.k[:, :, own], call.v[:, :, own]
     exact = torch.promote_types(q.dtype, torch.float32)
     to_self = (q.to(exact) * k).sum(-1, keepdim=True)  # [rows, heads, chunk, 1]
     to_others = (q @ k_other.mT).to(exact)  # [rows, heads, chunk, others]
     bias = call.bias_of(tokens)
     if bias is not None:
-        to_self = to_self + torch.diagonal(bias[..., tokens], dim1=-2, dim2=-1).unsqueeze(-1)
-        to_others = to_others + torch.cat([bias[..., other] for other in call.others], -1)
+        to_self = to_self + torch.diagonal(bias[..., own], dim1=-2, dim2=-1).unsqueeze(-1)
+        to_others = to_others + torch.cat([bias[..., other] for other in call.other_keys], -1)
     weights = torch.cat([to_self, to_others], -1).softmax(-1).to(v.dtype)
     return weights[..., :1] * v + weights[..., 1:] @ v_other

@@ -68,10 +68,7 @@ class BlurredQuery:
         image = call.image
         if self.blur_sigma == 0:
             return call.attend(call.q, slice(0, call.q.shape[2]))
-        out = torch.empty_like(call.v)
-        for tokens in call.others:
-            out[:, :, tokens] = call.attend(call.q[:, :, tokens], tokens)
-        q = call.q[:, :, image]
+        out, q = call.attended(), call.q[:, :, image]
         if self.blur_sigma != INFINITE:
             out[:, :, image] = call.attend(self._blurred(q, call), image)
             return out
@@ -86,8 +83,8 @@ class BlurredQuery:
     def _blurred(self, q: Tensor, call: AttentionCall) -> Tensor:
         if call.grid is None:
             raise ValueError(
-                f"{self.about.title}: the tokens of {call.layer} are no longer a picture that could be blurred; another "
-                f"pack may have merged or cut them. Take its node out, or set blur_sigma to -1, which needs no picture."
+                f"{self.about.title}: the tokens of {call.layer} are no picture that could be blurred: they have no order, "
+                f"or another pack has merged or cut them. Set blur_sigma to -1, which needs none, or take its node out."
             )
         # In float32 at least: a kernel in bfloat16 no longer sums to 1 (to 0.4 % on each axis), and it would add two
         # roundings to the one at the end. Next to the attention itself it costs nothing.

@@ -1,12 +1,14 @@
 """Which layers a perturbation touches: one small language for every network.
 
     auto                what the architecture recommends
-    all                 every layer
+    all, *              every layer
+    0.5, 0.4-0.6        by depth: the layer half way through the network, or those between; 0 is the first, 1 the last
     middle              a UNet's middle block
     input.4  output.3-5 a UNet's encoder and decoder blocks
-    double.7-9          a transformer's blocks by stack: double, single
+    input.8.2-9         some of the transformers of one block
+    double.7-9          a transformer's blocks by stack: double, single, block
     7, 8, 9             a transformer with one stack only
-    d4, m0, u3-5        what other packs write: down, middle, up  (i, o: input, output)
+    d4, m0, u3-5, d8.2  what other packs write: down, middle, up  (i, o: input, output)
 
 Selections are joined by commas. `parse` and `print_layers` are inverse to one another.
 """
@@ -19,18 +21,30 @@ from dataclasses import dataclass
 from itertools import groupby
 
 SHORTHAND = {"d": "input", "i": "input", "m": "middle", "u": "output", "o": "output"}
-ITEM = re.compile(r"(?:(?P<stack>[a-z]+)\s*\.?)?\s*(?:(?P<first>\d+)(?:\s*-\s*(?P<last>\d+))?)?")
+FRACTION = re.compile(r"(0?\.\d+|[01]|1\.0+)(?:\s*-\s*(0?\.\d+|1|1\.0+))?")
+ITEM = re.compile(
+    r"(?:(?P<stack>[a-z]+)\s*\.?)?\s*"
+    r"(?:(?P<first>\d+)(?:\s*-\s*(?:(?P<again>[a-z]+)\s*\.?)?\s*(?P<last>\d+))?)?"
+    r"(?:(?<=\d)\s*\.\s*(?P<part>\d+)(?:\s*-\s*(?P<last_part>\d+))?)?"
+)
 
 
 @dataclass(frozen=True, order=True)
 class Layer:
-    """One block of the network: its stack and its place in it, as the host numbers them."""
+    """One self-attention of the network: its block's stack and number there, as the host counts, and where a block has
+    several transformers, which of them."""
 
     stack: str
     index: int
+    part: int = 0
+    parts: int = 1
+
+    @property
+    def block(self) -> str:
+        return self.stack if self.stack == "middle" else f"{self.stack}.{self.index}"
 
     def __str__(self) -> str:
-        return self.stack if self.stack == "middle" else f"{self.stack}.{self.index}"
+        return self.block if self.parts == 1 else f"{self.stack}.{self.index}.{self.part}"
 
 
 def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[Layer, ...]:
@@ -44,46 +58,75 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
         item = item.strip()
         if item == "auto":
             chosen.update(auto)
-        elif item == "all":
+        elif item in ("all", "*"):
             chosen.update(layers)
+        elif "." in item and (depths := FRACTION.fullmatch(item)):
+            chosen.update(_by_depth(layers, *(None if depth is None else float(depth) for depth in depths.groups())))
         else:
             chosen.update(_range(item, text, stacks, layers))
     return tuple(layer for layer in layers if layer in chosen)
 
 
+def _by_depth(layers: Sequence[Layer], first: float, last: float | None) -> Sequence[Layer]:
+    """The layers whose middle lies from `first` to `last` of the network's depth; at least the one at `first`."""
+    at = [layer for place, layer in enumerate(layers) if first <= (place + 0.5) / len(layers) <= (last or first)]
+    return at or [layers[min(int(first * len(layers)), len(layers) - 1)]]
+
+
 def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> list[Layer]:
     has = f"This model has {print_layers(layers)}."
     match = ITEM.fullmatch(item)
-    if not match or not (match["stack"] or match["first"]):
+    if not match or not (match["stack"] or match["first"]) or (match["part"] and not match["stack"]):
         raise ValueError(
             f'layers "{text}": cannot read "{item}". Write auto, all, or a comma-separated list such as '
-            f"{', '.join(dict.fromkeys((str(layers[0]), str(layers[-1]))))}. {has}"
+            f"{', '.join(dict.fromkeys((layers[0].block, layers[-1].block)))}. {has}"
         )
-    stack, first, last = match["stack"], match["first"], match["last"]
+    stack, first, last, again = match["stack"], match["first"], match["last"], match["again"]
     if stack is None and len(stacks) > 1:
         raise ValueError(f'layers "{text}": "{item}" could be in {" or ".join(stacks)}; put the stack before it. {has}')
     stack = stacks[0] if stack is None else SHORTHAND.get(stack, stack)
-    if first is None:
-        wanted = [layer for layer in layers if layer.stack == stack]
-    else:
+    wanted = [layer for layer in layers if layer.stack == stack]
+    if first is not None:
         first, last = int(first), int(last or first)
-        wanted = [layer for layer in layers if layer.stack == stack and first <= layer.index <= last]
-        if not {Layer(stack, first), Layer(stack, last)} <= set(wanted):
+        wanted = [layer for layer in wanted if first <= layer.index <= last]
+        if not {first, last} <= {layer.index for layer in wanted}:
             wanted = []  # a range that reaches beyond the layers is a mistake
-    if not wanted:
+    if match["part"] is not None:
+        part, last_part = int(match["part"]), int(match["last_part"] or match["part"])
+        wanted = [layer for layer in wanted if part <= layer.part <= last_part and first == last]
+        if not {part, last_part} <= {layer.part for layer in wanted}:
+            wanted = []
+    if not wanted or (again is not None and SHORTHAND.get(again, again) != stack):
         raise ValueError(f'layers "{text}": there is no "{item}". {has}')
     return wanted
 
 
 def print_layers(layers: Iterable[Layer]) -> str:
     """`layers` in the language above, runs joined: "input.1-2, input.4, middle"."""
-    parts = []
-    for stack, members in groupby(layers, key=lambda layer: layer.stack):
-        if stack == "middle":
-            parts.append("middle")
-            continue
-        indices = [layer.index for layer in members]
-        for _, run in groupby(enumerate(indices), key=lambda pair: pair[1] - pair[0]):
-            run = [index for _, index in run]
-            parts.append(f"{stack}.{run[0]}" + (f"-{run[-1]}" if len(run) > 1 else ""))
-    return ", ".join(parts)
+    blocks = [(block, [*members]) for block, members in groupby(layers, key=lambda layer: (layer.stack, layer.index))]
+
+    def run_of(numbered) -> tuple:  # whole blocks that follow one another are one run, a block in part is one by itself
+        place, ((stack, index), members) = numbered
+        whole = len(members) == members[0].parts
+        return stack, whole, index - place if whole else place
+
+    texts = []
+    for (stack, whole, _), run in groupby(enumerate(blocks), key=run_of):
+        run = [block for _, block in run]
+        (_, index), members = run[0]
+        if not whole:
+            texts += [f"{stack}.{index}.{parts}" for parts in _runs([layer.part for layer in members])]
+        elif stack == "middle":
+            texts.append(stack)
+        else:
+            texts += [f"{stack}.{numbers}" for numbers in _runs([index for (_, index), _ in run])]
+    return ", ".join(texts)
+
+
+def _runs(numbers: list[int]) -> list[str]:
+    """[1, 2, 4] → ["1-2", "4"]"""
+    runs = []
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        first, *rest = [number for _, number in run]
+        runs.append(f"{first}-{rest[-1]}" if rest else f"{first}")
+    return runs

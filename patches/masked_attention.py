@@ -35,7 +35,6 @@ class MaskedAttention:
     keep_diagonal: bool = param(True, "Whether an image token always sees itself. With ratio 1 that is PAG.")
     seed: int = param(0, "Of the masks: another one draws others.", low=0, high=2**32 - 1, step=1)
 
-    random: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGMaskedAttention",
         title="Masked Attention",
@@ -50,14 +49,16 @@ class MaskedAttention:
     def __post_init__(self):
         check_params(self)
 
+    @property
+    def random(self) -> bool:
+        return self.ratio != 0 and not (self.ratio == 1 and self.keep_diagonal)
+
     def attention(self, call: AttentionCall) -> Tensor:
         if self.ratio == 0:
             return call.attend(call.q, slice(0, call.q.shape[2]))
         if self.ratio == 1 and self.keep_diagonal:
             return attend_to_self(call)
-        out = torch.empty_like(call.v)
-        for tokens in call.others:
-            out[:, :, tokens] = call.attend(call.q[:, :, tokens], tokens)
+        out = call.attended()
         rows, heads, keys, _ = call.k.shape
         generators = call.moment.generators(rows, call.q.device, salt=f"{self.seed} {call.layer}")
         for row, generator in enumerate(generators):  # by itself: what is drawn at once must not depend on the batch
@@ -73,10 +74,10 @@ class MaskedAttention:
         bias = call.bias_of(tokens)
         if bias is not None:
             logits = logits + bias.expand(call.q.shape[0], *bias.shape[1:])[row]
-        logits[..., call.image].masked_fill_(self._hidden(call, tokens, generator), -torch.inf)
+        logits[..., call.keys_of(call.image)].masked_fill_(self._hidden(call, tokens, generator), -torch.inf)
         out = logits.softmax(-1).to(v.dtype) @ v
         sees_nothing = logits.amax(-1, keepdim=True) == -torch.inf
-        return torch.where(sees_nothing, v[:, tokens], out)
+        return torch.where(sees_nothing, v[:, call.keys_of(tokens)], out)
 
     def _hidden(self, call: AttentionCall, tokens: slice, generator: torch.Generator) -> Tensor:
         """Which tokens of the picture each of `tokens` does not see, [heads, chunk, picture]."""

@@ -56,6 +56,8 @@ class NoisyTimeEmbedding:
     def __post_init__(self):
         check_params(self)
 
-    def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:  # [rows, channels]
+    def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:  # [rows, *tokens, channels]
         deviation = embedding.std(-1, keepdim=True)  # per row: equal to the paper's over rows of one time
-        return embedding + self.noise * moment.time**self.power * deviation * moment.normal(embedding)
+        noise = moment.normal(embedding.flatten(1, -2)[:, 0] if embedding.ndim > 2 else embedding)  # [rows, channels]
+        noise = noise.view(len(noise), *[1] * (embedding.ndim - 2), -1)
+        return embedding + self.noise * moment.time**self.power * deviation * noise

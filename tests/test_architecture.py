@@ -41,7 +41,7 @@ def imports_of(path: Path) -> set[str]:
 def methods(folder: str) -> list[Path]:
     """The files of rules or perturbations."""
     frame = {"__init__", "base", "compose", "schedule", "linalg", "layers", "architectures", "host"}
-    frame |= {"post_hoc_ema", "attention_sums"}  # no rule and no perturbation of its own
+    frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation of its own
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -53,6 +53,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.linalg": {"guiders.base"},
     "guiders.compose": {"guiders.base", "guiders.schedule"},
     "guiders.post_hoc_ema": set(),
+    "guiders.noisy_network": {"guiders.base"},
     "patches.attention_sums": {"patches.base", "patches.layers"},
     "patches.base": {"patches.layers"},
     "patches.layers": set(),

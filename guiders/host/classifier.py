@@ -1,4 +1,5 @@
 """Classifiers of clean pictures made of the host's own parts: VAE decoder, CLIP vision, and a head on its embedding.
+And classifiers of noisy latents, each a network in a file (guiders/noisy_network.py).
 
 A head is a linear layer: log p(y | picture) = log_softmax(weight e + bias)[y]. Of CLIP's text encoder: weight are the
 labels' directions times CLIP's own temperature, e the embedding's direction. Of a file, a .safetensors in the host's
@@ -9,7 +10,8 @@ model folder `classifiers`, e is the embedding itself (CLIP_VISION_OUTPUT's imag
     labels   optional, in the file's metadata: a JSON list of the classes' names
 
 Where the host loads models in inference mode their weights have no place in a backward pass, so each run holds copies
-of them, made before the diffusion model is loaded, which then finds less room, and freed with the run.
+of them, made before the diffusion model is loaded, which then finds less room, and freed with the run. A network of
+noisy latents is small: its copy is made where the latents are, when the first ones come.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor
 
 from ..base import Step
 from ..classifier import LogProbability
+from ..noisy_network import NoisyNetwork, depth
 from .trace import warn
 
 FOLDER = "classifiers"
@@ -84,22 +87,54 @@ class PictureClassifier:
             for name, value in vars(form).items():
                 if isinstance(value, Tensor):
                     setattr(form, name, value.clone())
-        checked = False
 
+        @checked
         def log_probability(step: Step) -> Tensor:
-            nonlocal checked
-            if step.x.ndim != 4:
-                raise ValueError(f"Classifier Guidance needs the latents of pictures, not of shape {[*step.x.shape]}")
             latent = form.process_out(step.x)
             pixels = vae.process_output(decode((latent.to(vae.device, vae.vae_dtype),)).float())  # [batch, 3, h, w]
             embedding = embed((preprocess(pixels.to(vision.load_device), vision),))[2]  # [batch, features]
-            found = head.log_probability(embedding.float())
-            if not checked and not found.isfinite().all():
-                warn("Classifier Guidance has no effect where its classifier gives no finite number, as now")
-            checked = True
-            return found.to(step.x)
+            return head.log_probability(embedding.float()).to(step.x)
 
         return log_probability
+
+
+class LatentClassifier:
+    """log p(y | x; σ) of noisy latents, by the network in a file of the folder `classifiers`; `label` is as of a head.
+    Raises ValueError where the file does not fit MODEL."""
+
+    def __init__(self, model, name: str, label: str):
+        form = model.get_model_object("latent_format")
+        if form.latent_dimensions != 2:
+            raise ValueError("works on pictures; this model is of another kind, such as video or sound")
+        self.network, self.wanted = load_network(form.latent_channels, name, label)
+
+    def begin(self) -> LogProbability:
+        copy_to = functools.cache(self.network.to)
+
+        @checked
+        def log_probability(step: Step) -> Tensor:
+            network = copy_to(step.x.device, step.x.dtype)
+            return network(step.x, step.sigma, step.signal)[:, self.wanted]
+
+        return log_probability
+
+
+def checked(log_probability: LogProbability) -> LogProbability:
+    """Refuses what is no picture's latent, and says in the log where the first numbers of a run are not finite."""
+    first = True
+
+    @functools.wraps(log_probability)
+    def of(step: Step) -> Tensor:
+        nonlocal first
+        if step.x.ndim != 4:
+            raise ValueError(f"Classifier Guidance needs the latents of pictures, not of shape {[*step.x.shape]}")
+        found = log_probability(step)
+        if first and not found.isfinite().all():
+            warn("Classifier Guidance has no effect where its classifier gives no finite number, as now")
+        first = False
+        return found
+
+    return of
 
 
 def preprocess(picture: Tensor, vision) -> Tensor:
@@ -182,8 +217,8 @@ def _text_encoder(clip, width: int):
     if not _is_trained(clip, name, encoders[name].transformer.text_projection.weight):
         raise ValueError(
             f"the {name} of this clip has no trained projection (the text encoders of SD 1.5 and SDXL checkpoints have "
-            "none of CLIP-L): its words do not lie where pictures do. Load the whole text encoder with CLIPLoader, "
-            "or use a head"
+            "none of CLIP-L, and the usual clip_l.safetensors has none either): its words do not lie where pictures do. "
+            "Load a whole CLIP, such as model.safetensors of openai/clip-vit-large-patch14, with CLIPLoader, or use a head"
         )
     return name, encoders[name]
 
@@ -213,37 +248,69 @@ def _embed_text(clip, name: str, encoder, text: str) -> Tensor:
         clip.cond_stage_model.reset_clip_options()
 
 
+# --------------------------------------------------------------------------------------------------------------- files
+
+
 def load_head(clip_vision, name: str, label: str) -> Head:
     """The head in a file of the folder `classifiers`; `label` is one of its labels, or a class's number from 0."""
+    tensors, metadata = _load(name)
+    width = features_of(clip_vision)
+    return _head(name, tensors, metadata, label, width, f", since clip_vision gives {width} features")
+
+
+def load_network(channels: int, name: str, label: str) -> tuple[NoisyNetwork, int]:
+    """(the network in a file, the class y), for latents of so many channels."""
+    tensors, metadata = _load(name)
+    why, features, known = f", since the model's latents have {channels} channels", "F", []
+    for i in range(max(1, depth(tensors))):
+        out = len(_tensor(name, tensors, f"conv.{i}.weight", ("out", channels, 3, 3), why))
+        _tensor(name, tensors, f"conv.{i}.bias", (out,))
+        features = _tensor(name, tensors, f"film.{i}.weight", (2 * out, features), ", gains before shifts").shape[1]
+        _tensor(name, tensors, f"film.{i}.bias", (2 * out,))
+        channels, why = out, f", since conv.{i} gives {out} channels"
+        known += [f"{layer}.{i}.{part}" for layer in ("conv", "film") for part in ("weight", "bias")]
+    if features % 2:
+        raise ValueError(f'{name}: "film.0.weight" takes {features} features; it must be an even number')
+    head = _head(name, tensors, metadata, label, channels, why, prefix="head.")
+    unknown = sorted(tensors.keys() - {*known, "head.weight", "head.bias"})
+    if unknown:
+        raise ValueError(f"{name}: has {', '.join(unknown)}, which the network of guiders/noisy_network.py has not")
+    return NoisyNetwork(tensors), head.wanted
+
+
+def _load(name: str) -> tuple[dict[str, Tensor], dict | None]:
+    """(tensors, metadata) of a file in the folder `classifiers`."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None or not name.endswith(SUFFIX):
         folders = map(Path, folder_paths.get_folder_paths(FOLDER))  # whose files the host does not list
         names = sorted(str(path.relative_to(folder)) for folder in folders for path in folder.rglob(f"*{SUFFIX}"))
-        raise ValueError(f'there is no head "{name}". The folder {FOLDER} has: {", ".join(names) or "no " + SUFFIX}')
+        raise ValueError(f'there is no file "{name}". The folder {FOLDER} has: {", ".join(names) or "no " + SUFFIX}')
     try:
-        tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        return comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:  # each way of being broken has its own
         raise ValueError(f"{name} cannot be read: {error}") from None
-    width = features_of(clip_vision)
-    weight = _tensor(name, tensors, "weight", f"[classes, {width}], since clip_vision gives {width} features", 2)
-    if weight.shape[1] != width or len(weight) < 2:
-        raise ValueError(
-            f'{name}: "weight" is {[*weight.shape]}; it must be [classes, {width}], since clip_vision gives {width} '
-            "features, with two classes at least"
-        )
-    bias = _tensor(name, tensors, "bias", f"[{len(weight)}]", 1)
-    if len(bias) != len(weight):
-        raise ValueError(f'{name}: "bias" is {[*bias.shape]}; it must be [{len(weight)}], one for each class')
-    return Head(weight, bias, _class(name, label.strip(), _labels(name, metadata, len(weight)), len(weight)))
 
 
-def _tensor(name: str, tensors: dict, key: str, wanted: str, ndim: int) -> Tensor:
+def _head(name: str, tensors: dict, metadata: dict | None, label: str, width: int, why: str, prefix: str = "") -> Head:
+    """The linear layer on `width` features, and the class that `label` is of it."""
+    weight = _tensor(name, tensors, f"{prefix}weight", ("classes", width), why)
+    classes = len(weight)
+    if classes < 2:
+        raise ValueError(f'{name}: "{prefix}weight" is {[*weight.shape]}; it must have two classes at least')
+    bias = _tensor(name, tensors, f"{prefix}bias", (classes,), ", one for each class")
+    return Head(weight, bias, _class(name, label.strip(), _labels(name, metadata, classes), classes))
+
+
+def _tensor(name: str, tensors: dict, key: str, shape: tuple[int | str, ...], why: str = "") -> Tensor:
+    """A tensor of a file, of a shape in which a text stands for any size."""
+    wanted = f"[{', '.join(map(str, shape))}]{why}"
     if key not in tensors:
         raise ValueError(f'{name}: has no "{key}", which must be {wanted}; it has {", ".join(tensors) or "nothing"}')
     tensor = tensors[key]
-    if tensor.ndim != ndim:
+    sizes = zip(shape, tensor.shape, strict=False)
+    if tensor.ndim != len(shape) or any(isinstance(size, int) and size != found for size, found in sizes):
         raise ValueError(f'{name}: "{key}" is {[*tensor.shape]}; it must be {wanted}')
-    if not tensor.is_floating_point() or not tensor.isfinite().all():
+    if not tensor.is_floating_point() or not tensor.numel() or not tensor.float().isfinite().all():
         raise ValueError(f'{name}: "{key}" is {tensor.dtype} and must hold finite floating-point numbers')
     return tensor
 

@@ -25,8 +25,9 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
+from ...patches.architectures import find
 from ...patches.base import Moment
-from ...patches.host import architecture_of, select_layers
+from ...patches.host import Forward, Streams, around, is_compiled, select_layers, uncompiled
 from ...patches.layers import Layer
 
 WRAPPER = "beyond_cfg_degraded"
@@ -46,14 +47,13 @@ def with_input_noise(model, amount: float, seed: int):
 def with_dropout(model, amount: float, layers: str, seed: int):
     """A clone of MODEL that drops `amount` of what `layers` add; "auto" is all of them."""
     chosen = select_layers(model, "all" if layers.strip().lower() == "auto" else layers)
-    site = architecture_of(model).site
-    return _wrapped(model, WorseLayers(chosen, site, amount, seed)) if amount else model.clone()
+    return _wrapped(model, WorseLayers(chosen, amount, seed)) if amount else model.clone()
 
 
 def with_fewer_layers(model, amount: float, layers: str):
     """A clone of MODEL without `layers`, unless `amount` is 0; "auto" are those of Skip Layer."""
     chosen = select_layers(model, layers, skip=True)
-    return _wrapped(model, WorseLayers(chosen, architecture_of(model).site)) if amount else model.clone()
+    return _wrapped(model, WorseLayers(chosen)) if amount else model.clone()
 
 
 def with_rounded_weights(model, amount: float, bits: int):
@@ -99,7 +99,6 @@ class InputNoise:
 @dataclass(frozen=True)
 class WorseLayers:
     layers: tuple[Layer, ...]
-    site: str  # as the architecture says
     dropout: float = 1.0  # 1: the layers are left out, and not computed
     seed: int = 0
     proven: set = field(default_factory=set, compare=False)  # not empty once a layer has run
@@ -107,20 +106,22 @@ class WorseLayers:
     def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw):
         options = dict(transformer_options or {})
         moment = _moment(self.seed, t, options) if self.dropout < 1 else Moment()
-        if self.site == "attn1":
-            patches = options.get("patches", {})
-            ours = DroppedAttention(self, moment, _roles(options, x.shape[0]))
-            options["patches"] = {**patches, OUTPUT: [*patches.get(OUTPUT, []), ours]}
-        else:
-            replace = options.get("patches_replace", {})
-            dit = dict(replace.get("dit", {}))
+        compiled = executor.class_obj.diffusion_model
+        network, roles = uncompiled(compiled), _roles(options, x.shape[0])
+        architecture, forwards = find(network), []
+        if architecture.stacks:
             for layer in self.layers:
-                key = (f"{layer.stack}_block", layer.index)
-                dit[key] = WorseBlock(self, layer, moment, _roles(options, x.shape[0]), dit.get(key))
-            options["patches_replace"] = {**replace, "dit": dit}
-        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        network = executor.class_obj.diffusion_model
-        if not self.proven and not _is_compiled(network):  # a compiled graph calls ours without Python to witness it
+                block, names = architecture.block(network, layer), architecture.stack(layer).streams
+                streams = Streams.of(block.forward, names)
+                worse = WorseBlock(self, block.forward, streams, layer, moment, roles)
+                forwards.append(Forward(f"degraded {layer}", block, worse))
+        else:
+            patches = options.get("patches", {})
+            ours = DroppedAttention(self, moment, roles)
+            options["patches"] = {**patches, OUTPUT: [*patches.get(OUTPUT, []), ours]}
+        with around(forwards, options) as options:
+            denoised = executor(x, t, c_concat, c_crossattn, control, options, **kw)
+        if not self.proven and not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
             raise RuntimeError(
                 f"Degraded Model: none of the layers {', '.join(map(str, self.layers))} of {type(network).__name__} ran "
                 f"in the host's way, so it would have no effect. Another pack may have replaced the network's forward; "
@@ -152,35 +153,37 @@ class DroppedAttention:
     roles: int
 
     def __call__(self, added: Tensor, extra: dict) -> Tensor:
-        layer = Layer(*extra["block"])
-        if layer not in self.worse.layers:
+        place = (*extra["block"], extra["block_index"])
+        if not any(place == (layer.stack, layer.index, layer.part) for layer in self.worse.layers):
             return added
         self.worse.witness()
-        return self.worse.dropped(added, self.moment, self.roles, f"{layer} {extra['block_index']}")
+        return self.worse.dropped(added, self.moment, self.roles, str(place))
 
 
 @dataclass(frozen=True)
 class WorseBlock:
-    """A transformer block's replace patch."""
+    """The forward of a transformer's block."""
 
     worse: WorseLayers
+    forward: Callable
+    streams: Streams
     layer: Layer
     moment: Moment
     roles: int
-    previous: Callable | None  # another pack's patch of the same block
 
-    def __call__(self, args: dict, extra: dict) -> dict:
+    def __call__(self, *args, **kwargs):
         self.worse.witness()
-        streams = [name for name in ("img", "txt") if name in args]
+        before = self.streams.read(args, kwargs)
         if self.worse.dropout == 1:
-            return {name: args[name] for name in streams}
-        before = {name: args[name].clone() for name in streams}  # blocks add to their inputs in place
-        out = dict(self.previous(args, extra) if self.previous else extra["original_block"](args))
-        for name in streams:
-            if out.get(name) is not None:  # the last block of SD3 gives no text
-                added = out[name] - before[name]
-                out[name] = before[name] + self.worse.dropped(added, self.moment, self.roles, f"{self.layer} {name}")
-        return out
+            return before[0] if len(before) == 1 else tuple(before)
+        before = [tokens.clone() for tokens in before]  # blocks add to their inputs in place
+
+        def dropped(stream: int, after: Tensor) -> Tensor:
+            added = after - before[stream]
+            salt = f"{self.layer} {self.streams.names[stream]}"
+            return before[stream] + self.worse.dropped(added, self.moment, self.roles, salt)
+
+        return self.streams.changed(self.forward(*args, **kwargs), dropped)
 
 
 class Rounded(WeightAdapterBase):
@@ -211,7 +214,3 @@ def _roles(options: dict, rows: int) -> int:
     """How many conditionings share the batch, each with all samples."""
     roles = len(options.get("cond_or_uncond", ())) or 1
     return roles if rows % roles == 0 else 1
-
-
-def _is_compiled(network) -> bool:
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())

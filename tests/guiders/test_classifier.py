@@ -8,6 +8,7 @@ import torch
 from pack.guiders.base import NEGATIVE, POSITIVE, Step
 from pack.guiders.classifier import CleanClassifier, NoisyClassifier, gradient
 from pack.guiders.classifier_free import ClassifierFree
+from pack.guiders.noisy_network import NoisyNetwork, depth, embedded
 
 MEANS, WEIGHTS, STD = (-1.0, 0.7), (0.3, 0.7), 0.4
 
@@ -77,11 +78,12 @@ def test_with_the_exact_classifier_it_is_classifier_free_guidance_on_the_uncondi
     torch.testing.assert_close(guided(NoisyClassifier(BAYES, scale), step), cfg, rtol=0, atol=1e-10)
 
 
-def test_where_x_is_all_noise_a_classifier_of_x_has_no_say():
-    step = level(1.0, flow=True)
-    assert step.signal == 0
-    rule, base = NoisyClassifier(Of(lambda step: summed(step.x)), 5.0), unconditional(step)
-    assert guided(rule, step) is not None and torch.equal(guided(rule, step), base)
+@pytest.mark.parametrize("sigma, flow", [(1.0, True), (0.0, True), (0.0, False)])
+def test_where_x_is_all_noise_or_none_a_classifier_of_x_has_no_say_and_is_not_asked(sigma, flow):
+    step, asked = level(sigma, flow), []
+    assert step.signal * step.sigma == 0
+    rule, base = NoisyClassifier(Of(asked.append), 5.0), torch.ones_like(step.x)
+    assert torch.equal(guided(rule, step, base), base) and not asked
 
 
 def test_the_clean_form_weighs_by_one_where_x_is_all_noise_and_by_nothing_where_it_is_all_picture():
@@ -203,3 +205,151 @@ def test_what_a_run_needs_is_made_when_it_begins_and_once():
     one = Of(BAYES.function)
     assert CleanClassifier(one) == CleanClassifier(one) != CleanClassifier(Of(BAYES.function))
     assert NoisyClassifier(one) != CleanClassifier(one)
+
+
+# ------------------------------------------------------------------------------------------- the network of noisy latents
+
+
+class Trainable(torch.nn.Module):
+    """What somebody would write to train one, from the format's description."""
+
+    def __init__(self, channels=(3, 8, 12), features=16, classes=3):
+        super().__init__()
+        pairs, self.features = list(zip(channels, channels[1:], strict=False)), features
+        self.conv = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairs)
+        self.film = torch.nn.ModuleList(torch.nn.Linear(features, 2 * o) for _, o in pairs)
+        self.head = torch.nn.Linear(channels[-1], classes)
+
+    def forward(self, x, a, b):
+        """a and b are [batch]."""
+        c_noise = (b / a).log() / 4
+        angles = 1000 * c_noise[:, None] * torch.logspace(0, -4, self.features // 2 + 1, dtype=x.dtype)[:-1]
+        f = torch.cat([angles.cos(), angles.sin()], dim=1)
+        h = x / (a**2 + b**2).sqrt()[:, None, None, None]
+        for conv, film in zip(self.conv, self.film, strict=True):
+            gain, shift = film(f)[:, :, None, None].chunk(2, dim=1)
+            h = conv(h) * (1 + gain) + shift
+            h = h * h.sigmoid()
+        return self.head(h.mean(dim=(2, 3))).log_softmax(dim=1)
+
+
+def trainable(*args, dtype=torch.float64) -> Trainable:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Trainable(*args).to(dtype)
+
+
+def of_class(network: NoisyNetwork, wanted: int) -> Of:
+    return Of(lambda step: network(step.x, step.sigma, step.signal)[:, wanted])
+
+
+@LEVELS
+@pytest.mark.parametrize("channels", [(3, 8), (3, 8, 12), (3, 5, 6, 7, 8)], ids=len)
+def test_the_network_is_what_its_description_says(sigma, flow, channels):
+    module = trainable(channels)
+    network = NoisyNetwork(module.state_dict())
+    assert depth(network.tensors) == len(channels) - 1
+    for shape in ((2, 3, 4, 5), (3, 3, 16, 9), (1, 3, 1, 1)):
+        step = level(sigma, flow, shape)
+        a, b = (torch.full((shape[0],), value, dtype=torch.float64) for value in (step.signal, sigma))
+        found = network(step.x, sigma, step.signal)
+        torch.testing.assert_close(found, module(step.x, a, b), rtol=0, atol=1e-10)
+        torch.testing.assert_close(found.exp().sum(1), torch.ones(shape[0], dtype=torch.float64))
+
+
+def test_the_network_knows_the_noise_by_its_ratio_to_the_picture_only():
+    """The same picture and noise, as a VE, a VP and a flow model hold them."""
+    network, x = NoisyNetwork(trainable().state_dict()), level(0.0, False).x
+    ratio = 1.7
+    expected = network(x, ratio, 1.0)
+    for size in (1 / math.hypot(1, ratio), 1 / (1 + ratio)):
+        torch.testing.assert_close(network(x * size, ratio * size, size), expected, rtol=0, atol=1e-12)
+    assert (network(x, 2 * ratio, 1.0) - expected).abs().max() > 1e-3
+
+
+def test_the_embedding_is_a_point_on_as_many_circles_as_half_its_width():
+    f = embedded(123.4, 6)
+    torch.testing.assert_close(f[:3].square() + f[3:].square(), torch.ones(3, dtype=torch.float64))
+    angles = [123.4 * 10000 ** (-k / 3) for k in range(3)]
+    assert f.tolist() == pytest.approx([*map(math.cos, angles), *map(math.sin, angles)], abs=1e-12)
+
+
+MEAN, EXACT_AT = 0.3, ((0.05, 1.0), (0.7, 1.0), (3.0, 1.0), (14.6, 1.0), (0.2, 0.8), (0.9, 0.1))
+
+
+def bayes_network(pixels: int) -> NoisyNetwork:
+    """Of samples whose pixels are all N(+MEAN, STD²) or all N(−MEAN, STD²): log p(+) − log p(−) = k(σ) Σ x, exactly.
+    silu(z) − silu(−z) is z, the kernel sums squares of 2 × 2, and one linear map of f gives k at the levels EXACT_AT."""
+    kernel = torch.tensor([[0.0, 0, 0], [0, 1, 1], [0, 1, 1]], dtype=torch.float64)
+    ratios = [(b, a, 2 * a * MEAN / ((a * STD) ** 2 + b**2) * math.hypot(a, b)) for b, a in EXACT_AT]
+    f = torch.stack([embedded(250 * math.log(b / a), 32) for b, a, _ in ratios])
+    k = torch.tensor([k for *_, k in ratios], dtype=torch.float64)
+    film = torch.zeros(4, 32, dtype=torch.float64)
+    film[:2] = torch.linalg.pinv(f) @ (k - 1)
+    head = torch.tensor([[0.5, -0.5], [-0.5, 0.5]], dtype=torch.float64) * pixels / 4
+    return NoisyNetwork(
+        {
+            "conv.0.weight": torch.stack([kernel, -kernel]).unsqueeze(1),
+            "conv.0.bias": torch.zeros(2, dtype=torch.float64),
+            "film.0.weight": film,
+            "film.0.bias": torch.zeros(4, dtype=torch.float64),
+            "head.weight": head,
+            "head.bias": torch.zeros(2, dtype=torch.float64),
+        }
+    )
+
+
+@pytest.mark.parametrize("sigma, signal", EXACT_AT)
+def test_with_a_network_that_is_the_exact_classifier_it_is_classifier_free_guidance(sigma, signal):
+    x = torch.randn(5, 1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = Step((x * 0.3 + 0.1) * math.hypot(sigma, signal), sigma, sigma, signal=signal)
+    plus, minus = denoised(step, MEAN), denoised(step, -MEAN)
+    likely = (2 * signal * MEAN * summed(step.x) / spread(step)).sigmoid().view(-1, 1, 1, 1)
+    base = likely * plus + (1 - likely) * minus
+    rule = NoisyClassifier(of_class(bayes_network(48), 0), 2.5)
+    torch.testing.assert_close(guided(rule, step, base), base + 2.5 * (plus - base), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma, flow", [(0.05, False), (2.0, False), (14.6, False), (0.3, True), (0.95, True)])
+def test_the_networks_gradient_is_that_of_finite_differences(sigma, flow):
+    log_p, step = of_class(NoisyNetwork(trainable().state_dict()), 1).function, level(sigma, flow)
+    found = gradient(log_p, step)
+    assert found.flatten(1).norm(dim=1).min() > 1e-6
+    for seed in range(3):
+        along = level(sigma, flow, seed=seed + 1).x
+        h = 1e-5 * math.hypot(sigma, step.signal)
+        up, down = (log_p(Step(step.x + s * h * along, sigma, sigma, signal=step.signal)) for s in (1, -1))
+        torch.testing.assert_close(summed(found * along), (up - down) / (2 * h), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma, signal", [(1e-3, 1.0), (4500.0, 1.0), (1 - 1e-6, 1e-6), (1e-6, 1 - 1e-6)])
+def test_the_network_gives_finite_guidance_at_the_ends_of_any_schedule(sigma, signal):
+    network = NoisyNetwork(trainable(dtype=torch.float32).state_dict())
+    x = level(sigma, False).x.float() * math.hypot(sigma, signal)
+    step = Step(x, sigma, sigma, signal=signal)
+    result = guided(NoisyClassifier(of_class(network, 1), 1.0), step, torch.zeros_like(x))
+    assert result.isfinite().all() and result.abs().max() > 0
+
+
+def test_the_network_takes_each_sample_by_itself():
+    rule = NoisyClassifier(of_class(NoisyNetwork(trainable().state_dict()), 1), 3.0)
+    step = level(0.8, False, (4, 3, 9, 6))
+    base = torch.zeros_like(step.x)
+    together = guided(rule, step, base)
+    for row in range(4):
+        alone = guided(rule, Step(step.x[row : row + 1], 0.8, 0.8), base[:1])
+        torch.testing.assert_close(alone, together[row : row + 1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_copy_of_the_network_has_a_gradient_though_it_was_loaded_in_inference_mode(stored):
+    state = trainable().state_dict()
+    step = level(0.8, False)
+    plain = NoisyNetwork({key: tensor.to(stored).double() for key, tensor in state.items()})
+    expected = gradient(of_class(plain, 1).function, step)
+    with torch.inference_mode():
+        loaded = NoisyNetwork({key: tensor.to(stored) for key, tensor in state.items()})
+        copy = loaded.to(torch.device("cpu"), torch.float64)
+        torch.testing.assert_close(gradient(of_class(copy, 1).function, step), expected, rtol=0, atol=1e-13)
+    assert loaded.tensors["head.bias"].dtype == stored
+    assert not {id(tensor) for tensor in copy.tensors.values()} & {id(tensor) for tensor in loaded.tensors.values()}

@@ -119,6 +119,13 @@ def wan(seed: int = 0):
     return patcher(comfy.model_base.WAN21, config, seed)
 
 
+def unknown():
+    """A model whose network is in no table."""
+    model = unet()
+    model.add_object_patch("diffusion_model", torch.nn.Linear(1, 1))
+    return model
+
+
 def patcher(model_class, config, seed: int, **options):
     config.unet_config["dtype"] = torch.float32
     config.custom_operations = comfy.ops.disable_weight_init

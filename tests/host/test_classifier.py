@@ -1,8 +1,11 @@
-"""Classifier guidance through the host: its own CLIP vision with random weights, its VAEs, and heads made here."""
+"""Classifier guidance through the host: its own CLIP vision with random weights, its VAEs, and heads made here; and
+networks of noisy latents, random or trained here."""
 
 import gc
 import json
+import math
 import os
+import tempfile
 import weakref
 from pathlib import Path
 
@@ -14,12 +17,14 @@ import folder_paths
 import networks
 import pytest
 import torch
-from harness import Counter, close, network, pag, sample
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from harness import Counter, close, network, noise_like, pag, sample
 from pack.guiders.base import Step
 from pack.guiders.classifier import gradient
 from pack.guiders.host import KEY
 from pack.guiders.host import classifier as host
-from pack.nodes.classifier import ClassifierGuidance
+from pack.guiders.noisy_network import NoisyNetwork
+from pack.nodes.classifier import ClassifierGuidance, NoiseAwareClassifierGuidance
 
 FEATURES = 16
 LABELS = ["cat", "dog", "bird"]
@@ -40,7 +45,10 @@ def clip_vision(features: int | None = FEATURES, kind: str = "clip_vision_model"
         "num_attention_heads": 2,
         "hidden_act": "quick_gelu",
     }
-    vision = comfy.clip_vision.ClipVisionModel(config | ({"projection_dim": features} if features else {}))
+    with tempfile.TemporaryDirectory() as folder:  # older hosts take no dict
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config | ({"projection_dim": features} if features else {})))
+        vision = comfy.clip_vision.ClipVisionModel(str(path))
     networks.fill(vision.model, seed=3)
     return vision
 
@@ -81,8 +89,13 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def save(path: Path, labels=LABELS, **changes):
     generator = torch.Generator().manual_seed(0)
-    tensors = {"weight": torch.randn(3, FEATURES, generator=generator), "bias": torch.zeros(3)} | changes
-    tensors = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    save_tensors(
+        path, {"weight": torch.randn(3, FEATURES, generator=generator), "bias": torch.zeros(3)}, labels, changes
+    )
+
+
+def save_tensors(path: Path, tensors: dict, labels, changes: dict):
+    tensors = {key: tensor for key, tensor in (tensors | changes).items() if tensor is not None}
     labels = labels if labels is None or isinstance(labels, str) else json.dumps(labels)
     comfy.utils.save_torch_file(tensors, str(path), metadata=None if labels is None else {"labels": labels})
 
@@ -284,7 +297,7 @@ def test_a_head_that_cannot_work_is_refused_by_file_key_and_shape(folder, tiny_v
     (folder / "bad.safetensors").write_bytes(b"no tensors")
     assert refusal(network("unet"), tiny_vae, head="bad.safetensors").startswith("bad.safetensors cannot be read")
     missing = refusal(network("unet"), tiny_vae, head="../pets")
-    assert missing == 'there is no head "../pets". The folder classifiers has: bad.safetensors, pets.safetensors'
+    assert missing == 'there is no file "../pets". The folder classifiers has: bad.safetensors, pets.safetensors'
 
 
 def test_a_label_is_a_name_or_a_number(folder):
@@ -297,4 +310,245 @@ def test_a_label_is_a_name_or_a_number(folder):
 def test_the_node_is_declared_in_full():
     schema = ClassifierGuidance.define_schema()
     assert schema.node_id == "BeyondCFGClassifier"
+    assert all(given.tooltip for given in schema.inputs)
+
+
+# ------------------------------------------------------------------------------------------- networks of noisy latents
+
+CHANNELS = {"unet": 4, "sd3": 16, "flux": 16}
+KINDS = pytest.mark.parametrize("kind", CHANNELS)
+
+
+def noisy_tensors(channels: int, classes: int = 3, features: int = 16) -> dict[str, torch.Tensor]:
+    """Of a network with two layers; random, and of a size that keeps that of what passes."""
+    generator = torch.Generator().manual_seed(1)
+
+    def layer(name: str, *shape: int) -> dict[str, torch.Tensor]:
+        weight = torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        return {f"{name}.weight": weight, f"{name}.bias": 0.1 * torch.randn(shape[0], generator=generator)}
+
+    convolutions = layer("conv.0", 8, channels, 3, 3) | layer("conv.1", 12, 8, 3, 3)
+    films = layer("film.0", 16, features) | layer("film.1", 24, features)
+    return convolutions | films | layer("head", classes, 12)
+
+
+def save_noisy(path: Path, channels: int = 4, labels=LABELS, **changes):
+    save_tensors(
+        path, noisy_tensors(channels), labels, {key.replace("_", "."): value for key, value in changes.items()}
+    )
+
+
+@pytest.fixture
+def noisy_folder(folder) -> Path:
+    for kind, channels in CHANNELS.items():
+        save_noisy(folder / f"{kind}.safetensors", channels)
+    return folder
+
+
+def noisily(model, kind="unet", **changes):
+    given = {
+        "classifier": f"{kind}.safetensors",
+        "label": "dog",
+        "scale": 30.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+    }
+    return NoiseAwareClassifierGuidance.execute(model=model, **(given | changes)).result[0]
+
+
+def noisy_refusal(*args, **changes) -> str:
+    with pytest.raises(ValueError) as error:
+        noisily(*args, **changes)
+    title, _, message = str(error.value).partition(": ")
+    assert title == "Noise-Aware Classifier Guidance"
+    return message
+
+
+@KINDS
+def test_on_every_kind_of_model_the_label_becomes_likelier_and_nothing_else_is_evaluated(noisy_folder, kind):
+    model, latent = network(kind), networks.latent(kind, 2, 12, 18)
+    plain, ask = sample(model, kind, latent=latent), NoisyNetwork(noisy_tensors(CHANNELS[kind]))
+    for wanted, label in enumerate(LABELS):
+        counter = Counter(noisily(model, kind, label=label))
+        result = sample(counter.model, kind, latent=latent)
+        assert result.isfinite().all() and counter.rows == [2] * 4
+        before, after = (
+            ask(model.get_model_object("latent_format").process_in(picture).float(), 0.03, 1.0)[:, wanted]
+            for picture in (plain, result)
+        )
+        assert (after > before).all(), label
+        assert torch.equal(sample(noisily(model, kind, label=label), kind, latent=latent), result)
+
+
+@KINDS
+def test_a_step_to_the_end_is_the_equation(noisy_folder, kind):
+    """From σ to 0 in one step the result is D + s (b²/a) ∇ log p(y | x; σ) itself, at the x that the sampler has."""
+    model, sigma, latent = network(kind), 0.7, networks.latent(kind, 2)
+    signal = 1.0 if kind == "unet" else 1 - sigma
+    run = {"latent": latent, "sigmas": torch.tensor([sigma, 0.0])}
+    into = model.get_model_object("latent_format").process_in
+    x = (sigma * noise_like(latent)).requires_grad_()  # the host leaves an empty latent 0
+    log_p = NoisyNetwork(noisy_tensors(CHANNELS[kind]))(x, sigma, signal)[:, 1].sum()
+    moved = 30.0 * sigma**2 / signal * torch.autograd.grad(log_p, x)[0]
+    difference = into(sample(noisily(model, kind), kind, **run)) - into(sample(model, kind, **run))
+    assert close(difference, moved) < 1e-4 and moved.abs().max() > 1e-2
+
+
+def test_at_scale_zero_and_outside_its_interval_the_network_is_not_asked(noisy_folder, monkeypatch):
+    asked, kept = [], NoisyNetwork.__call__
+    monkeypatch.setattr(NoisyNetwork, "__call__", lambda self, *step: asked.append(step[1:]) or kept(self, *step))
+    model = network("unet")
+    assert torch.equal(sample(noisily(model, scale=0.0)), sample(model))
+    assert torch.equal(sample(noisily(model, start_percent=0.001, end_percent=0.01)), sample(model))
+    assert not asked
+    assert not torch.equal(sample(noisily(model, start_percent=0.5)), sample(model))
+    assert 0 < len(asked) < 4 and all(signal == 1.0 for _, signal in asked)
+
+
+def test_it_works_in_inference_mode_and_its_copies_go_with_the_run(noisy_folder, monkeypatch):
+    copies, kept = [], NoisyNetwork.to
+
+    def watched(*args):
+        copy = kept(*args)
+        copies.extend(map(weakref.ref, copy.tensors.values()))
+        return copy
+
+    monkeypatch.setattr(NoisyNetwork, "to", watched)
+    expected = sample(noisily(network("unet")), steps=2)
+    assert len(copies) == 10  # once in a run
+    with torch.inference_mode():
+        ours = noisily(network("unet"))
+        assert torch.equal(sample(ours, steps=2), expected)
+    gc.collect()
+    assert len(copies) == 20 and not any(copy() is not None for copy in copies)
+    assert close(expected, sample(network("unet"), steps=2)) > 1e-3
+
+
+def test_a_noisy_term_and_another_act_in_any_order(noisy_folder):
+    model = network("unet")
+    one, other = sample(pag(noisily(model)), steps=1), sample(noisily(pag(model)), steps=1)
+    assert close(one, other) < 1e-6
+    assert min(close(one, sample(pag(model), steps=1)), close(one, sample(noisily(model), steps=1))) > 1e-3
+
+
+# Samples whose numbers are all N(+MEAN, STD²), or all N(−MEAN, STD²): what a diffusion model of them predicts is known.
+MEAN, STD = 0.4, 0.5
+SIZE = (4, 8, 8)
+
+
+def two_kinds(model, flow: bool):
+    """MODEL as the exact model of such samples, for any prompt."""
+
+    def denoise(apply_model, args):
+        x, sigma = args["input"], args["timestep"][0]
+        signal = 1 - sigma if flow else 1.0
+        spread = (signal * STD) ** 2 + sigma**2
+        lean = (signal * MEAN * x.flatten(1).sum(1) / spread).tanh().view(-1, 1, 1, 1)  # p(+) − p(−)
+        return (signal * STD**2 * x + sigma**2 * MEAN * lean) / spread
+
+    model = ModelSamplingSD3().patch(model, shift=1.0, multiplier=1000)[0] if flow else model.clone()
+    model.set_model_unet_function_wrapper(denoise)
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, torch.Tensor]:
+    """A network that has learnt to tell them apart, from samples and noise alone."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad():
+        tensors = {key: tensor.requires_grad_() for key, tensor in noisy_tensors(SIZE[0], classes=2).items()}
+        optimizer = torch.optim.Adam(tensors.values(), lr=5e-3)
+        for _ in range(300):
+            kinds = torch.randint(2, (64,), generator=generator)
+            x = STD * torch.randn(64, *SIZE, generator=generator) + MEAN * (2 * kinds - 1).view(-1, 1, 1, 1)
+            sigma = math.exp(8 * torch.rand((), generator=generator).item() - 4)
+            x = x + sigma * torch.randn(x.shape, generator=generator)
+            optimizer.zero_grad()
+            torch.nn.functional.nll_loss(NoisyNetwork(tensors)(x, sigma, 1.0), kinds).backward()
+            optimizer.step()
+    return {key: tensor.detach() for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+def test_a_trained_network_guides_samples_to_the_kind_that_is_asked_for(noisy_folder, trained, flow):
+    """One file serves both ways of sampling, though it has seen one of them in training."""
+    save_noisy(noisy_folder / "trained.safetensors", labels=["minus", "plus"], **rename(trained))
+    model = two_kinds(network("unet"), flow)
+    run = {"latent": torch.zeros(64, *SIZE), "cfg": 1.0, "steps": 12}
+    into = model.get_model_object("latent_format").process_in
+
+    def means(model) -> torch.Tensor:
+        return into(sample(model, **run)).flatten(1).mean(1)
+
+    plain = means(model)
+    assert 0.3 < (plain > 0).float().mean() < 0.7 and ((plain.abs() - MEAN).abs() < 0.15).all()
+    for label, sign in (("plus", 1), ("minus", -1)):
+        result = means(noisily(model, classifier="trained.safetensors", label=label, scale=3.0))
+        assert (sign * result > 0).float().mean() > 0.9
+        assert (sign * result).mean() < 2 * MEAN  # still samples of the model
+
+
+def rename(tensors: dict) -> dict:
+    return {key.replace(".", "_"): tensor for key, tensor in tensors.items()}
+
+
+def test_a_network_that_cannot_work_is_refused_by_file_tensor_and_shape(noisy_folder):
+    def said(label="dog", model=None, **changes) -> str:
+        save_noisy(noisy_folder / "bad.safetensors", **changes)
+        return noisy_refusal(model or network("unet"), classifier="bad.safetensors", label=label)
+
+    first = "[out, 4, 3, 3], since the model's latents have 4 channels"
+    assert said(conv_0_weight=None).startswith(
+        f'bad.safetensors: has no "conv.0.weight", which must be {first}; it has'
+    )
+    assert said(channels=16) == f'bad.safetensors: "conv.0.weight" is [8, 16, 3, 3]; it must be {first}'
+    assert said(conv_0_weight=torch.ones(8, 4, 5, 5)).endswith(f"is [8, 4, 5, 5]; it must be {first}")
+    assert said(conv_0_bias=torch.ones(4)) == 'bad.safetensors: "conv.0.bias" is [4]; it must be [8]'
+    then = "[out, 8, 3, 3], since conv.0 gives 8 channels"
+    assert said(conv_1_weight=torch.ones(8, 9, 3, 3)).endswith(f'"conv.1.weight" is [8, 9, 3, 3]; it must be {then}')
+    assert said(film_0_weight=torch.ones(8, 16)).endswith("is [8, 16]; it must be [16, F], gains before shifts")
+    assert said(film_1_weight=torch.ones(24, 8)).endswith("is [24, 8]; it must be [24, 16], gains before shifts")
+    assert said(film_1_bias=None).startswith(
+        'bad.safetensors: has no "film.1.bias", which must be [24]; it has conv.0.'
+    )
+    odd = {"film_0_weight": torch.ones(16, 7), "film_1_weight": torch.ones(24, 7)}
+    assert said(**odd).endswith('"film.0.weight" takes 7 features; it must be an even number')
+    head = "[classes, 12], since conv.1 gives 12 channels"
+    assert said(head_weight=torch.ones(3, 8)).endswith(f'"head.weight" is [3, 8]; it must be {head}')
+    assert said(head_weight=torch.ones(1, 12)).endswith("it must have two classes at least")
+    assert said(head_bias=torch.ones(2)).endswith('"head.bias" is [2]; it must be [3], one for each class')
+    assert said(norm_0_weight=torch.ones(8)).startswith("bad.safetensors: has norm.0.weight, which the network of")
+    for bad in (torch.full((8,), torch.nan), torch.full((8,), torch.inf), torch.ones(8, dtype=torch.int)):
+        assert '"conv.0.bias" is torch.' in said(conv_0_bias=bad) and "must hold finite" in said(conv_0_bias=bad)
+    assert "JSON list of 3 texts" in said(labels=["a"])
+    assert said(label="cow").endswith("it must be a number from 0 to 2, or one of: cat, dog, bird")
+    assert said(labels=None, label="3").endswith("it must be a number from 0 to 2")
+    (noisy_folder / "bad.safetensors").write_bytes(b"no tensors")
+    assert noisy_refusal(network("unet"), classifier="bad.safetensors").startswith("bad.safetensors cannot be read")
+    has = "bad.safetensors, flux.safetensors, pets.safetensors, sd3.safetensors, unet.safetensors"
+    assert noisy_refusal(network("unet"), classifier="") == f'there is no file "". The folder classifiers has: {has}'
+    pets = noisy_refusal(network("unet"), classifier="pets.safetensors")
+    assert pets == f'pets.safetensors: has no "conv.0.weight", which must be {first}; it has bias, weight'
+
+
+def test_a_noisy_network_is_refused_where_the_model_makes_no_pictures_or_a_number_is_wrong(noisy_folder):
+    assert noisy_refusal(network("wan"), "flux").startswith("works on pictures; this model is of another kind")
+    assert noisy_refusal(network("unet"), scale=-1.0) == "scale is -1.0; it must be a number from 0 to 1000"
+    assert "start_percent is 0.6" in noisy_refusal(network("unet"), start_percent=0.6, end_percent=0.5)
+    ours = noisily(network("unet"))
+    ask = ours.model_options[KEY][-1].rule.classifier.begin()
+    with pytest.raises(ValueError, match=r"latents of pictures, not of shape \[1, 1, 64\]"):
+        ask(Step(torch.zeros(1, 1, 64), 1.0, 1.0))
+
+
+def test_a_network_that_overflows_has_no_effect_and_the_log_says_so(noisy_folder, caplog):
+    save_noisy(noisy_folder / "huge.safetensors", conv_0_weight=torch.full((8, 4, 3, 3), 3e38))
+    model = network("unet")
+    assert torch.equal(sample(noisily(model, classifier="huge.safetensors")), sample(model))
+    assert [record.message for record in caplog.records if "no finite number" in record.message]
+
+
+def test_the_noise_aware_node_is_declared_in_full():
+    schema = NoiseAwareClassifierGuidance.define_schema()
+    assert (schema.node_id, schema.display_name) == ("BeyondCFGNoisyClassifier", "Noise-Aware Classifier Guidance")
     assert all(given.tooltip for given in schema.inputs)

@@ -1,11 +1,13 @@
 """The pack as people run it: a host of its own, the demo model, POST /prompt."""
 
 import copy
+import importlib.util
 import time
 import uuid
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
@@ -16,16 +18,38 @@ SMALL = {  # class_type: what makes the example small enough for a test
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 4},
     "TrainLoraNode": {"steps": 2, "training_dtype": "fp32"},
+    "BeyondCFGClassifier": {"start_percent": 0.6},  # one step: the smallest CLIP that the host loads has 300 M weights
+    "BeyondCFGPostHocEMA": {"snapshots": "tiny_sd15.ckpt @ 1\ntiny_sd15.ckpt @ 2"},
 }
 
 
+@pytest.fixture(scope="module")
+def whole_clip(server):
+    """The name of a CLIP with text and vision that has 1 MB, in the host's own folders for as long as these tests run."""
+    spec = importlib.util.spec_from_file_location("tiny_models", ROOT / "benchmarks/tiny_models.py")
+    spec.loader.exec_module(tiny := importlib.util.module_from_spec(spec))
+    folders = {folder["name"]: Path(folder["folders"][0]) for folder in server.ask("/experiment/models")}
+    name = f"beyond_cfg_test_{uuid.uuid4().hex}.ckpt"
+    files = [folders["clip_vision"] / name, folders["text_encoders"] / name]
+    try:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(tiny.half(tiny.clip_l(0)), file)
+        yield name
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
 @pytest.fixture
-def workflow(dev):
+def workflow(dev, whole_clip):
     def load(name, **inputs):
         """The example, small and with four steps; further inputs as class_type__input=value."""
         loaded = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
         for node in loaded.values():
             node["inputs"].update(SMALL.get(node["class_type"], {}))
+            if "clip_name" in node["inputs"]:
+                node["inputs"]["clip_name"] = whole_clip
             if "sd3" in name and node["class_type"] == "CheckpointLoaderSimple":
                 node["inputs"]["ckpt_name"] = "tiny_sd3.ckpt"
             for key, value in inputs.items():

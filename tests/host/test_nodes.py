@@ -22,6 +22,7 @@ NODES = asyncio.run(BeyondCFG().get_node_list())
 BY_ID = {node.define_schema().node_id: node for node in NODES}
 EVERY = pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
 NAN, INF = math.nan, math.inf
+WANTS_MORE = ("BeyondCFGPostHocEMA", "BeyondCFGClassifier", "BeyondCFGNoisyClassifier")  # files; a VAE and a CLIP
 
 
 def execute(node_id: str, **changes):
@@ -49,11 +50,11 @@ def refusal(node_id: str, **changes) -> str:
 
 
 def having(*names: str) -> list[str]:
-    """Nodes with these inputs, but for the one that needs a VAE and a CLIP (tests/host/test_classifier.py)."""
+    """Nodes with these inputs, but for those that want more (tests/host/test_classifier.py, test_ema.py)."""
     return [
         key
         for key, node in BY_ID.items()
-        if key != "BeyondCFGClassifier" and {*names} <= {given.id for given in node.define_schema().inputs}
+        if key not in WANTS_MORE and {*names} <= {given.id for given in node.define_schema().inputs}
     ]
 
 
@@ -120,9 +121,6 @@ def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them
         )
         assert [given["id"] for given in guider[:4]] == ["model", "positive", "negative", "cfg"]
         assert term == [guider[0], *guider[4:]]
-
-
-WANTS_MORE = ("BeyondCFGPostHocEMA", "BeyondCFGClassifier")  # files; a VAE and a CLIP
 
 
 @pytest.mark.parametrize("node", [node for key, node in BY_ID.items() if key not in WANTS_MORE])
@@ -222,7 +220,7 @@ def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_mod
 
 
 def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too():
-    assert "no layer of a UNet" in refusal("BeyondCFGSkipLayer", model=network("unet"))
+    assert "no layer of Stable Diffusion 1, 2, XL" in refusal("BeyondCFGSkipLayer", model=network("unet"))
     assert refusal("BeyondCFGSkipLayer", layers="7").endswith('there is no "7". This model has double.0-2.')
 
 
@@ -241,9 +239,9 @@ def test_a_schedule_that_cannot_be_read_says_which_point(changes, part):
 
 @pytest.mark.parametrize("node_id", having("layers"))
 def test_a_network_without_a_row_is_refused_by_name_with_those_that_are_supported(node_id):
-    message = refusal(node_id, model=networks.wan())
-    assert message.startswith("WAN21 (") and "not supported" in message
-    for name in ("SD 1.x", "SDXL", "SD3", "Flux"):
+    message = refusal(node_id, model=networks.unknown())
+    assert "(Linear) is not supported" in message
+    for name in ("Stable Diffusion 1, 2, XL", "SD3", "Flux"):
         assert name in message
 
 

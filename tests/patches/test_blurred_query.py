@@ -157,7 +157,7 @@ def test_an_infinite_blur_needs_no_grid_and_a_finite_one_says_that_it_does():
     call = call_of((5, 7))
     without = dataclasses.replace(call, grid=None)
     assert torch.equal(BlurredQuery(LAYERS).attention(without), BlurredQuery(LAYERS).attention(call))
-    with pytest.raises(ValueError, match="SEG: the tokens of middle are no longer a picture.*blur_sigma to -1"):
+    with pytest.raises(ValueError, match="SEG: the tokens of middle are no picture.*blur_sigma to -1"):
         BlurredQuery(LAYERS, 2.0).attention(without)
 
 

@@ -1,0 +1,188 @@
+"""Our attention in the host's place: told by the host's arguments, cut into the shares of the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.ldm.modules.attention
+import torch
+from torch import Tensor
+
+from ..architectures import Place
+from ..base import AttentionCall, Moment, Perturbation
+
+ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
+TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a module of ours
+
+Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
+Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
+
+
+@dataclass(frozen=True)
+class UNetAttention:
+    """The UNet's attn1 replace patch: it is asked for the self-attention alone, text is attended to elsewhere."""
+
+    shares: Shares
+    previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
+    layer: str
+    has_frames: bool  # of a video
+    moment: Moment | None
+    report: Report | None
+    reached: set = field(compare=False)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
+        witness(self.reached, self.shares)
+        images, _, height, width = extra["activations_shape"]
+        heads, precision = extra["n_heads"], extra["attn_precision"]
+        run = comfy.ldm.modules.attention.optimized_attention
+        whole = self.previous(q, k, v, extra) if self.previous else None
+
+        def clean(rows: slice) -> Tensor:
+            if whole is not None:
+                return whole[rows]
+            return run(q[rows], k[rows], v[rows], heads, attn_precision=precision, transformer_options=extra)
+
+        if self.has_frames and q.shape[0] != images:  # the attention over time, which has the same name
+            return clean(slice(None))
+
+        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+            qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))
+
+            def attend(queries: Tensor, tokens: slice) -> Tensor:
+                return _host_attention(run, queries, kh, vh, heads, attn_precision=precision, transformer_options=extra)
+
+            grid = (height, width) if height * width == q.shape[1] else None  # tokens may have been tiled or merged
+            image = slice(0, q.shape[1])
+            scale = qh.shape[-1] ** -0.5
+            call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment)
+            if hasattr(perturbation, "observe"):
+                _observe(self, perturbation, call, rows, q.shape[0])
+                return clean(rows)
+            return _from_heads(perturbation.attention(call))
+
+        return by_share(q.shape[0], self.shares, clean, perturbed)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the picture is among a self-attention's tokens, in one call of the network."""
+
+    grid: tuple[int, ...]
+    is_set: bool  # whether the grid only counts
+    place: Place
+    shift: int
+
+    def image(self, tokens: int, text: int, where: str) -> slice:
+        size = math.prod(self.grid)
+        start = self.place(tokens, size, text) + self.shift
+        if not 0 <= start <= tokens - size:
+            raise RuntimeError(
+                f"{where}: {tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} from token {start} on. "
+                f"Another pack has changed the network's tokens; take its node out, or choose other layers."
+            )
+        return slice(start, start + size)
+
+
+@dataclass(frozen=True)
+class TransformerAttention:
+    """The host's attention override inside one module, whose attention is over the picture and what lies beside it."""
+
+    shares: Shares
+    previous: Callable | None
+    layout: Layout
+    where: str  # network and layer
+    moment: Moment | None
+    report: Report | None
+    reached: set = field(compare=False)
+
+    def __call__(
+        self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
+    ) -> Tensor:
+        witness(self.reached, self.shares)
+        text = kw.get("transformer_options", {}).get(TEXT, 0)
+        image = self.layout.image(q.shape[2] if skip_reshape else q.shape[1], text, self.where)
+        kw = {**kw, "attn_precision": attn_precision}
+
+        def run(q, k, v, heads, **kw):
+            return self.previous(func, q, k, v, heads, **kw) if self.previous else func(q, k, v, heads, **kw)
+
+        def clean(rows: slice) -> Tensor:
+            form = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
+            return run(q[rows], k[rows], v[rows], heads, mask=_mask_of(mask, rows, q), **form, **kw)
+
+        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+            qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
+            kh, vh = (part.repeat_interleave(heads // part.shape[1], 1) for part in (kh, vh))  # those that heads share
+            bias = _bias(_mask_of(mask, rows, q), qh.dtype)
+            of_heads = {key: value for key, value in kw.items() if key != "enable_gqa"}
+
+            def attend(queries: Tensor, tokens: slice) -> Tensor:
+                part = bias if bias is None or bias.shape[-2] == 1 else bias[..., tokens, :]
+                return _host_attention(run, queries, kh, vh, heads, mask=part, **of_heads)
+
+            scale = kw.get("scale") or qh.shape[-1] ** -0.5
+            grid = None if self.layout.is_set else self.layout.grid
+            call = AttentionCall(qh, kh, vh, image, grid, scale, bias, attend, self.where, self.moment)
+            if hasattr(perturbation, "observe"):
+                _observe(self, perturbation, call, rows, q.shape[0])
+                return clean(rows)
+            out = perturbation.attention(call)
+            return out if skip_output_reshape else _from_heads(out)
+
+        return by_share(q.shape[0], self.shares, clean, perturbed)
+
+
+def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int) -> None:
+    """Report what `perturbation` sees of these rows, share by share."""
+    if call.grid is not None:
+        size = batch // len(patch.shares)
+        for share, seen in enumerate(perturbation.observe(call).split(size), rows.start // size):
+            patch.report(share, perturbation, seen, call.grid)
+
+
+def by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:
+    """Each run of equal shares handled once, and put together in the batch's order."""
+    size = batch // len(shares)  # not the latent's batch: other packs cut tokens into tiles along the batch
+    parts, start = [], 0
+    for end in range(1, len(shares) + 1):
+        if end == len(shares) or shares[end] != shares[start]:
+            rows = slice(start * size, end * size)
+            parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
+            start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _host_attention(run, q: Tensor, k: Tensor, v: Tensor, heads: int, **kw) -> Tensor:
+    """The host's attention on [rows, heads, tokens, head_dim], in and out."""
+    out = run(q, k, v, heads, skip_reshape=True, **kw)  # [rows, tokens, channels]
+    return _to_heads(out, heads)
+
+
+def _to_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[rows, tokens, channels], or SD3's values [rows, tokens, heads, head_dim] → [rows, heads, tokens, head_dim]"""
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _from_heads(tokens: Tensor) -> Tensor:
+    """[rows, heads, tokens, head_dim] → [rows, tokens, channels]"""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def _mask_of(mask: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+    return mask[rows] if mask is not None and mask.ndim > 2 and mask.shape[0] == q.shape[0] else mask
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What the host's attention adds to its logits, as [rows or 1, heads or 1, tokens or 1, tokens]."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.finfo(dtype).max)
+    return mask.reshape(1 if mask.ndim == 2 else mask.shape[0], -1, *mask.shape[-2:])
+
+
+def witness(reached: set, shares: Shares) -> None:
+    if not torch.compiler.is_compiling():
+        reached.update(shares)

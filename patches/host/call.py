@@ -1,0 +1,150 @@
+"""One network call in which some shares of the batch are perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from .. import architectures
+from ..base import Moment, Perturbation
+from ..layers import Layer
+from .attention import ATTENTION, Layout, Report, Shares, TransformerAttention, UNetAttention
+from .lookup import is_compiled, uncompiled
+from .modules import (
+    AttendingModule,
+    Forward,
+    Inputs,
+    SkippedBlock,
+    Streams,
+    TimeModule,
+    UntoldModule,
+    around,
+    attention_told,
+    takes_options,
+)
+
+KEY = "beyond_cfg"
+
+
+@dataclass
+class Plan:
+    """What one network call is to do, and the perturbations whose first call this is."""
+
+    shares: Shares
+    unproven: set[Perturbation]
+    moment: Moment
+    report: Report | None = None  # told what is observed
+
+
+def planned(transformer_options: dict, plan: Plan) -> dict:
+    """A copy of a network call's transformer_options that carries `plan`."""
+    wrappers = transformer_options.get("wrappers", {})
+    wrappers = {**wrappers, WrappersMP.APPLY_MODEL: dict(wrappers.get(WrappersMP.APPLY_MODEL, {}))}
+    options = {**transformer_options, KEY: plan, "wrappers": wrappers}
+    add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model, options)
+    return options
+
+
+def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    plan: Plan = transformer_options[KEY]
+    compiled = executor.class_obj.diffusion_model
+    network = uncompiled(compiled)
+    reached: set[Perturbation] = set()
+    options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
+    architecture = architectures.find(network)
+    forwards, untold = _time(architecture, network, x.shape[0], plan, reached), []
+    if architecture.stacks:
+        transformer = _Transformer(architecture, network, x, kwargs, plan, reached)
+        forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
+    else:
+        options = _with_attn1_patches(options, network, plan, reached)
+    with attention_told(untold), around(forwards, options) as options:
+        denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+    unproven = plan.unproven.intersection(plan.shares)
+    if unproven and not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
+        for perturbation in unproven - reached:
+            raise RuntimeError(
+                f"{perturbation.about.title}: none of the layers {', '.join(map(str, perturbation.layers))} of "
+                f"{type(network).__name__} ran in the host's way, so it would have no effect. Another pack may have "
+                f"replaced the network's forward; take its node out, or choose other layers."
+            )
+    plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
+    return denoised
+
+
+def _layers(plan: Plan) -> dict[Layer, Shares]:
+    """The layers that are touched, and by what in each share."""
+    layers = dict.fromkeys(layer for perturbation in plan.shares if perturbation for layer in perturbation.layers)
+    return {layer: tuple(p if p is not None and layer in p.layers else None for p in plan.shares) for layer in layers}
+
+
+def _those(has: tuple[str, ...], shares: Shares) -> Shares:
+    """Those of `shares` that define one of `has`."""
+    return tuple(p if any(hasattr(p, name) for name in has) else None for p in shares)
+
+
+def _moment(plan: Plan) -> Moment | None:
+    """A compiled network would be compiled again for every new one, so it is given where something draws only."""
+    return plan.moment if any(getattr(p, "random", False) for p in plan.shares) else None
+
+
+def _with_attn1_patches(options: dict, network, plan: Plan, reached: set) -> dict:
+    replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
+    attn1 = replace.setdefault("attn1", {})
+    has_frames = any(hasattr(module, "time_stack") for module in network.modules())
+    for layer, shares in _layers(plan).items():
+        key = (layer.stack, layer.index, layer.part)
+        previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
+        shares = _those(("attention", "observe"), shares)
+        attn1[key] = UNetAttention(shares, previous, str(layer), has_frames, _moment(plan), plan.report, reached)
+    return {**options, "patches_replace": replace}
+
+
+class _Transformer:
+    """What is put around the modules of a transformer in one call."""
+
+    def __init__(self, architecture: architectures.Architecture, network, x, conds: dict, plan: Plan, reached: set):
+        self.architecture, self.network, self.plan, self.reached = architecture, network, plan, reached
+        self.grid = architecture.grid(network, tuple(x.shape[2:]))
+        self.shift = architecture.shift(network, conds, self.grid)
+        self.layers = _layers(plan)
+        attending = [layer for layer, shares in self.layers.items() if any(_those(("attention", "observe"), shares))]
+        self.attentions = {layer: architecture.attention(network, layer) for layer in attending}
+        self.untold = [module for module in self.attentions.values() if not takes_options(module)]
+
+    def forwards(self, previous: Callable | None) -> list[Forward]:
+        """What is put around which module; `previous` is another pack's attention override."""
+        moment, found = _moment(self.plan), []
+        for layer, shares in self.layers.items():
+            stack = self.architecture.stack(layer)
+            if layer in self.attentions:
+                module = self.attentions[layer]
+                layout = Layout(self.grid, self.architecture.is_set, stack.image, self.shift)
+                where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
+                attention = TransformerAttention(
+                    attending, previous, layout, where, moment, self.plan.report, self.reached
+                )
+                found.append(Forward(f"attention of {layer}", module, self._attending(module, attention, stack)))
+            if any(skipped := _those(("skips",), shares)):
+                block = self.architecture.block(self.network, layer)
+                streams = Streams.of(block.forward, stack.streams)
+                skip = SkippedBlock(block.forward, streams, skipped, self.reached)
+                found.append(Forward(f"skipped {layer}", block, skip))
+        return found
+
+    def _attending(self, module, attention: TransformerAttention, stack: architectures.Stack) -> Callable:
+        if module in self.untold:
+            return UntoldModule(module.forward, attention)
+        text = Inputs.of(module.forward, (stack.text,)) if stack.text not in ("", "img_slice") else None
+        return AttendingModule(module.forward, attention, text)
+
+
+def _time(architecture: architectures.Architecture, network, rows: int, plan: Plan, reached: set) -> list[Forward]:
+    shares = _those(("time_embedding",), plan.shares)
+    if not any(shares):
+        return []
+    module = network.get_submodule(architecture.time)
+    perturbed = TimeModule(module.forward, shares, rows, architecture.time_rows, plan.moment, reached)
+    return [Forward("time", module, perturbed)]

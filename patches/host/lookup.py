@@ -1,0 +1,46 @@
+"""A MODEL's row in the table of architectures."""
+
+from __future__ import annotations
+
+from .. import architectures
+from ..architectures import Architecture
+from ..layers import Layer
+
+
+def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
+    """The layers of MODEL that `text` names, to be perturbed or skipped. Raises ValueError, with what there is, for a
+    network without a row in the table, a text that cannot be read, or a layer that the network does not have."""
+    return architecture_of(model).select(text, network_of(model), skip)
+
+
+def architecture_of(model) -> Architecture:
+    """The row of MODEL's network in the table. Raises ValueError where it has none."""
+    network = network_of(model)
+    architecture = architectures.find(network)
+    if architecture is None:
+        known = "; ".join(row.name for row in architectures.ARCHITECTURES)
+        raise ValueError(
+            f"{type(model.model).__name__} ({type(network).__name__}) is not supported: "
+            f"{architectures.why_not(network)}. Supported: {known}"
+        )
+    return architecture
+
+
+def check_time(model) -> None:
+    """Raise ValueError where nothing is known of how MODEL's network is told the time."""
+    architecture = architecture_of(model)
+    if not architecture.time:
+        raise ValueError(f"the time embedding of {architecture.name} cannot be perturbed. PAG and SEG work here")
+
+
+def network_of(model):
+    """MODEL's diffusion network."""
+    return uncompiled(model.get_model_object("diffusion_model"))
+
+
+def uncompiled(network):
+    return getattr(network, "_orig_mod", network)
+
+
+def is_compiled(network) -> bool:
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())

@@ -1,0 +1,235 @@
+"""Around a transformer's modules: their forwards are ours while the network is called."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..base import Moment
+from .attention import ATTENTION, TEXT, Shares, TransformerAttention, by_share, witness
+
+AROUND = "beyond_cfg_around"  # name → what a forward of ours does, in the options of a call
+_TOLD: contextvars.ContextVar[dict | None] = contextvars.ContextVar("told", default=None)  # the same, and ATTENTION
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is to stand around a module's own forward in one call of the network."""
+
+    name: str  # of its place in the network and of who puts it there
+    module: torch.nn.Module
+    call: Callable  # of the module's inputs
+
+
+@contextlib.contextmanager
+def around(forwards: list[Forward], options: dict) -> Iterator[dict]:
+    """Each module's forward is ours while the context lasts, for network calls with the transformer_options that it
+    gives: `options`, and in them what ours do. The last forward of one module is outermost."""
+    told = {**options.get(AROUND, {}), **{forward.name: forward.call for forward in forwards}}
+    token, kept = _TOLD.set({**(_TOLD.get() or {}), **told}), []
+    try:
+        for forward in forwards:
+            kept.append((forward.module, vars(forward.module).get("forward")))  # where another pack has put one there
+            find = _Told if takes_options(forward.module) else _Untold
+            forward.module.forward = find(forward.name)
+        yield {**options, AROUND: told}
+    finally:
+        _TOLD.reset(token)
+        for module, own in reversed(kept):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+class _Named:
+    """A module's forward of ours: always the same one under one name, since a compiled network is compiled again for
+    another. What it does is in the call's options."""
+
+    _known: dict = {}
+
+    def __new__(cls, name: str):
+        if (cls, name) not in _Named._known:
+            _Named._known[cls, name] = super().__new__(cls)
+            _Named._known[cls, name].name = name
+        return _Named._known[cls, name]
+
+
+class _Told(_Named):
+    def __call__(self, *args, **kwargs):
+        return kwargs["transformer_options"][AROUND][self.name](*args, **kwargs)
+
+
+class _Untold(_Named):
+    """The same for a module that the host gives no options. A compiled network is left for it."""
+
+    @torch.compiler.disable
+    def __call__(self, *args, **kwargs):
+        return _TOLD.get()[self.name](*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Some of a forward's inputs by name, whether they are given by place or by keyword."""
+
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @classmethod
+    def of(cls, forward: Callable, names: tuple[str, ...]):
+        known = list(inspect.signature(forward).parameters)
+        return cls(names, tuple(known.index(name) if name in known else at for at, name in enumerate(names)))
+
+    def read(self, args: tuple, kwargs: dict) -> list:
+        return [
+            kwargs[name] if name in kwargs else args[place] for name, place in zip(self.names, self.places, strict=True)
+        ]
+
+
+class Streams(Inputs):
+    """The inputs that a block gives back changed."""
+
+    def changed(self, out, change: Callable[[int, Tensor], Tensor]):
+        """A block's output `out` with each stream s as `change(s, out of it)`."""
+        if isinstance(out, Tensor):
+            return change(0, out)
+        return tuple(
+            None if part is None else change(at, part) for at, part in enumerate(out)
+        )  # SD3's last has no text
+
+
+@dataclass(frozen=True)
+class AttendingModule:
+    """The forward of a module in which the host's attention is ours."""
+
+    forward: Callable
+    attention: TransformerAttention
+    text: Inputs | None  # the text that comes first
+
+    def __call__(self, *args, **kwargs):
+        options = kwargs.get("transformer_options", {})
+        if self.text is not None:
+            (tokens,) = self.text.read(args, kwargs)
+            options = {**options, TEXT: tokens.shape[1]}
+        elif "img_slice" in options:
+            options = {**options, TEXT: options["img_slice"][0]}
+        return self.forward(*args, **{**kwargs, "transformer_options": {**options, ATTENTION: self.attention}})
+
+
+@dataclass(frozen=True)
+class UntoldModule:
+    """The same for a module that the host gives no transformer_options, so that its attention cannot be told there."""
+
+    forward: Callable
+    attention: TransformerAttention
+
+    def __call__(self, *args, **kwargs):
+        token = _TOLD.set({**_TOLD.get(), ATTENTION: self.attention})
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            _TOLD.reset(token)
+
+
+@dataclass(frozen=True)
+class SkippedBlock:
+    """The forward of a block that is left out for some shares of the batch."""
+
+    forward: Callable
+    streams: Streams
+    shares: Shares
+    reached: set = field(compare=False)
+
+    def __call__(self, *args, **kwargs):
+        witness(self.reached, self.shares)
+        before = self.streams.read(args, kwargs)
+        if all(self.shares):
+            return before[0] if len(before) == 1 else tuple(before)
+        before = [tokens.clone() for tokens in before]  # blocks add to their inputs in place
+        out = self.forward(*args, **kwargs)
+
+        def left_out(stream: int, after: Tensor) -> Tensor:
+            return by_share(after.shape[0], self.shares, lambda at: after[at], lambda at, _: before[stream][at])
+
+        return self.streams.changed(out, left_out)
+
+
+@dataclass(frozen=True)
+class TimeModule:
+    """The forward of the timestep's embedder, which gives some shares another embedding."""
+
+    forward: Callable
+    shares: Shares
+    rows: int
+    which: str  # as the architecture says
+    moment: Moment
+    reached: set = field(compare=False)
+
+    def __call__(self, *args, **kwargs):
+        witness(self.reached, self.shares)
+        embedding = self.forward(*args, **kwargs)
+        if self.which == "tokens":
+            own, before, after = embedding.reshape(self.rows, -1, embedding.shape[-1]), embedding[:0], embedding[:0]
+        else:  # there may be embeddings of other times, such as the references'
+            start = 0 if self.which == "first" else len(embedding) - self.rows
+            before, own, after = embedding.split([start, self.rows, len(embedding) - self.rows - start])
+
+        def perturbed(at: slice, perturbation) -> Tensor:
+            return perturbation.time_embedding(own[at], self.moment)
+
+        out = by_share(self.rows, self.shares, lambda at: own[at], perturbed)
+        return torch.cat([before, out.reshape(-1, embedding.shape[-1]), after]).reshape(embedding.shape)
+
+
+# ------------------------------------------------------------------------------- networks that forward no options
+
+_LOCK = threading.Lock()
+_USERS: dict[tuple[str, str], list] = {}  # (python module, name) → [how many calls are under way, the host's function]
+_FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
+
+
+def takes_options(module) -> bool:
+    """Whether a module's forward takes the host's transformer_options, by name or with whatever else it is given."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    takes_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {p.kind for p in parameters}
+    return takes_all or any(parameter.name == "transformer_options" for parameter in parameters)
+
+
+@contextlib.contextmanager
+def attention_told(modules: list) -> Iterator[None]:
+    """While the context lasts, the attention functions of the Python modules that define `modules` hear of the options
+    that an UntoldModule wants to give them. Calls in other threads may share it."""
+    homes = {type(module).__module__ for module in modules}
+    names = [(home, name) for home in homes for name in _FUNCTIONS if hasattr(sys.modules[home], name)]
+    with _LOCK:
+        for home, name in names:
+            users = _USERS.setdefault((home, name), [0, getattr(sys.modules[home], name)])
+            users[0] += 1
+            setattr(sys.modules[home], name, _telling(users[1]))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for home, name in names:
+                users = _USERS[home, name]
+                users[0] -= 1
+                if not users[0]:
+                    setattr(sys.modules[home], name, _USERS.pop((home, name))[1])
+
+
+def _telling(function: Callable) -> Callable:
+    def attention(*args, **kwargs):
+        told = _TOLD.get()
+        if told is None or ATTENTION not in told:
+            return function(*args, **kwargs)
+        return function(*args, **{**kwargs, "transformer_options": told})
+
+    return attention

@@ -1,0 +1,248 @@
+"""Every row of the table of architectures, on a network of the host's own classes, called as the host calls it.
+
+Rows are [perturbed, positive, negative] of two samples each. What the network's attention gives is recorded in the host,
+where its functions are called, and held against the host's own attention of the same queries, keys and values.
+"""
+
+import sys
+
+import pytest
+import torch
+from comfy.ldm.modules import attention as host_attention
+from harness import close
+from pack.patches import (
+    BlurredQuery,
+    IdentityAttention,
+    NoisyTimeEmbedding,
+    SkippedLayer,
+)
+from pack.patches.architectures import ARCHITECTURES
+from pack.patches.base import Moment
+from pack.patches.host import Plan, architecture_of, planned, select_layers
+from zoo import SPECIMENS
+
+FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
+ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's conditioning and x
+OURS = slice(0, 2)
+
+
+@pytest.fixture(params=SPECIMENS, ids=str)
+def specimen(request):
+    missing = request.param.since and not _has(request.param.since)
+    if missing:
+        pytest.skip(f"this host has no {request.param.since}")
+    return request.param
+
+
+def _has(path: str) -> bool:
+    module, _, name = path.rpartition(".")
+    try:
+        return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)
+    except ImportError:
+        return False
+
+
+@pytest.fixture
+def model(specimen):
+    torch.manual_seed(0)
+    return specimen.build()
+
+
+class Record(list):
+    """Every attention that the host's networks ask for while it lasts, as (q, k, v of [rows, heads, tokens, dim], out,
+    what the host's own would have been, both [rows, tokens, channels])."""
+
+    def __init__(self, monkeypatch):
+        self.depth = 0
+        for module in list(sys.modules.values()):
+            if getattr(module, "__name__", "").startswith("comfy.ldm."):
+                for name in FUNCTIONS:
+                    if hasattr(module, name) and module is not host_attention:
+                        monkeypatch.setattr(module, name, self.recording(getattr(module, name)))
+        monkeypatch.setattr(host_attention, "optimized_attention", self.recording(host_attention.optimized_attention))
+
+    def recording(self, function):
+        def attention(*args, **kwargs):
+            self.depth += 1
+            try:
+                out = function(*args, **kwargs)
+            finally:
+                self.depth -= 1
+            if self.depth == 0:
+                plain = {key: value for key, value in kwargs.items() if key != "transformer_options"}
+                self.append(Call(args, kwargs, out, function(*args, **plain)))
+            return out
+
+        return attention
+
+
+class Call:
+    def __init__(self, args, kwargs, out, plain):
+        given = dict(zip(("q", "k", "v", "heads", "mask"), args, strict=False)) | kwargs
+        self.mask, heads = given.get("mask"), given["heads"]
+        merged = not given.get("skip_reshape", False)
+
+        def headed(x):
+            return (x.reshape(*x.shape[:2], -1, given["q"].shape[-1] // heads).transpose(1, 2) if merged else x).clone()
+
+        self.q, self.k, self.v = (headed(given[name]) for name in "qkv")
+        self.k, self.v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (self.k, self.v))
+        self.scale = given.get("scale") or self.q.shape[-1] ** -0.5
+        if given.get("skip_output_reshape"):
+            out, plain = (x.transpose(1, 2).flatten(2) for x in (out, plain))
+        self.out, self.plain = out.clone(), plain.clone()
+
+    def logits(self, q=None) -> torch.Tensor:
+        logits = (self.q if q is None else q) * self.scale @ self.k.mT
+        if self.mask is None:
+            return logits
+        mask = self.mask if self.mask.is_floating_point() else torch.where(self.mask, 0.0, -torch.inf)
+        return logits + mask.reshape(-1 if mask.ndim > 2 else 1, *([1] * (4 - max(mask.ndim, 3))), *mask.shape[-2:])
+
+    def attend(self, logits) -> torch.Tensor:
+        return (logits.softmax(-1) @ self.v).transpose(1, 2).flatten(2)
+
+
+def forward(specimen, model, perturbation=None, seeds=ROWS, ours=OURS, shares=None):
+    """The network's prediction for rows of these seeds, of which `ours` are perturbed."""
+    x, conds = specimen.inputs(seeds)
+    shares = shares or [perturbation if ours.start <= row < ours.stop else None for row in range(len(seeds))]
+    options = {"cond_or_uncond": [0] * len(seeds), "uuids": list(range(len(seeds)))}
+    if any(shares):
+        options = planned(options, Plan(tuple(shares), {p for p in shares if p}, Moment(5, 2, 0.7)))
+    sigma = model.model.model_sampling.percent_to_sigma(0.4)
+    with torch.no_grad():
+        return model.model.apply_model(x, torch.full((len(seeds),), float(sigma)), transformer_options=options, **conds)
+
+
+def chosen(model, name: str):
+    return select_layers(model, name)
+
+
+def test_every_row_of_the_table_has_a_specimen():
+    assert {specimen.row for specimen in SPECIMENS} | {"Stable Diffusion 1, 2, XL"} == {
+        row.name for row in ARCHITECTURES
+    }
+
+
+def test_the_table_lists_the_layers_that_the_network_has(specimen, model):
+    assert architecture_of(model).name == specimen.row
+    assert [str(layer) for layer in select_layers(model, "all")] == specimen.layers
+
+
+def test_pag_is_in_the_chosen_layers_image_tokens_and_nowhere_else(specimen, model, monkeypatch):
+    """Dense, with a mask, against what our attention does without one."""
+    with monkeypatch.context() as patch:
+        record = Record(patch)
+        plain = forward(specimen, model)
+        assert len(record) == len(specimen.calls)
+    for name in specimen.layers:
+        with monkeypatch.context() as patch:
+            record = Record(patch)
+            out = forward(specimen, model, IdentityAttention(chosen(model, name)))
+        assert len(record) == len(specimen.calls)
+        assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
+        for label, call in zip(specimen.calls, record, strict=True):
+            if label != name:
+                assert close(call.out, call.plain) < 1e-5
+                continue
+            logits, image = call.logits(), specimen.image
+            offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
+            others = torch.ones(image.stop - image.start, image.stop - image.start, dtype=torch.bool)
+            others.fill_diagonal_(False)
+            keys = slice(image.start + offset, image.stop + offset)
+            logits[:, :, image, keys] = logits[:, :, image, keys].masked_fill(others, -torch.inf)
+            expected = call.plain.clone()
+            expected[OURS, image] = call.attend(logits)[OURS, image]
+            assert close(call.out, expected) < 1e-5
+            assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-2  # attention was no identity
+
+
+def kernel(size: int, sigma: float) -> torch.Tensor:
+    """[size, size]: a Gaussian around each place of a row that is mirrored at its edges, by counting images."""
+    at = torch.arange(size, dtype=torch.float64)
+    total = torch.zeros(size, size, dtype=torch.float64)
+    for period in range(-12, 13):
+        for image in (2 * size * period + at, 2 * size * period + 2 * size - 1 - at):
+            total += torch.exp(-((at[:, None] - image) ** 2) / (2 * sigma**2))
+    return total / total.sum(1, keepdim=True)
+
+
+def test_seg_blurs_the_queries_over_the_pictures_own_grid(specimen, model, monkeypatch):
+    name = specimen.layers[-1]
+    plain = forward(specimen, model)
+    assert close(forward(specimen, model, BlurredQuery(chosen(model, name), 0.0)), plain) < 1e-5
+    if specimen.grid is None:
+        with pytest.raises(ValueError, match="no picture that could be blurred"):
+            forward(specimen, model, BlurredQuery(chosen(model, name), 1.5))
+        return
+    with monkeypatch.context() as patch:
+        record = Record(patch)
+        forward(specimen, model, BlurredQuery(chosen(model, name), 1.5))
+    (call,) = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]
+    q, image = call.q.clone(), specimen.image
+    picture = q[:, :, image].unflatten(2, specimen.grid).double()
+    for axis, size in enumerate(specimen.grid, 2):
+        picture = torch.tensordot(kernel(size, 1.5), picture, ([1], [axis])).movedim(0, axis)
+    q[:, :, image] = picture.flatten(2, 1 + len(specimen.grid)).to(q)
+    expected = call.plain.clone()
+    expected[OURS, image] = call.attend(call.logits(q))[OURS, image]
+    assert close(call.out, expected) < 2e-5
+    assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-3
+
+
+def test_any_order_of_rows_and_calls_of_their_own_agree(specimen, model):
+    pag = IdentityAttention(chosen(model, specimen.layers[0]))
+    together = forward(specimen, model, pag)
+    order = [4, 0, 2, 5, 1, 3]
+    shares = [pag if row in (0, 1) else None for row in order]
+    mixed = forward(specimen, model, seeds=[ROWS[row] for row in order], shares=shares)
+    assert close(mixed, together[order]) < 1e-5
+    assert close(forward(specimen, model, pag, seeds=ROWS[:2]), together[:2]) < 1e-5
+    assert close(forward(specimen, model, pag, seeds=ROWS[1:2], ours=slice(0, 1)), together[1:2]) < 1e-5
+
+
+def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypatch):
+    if not specimen.blocks:
+        with pytest.raises(ValueError, match="can be skipped"):
+            select_layers(model, "all", skip=True)
+        return
+    network, names = model.model.diffusion_model, list(specimen.blocks)
+
+    def seen(perturbation):
+        """layer → the tensors that its block was given and gave."""
+        found, handles = {}, []
+        for name, path in specimen.blocks.items():
+
+            def hook(block, args, kwargs, name=name):
+                given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+                found[name] = [x.clone() for x in given if x.ndim >= 3 and x.shape[0] == len(ROWS)]
+
+            handles.append(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
+        out = forward(specimen, model, perturbation)
+        for handle in handles:
+            handle.remove()
+        return found, out
+
+    before, plain = seen(None)
+    for name, following in zip(names, names[1:], strict=False):
+        if name.partition(".")[0] != following.partition(".")[0]:
+            continue  # the next stack has other inputs
+        after, out = seen(SkippedLayer(select_layers(model, name, skip=True)))
+        assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
+        for given, kept, was in zip(before[name], after[following], before[following], strict=True):
+            assert torch.equal(kept[OURS], given[OURS]) or close(kept[OURS], given[OURS]) < 1e-6
+            assert close(kept[2:], was[2:]) < 1e-5
+    assert not [module for module in network.modules() if "forward" in vars(module)]
+
+
+def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model):
+    plain = forward(specimen, model)
+    if not specimen.time:
+        assert not architecture_of(model).time
+        return
+    assert close(forward(specimen, model, NoisyTimeEmbedding(noise=0.0)), plain) < 1e-5
+    noisy = NoisyTimeEmbedding(noise=1.0)
+    out = forward(specimen, model, noisy)
+    assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
+    assert close(forward(specimen, model, noisy, seeds=ROWS[:2]), out[:2]) < 1e-5
