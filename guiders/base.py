@@ -9,9 +9,9 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Generator, Tensor, device
 
-from ..patches.base import About, check_params, param  # a method declares itself in one way, on both sides
+from ..patches.base import About, Moment, check_params, param  # a method declares itself in one way, on both sides
 
 __all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Evaluate", "GuidanceRule", "Latent"]
 __all__ += ["Predictions", "Source", "Step", "check_params", "param"]
@@ -27,9 +27,20 @@ class Step:
     sigma: float  # the noise level of x
     start: float  # σ at which the sampler's step began that this evaluation belongs to: what intervals look at
     index: int = 0  # of that step in the schedule
-    signal: float = 1.0  # a in x = a x₀ + σ ε: 1 for ε and v networks as the host samples them, 1 − σ for flow models
+    signal: float = 1.0  # a in x = a x₀ + b n: 1 for ε and v networks as the host samples them, 1 − σ for flow models
+    noise_scale: float = 1.0  # b / σ
+    seed: int = 0  # the sampler's
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does
     maps: dict[Hashable, Tensor] = field(default_factory=dict, compare=False)  # what a rule's observation has seen
+
+    @property
+    def noise(self) -> float:
+        """b in x = a x₀ + b n."""
+        return self.sigma * self.noise_scale
+
+    def generators(self, salt: str) -> list[Generator]:
+        """One for each sample, by seed and step."""
+        return Moment(self.seed, self.index).generators(self.x.shape[0], device("cpu"), salt)
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ class NoisyClassifier:
         log_probability = self.classifier.begin()
 
         def apply(denoised, predictions, step):
-            if step.signal <= 0 or step.sigma <= 0:  # nor is there a ln(b/a) to tell the classifier
+            if step.signal <= 0 or step.noise <= 0:  # nor is there a ln(b/a) to tell the classifier
                 return denoised
-            size = self.scale * step.sigma**2 / step.signal
+            size = self.scale * step.noise**2 / step.signal
             return _moved(denoised, size, gradient(log_probability, step))
 
         return apply
@@ -92,7 +92,7 @@ class CleanClassifier(NoisyClassifier):
 
         def apply(denoised, predictions, step):
             clean = replace(step, x=predictions[POSITIVE], sigma=0.0, signal=1.0)
-            size = self.scale * step.sigma**2 / (step.signal**2 + step.sigma**2)
+            size = self.scale * step.noise**2 / (step.signal**2 + step.noise**2)
             return _moved(denoised, size, gradient(log_probability, clean))
 
         return apply

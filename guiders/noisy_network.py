@@ -51,10 +51,10 @@ ABOUT = About(
 class NoisyNetwork:
     tensors: Mapping[str, Tensor]  # of the file
 
-    def __call__(self, x: Latent, sigma: float, signal: float) -> Tensor:
+    def __call__(self, x: Latent, noise: float, signal: float) -> Tensor:
         """log p of each class, [batch, classes]; x of the tensors' device and dtype."""
-        h = x / math.hypot(signal, sigma)
-        time = embedded(250 * math.log(sigma / signal), self.tensors["film.0.weight"].shape[1]).to(x)
+        h = x / math.hypot(signal, noise)
+        time = embedded(250 * math.log(noise / signal), self.tensors["film.0.weight"].shape[1]).to(x)
         for i in range(depth(self.tensors)):
             gain, shift = linear(time, *self._layer(f"film.{i}")).view(2, -1, 1, 1)
             h = silu(conv2d(h, *self._layer(f"conv.{i}"), stride=2, padding=1) * (1 + gain) + shift)

@@ -52,8 +52,7 @@ class Degraded:
             mask[:] = False
             mask[..., top : mask.shape[-2] - top, left : mask.shape[-1] - left] = True
         if self.mask == "random":
-            for sample in range(mask.shape[0]):
-                generator = torch.Generator().manual_seed(step.index * 2**20 + sample)
+            for sample, generator in enumerate(step.generators("mask")):
                 mask[sample] = (torch.rand(mask.shape[1:], generator=generator) < 0.5).to(mask.device)
         return mask
 

@@ -22,9 +22,10 @@ LAYERS = io.String.Input(
     "layers",
     default="auto",
     tooltip=(
-        "Which layers are perturbed. auto: what suits the architecture. Else a list: all, middle, input.4, output.3-5 "
-        "(UNets), double.7-9, single.0-3 (transformers), or 7, 8, 9 where there is one stack. Earlier and more layers "
-        "change more. A layer that the model lacks is an error that lists those it has."
+        "Which layers are perturbed. auto: what suits the architecture. Else a list: all, middle, input.4, output.3-5, "
+        "input.8.2-9 (UNets), double.7-9, single.0-3, block.12 (transformers), 7, 8, 9 where there is one stack, or by "
+        "depth: 0.4-0.6. Earlier and more layers change more. A layer that the model lacks is an error that lists those "
+        "it has; Layer Map shows them."
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from comfy_api.latest import io
 
@@ -25,14 +26,24 @@ def term(model, rule, title: str, start_percent, end_percent, schedule=None):
     return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title))
 
 
-class CFGInterval(schema.Node):
-    about = SamplerCFG.about
-    inputs = [schema.MODEL_IN, *schema.window(0.2, 0.9), schema.SCHEDULE_IN]
-    output = schema.MODEL_OUT
+def term_node(about, inputs: list, guide) -> type[schema.Node]:
+    """The node of one guidance. guide(title, model, **the inputs) → MODEL with it."""
 
-    @classmethod
-    def build(cls, model, **when):
-        return term(model, SamplerCFG(), cls.about.title, **when)
+    class TermNode(schema.Node):
+        output = schema.MODEL_OUT
+
+        @classmethod
+        def build(cls, model, **settings):
+            return guide(cls.about.title, model, **settings)
+
+    TermNode.about, TermNode.inputs = about, [schema.MODEL_IN, *inputs]
+    TermNode.__name__ = TermNode.__qualname__ = about.node_id
+    return TermNode
+
+
+def cfg_interval(title, model, **when):
+    """MODEL whose sampler's own CFG acts in a part of sampling."""
+    return term(model, SamplerCFG(), title, **when)
 
 
 def checked_strength(about, settings: dict) -> float:
@@ -50,36 +61,19 @@ def perturbation_inputs(method: type) -> list:
     ]  # fmt: skip
 
 
-def perturb(method: type, title: str, model, start_percent, end_percent, schedule=None, layers=None, **settings):
+def perturb(method: type, title, model, start_percent, end_percent, schedule=None, layers=None, **settings):
     """MODEL guided away from what it predicts under a perturbation."""
     scale = checked_strength(method.about, settings)
     if layers is None:
         check_time(model)
     else:
         settings["layers"] = select_layers(model, layers, skip=hasattr(method, "skips"))
-    rule = WeakBranch(scale, method(**settings))
-    return term(model, rule, title, start_percent, end_percent, schedule)
+    return term(model, WeakBranch(scale, method(**settings)), title, start_percent, end_percent, schedule)
 
 
-def perturbation_node(method: type) -> type[schema.Node]:
-    """The term node of a registered perturbation."""
-
-    class Perturbation(schema.Node):
-        about = method.about
-        inputs = [schema.MODEL_IN, *perturbation_inputs(method)]
-        output = schema.MODEL_OUT
-
-        @classmethod
-        def build(cls, model, **settings):
-            return perturb(method, cls.about.title, model, **settings)
-
-    Perturbation.__name__ = Perturbation.__qualname__ = method.about.node_id
-    return Perturbation
-
-
-def guide_away(about, title: str, model, weak, start_percent, end_percent, schedule=None, **settings):
+def guide_away(about, title, model, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what a weak model predicts."""
-    rule = WeakModel(checked_strength(about, settings))
+    rule, (weak,) = WeakModel(checked_strength(about, settings)), settings.values()
     if rule.branches():  # else it need not even be loaded
         model, name = with_weak_model(model, weak)
         rule = dataclasses.replace(rule, model=name)
@@ -94,26 +88,6 @@ def weak_model_input(name: str, tooltip: str):
 
 WEAK = weak_model_input("weak_model", "A worse version of the model: less trained, smaller, or older.")
 AUXILIARY = weak_model_input("auxiliary_model", "The model trained on its own pictures, such as with a LoRA of them.")
-
-
-class Autoguidance(schema.Node):
-    about = AUTOGUIDANCE
-    inputs = [schema.MODEL_IN, WEAK, schema.strength(AUTOGUIDANCE), *schema.window(), schema.SCHEDULE_IN]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, weak_model, **settings):
-        return guide_away(cls.about, cls.about.title, model, weak_model, **settings)
-
-
-class SIMSNode(schema.Node):
-    about = SIMS
-    inputs = [schema.MODEL_IN, AUXILIARY, schema.strength(SIMS), *schema.window(), schema.SCHEDULE_IN]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, auxiliary_model, **settings):
-        return guide_away(cls.about, cls.about.title, model, auxiliary_model, **settings)
 
 
 SAG = SelfAttention.about
@@ -168,16 +142,6 @@ def independent(title, model, conditions, pool_size, pool_seed, start_percent, e
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
-class IndependentConditionGuidance(schema.Node):
-    about = ICG
-    inputs = [schema.MODEL_IN, *ICG_INPUTS]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, **settings):
-        return independent(cls.about.title, model, **settings)
-
-
 SAG_INPUTS = [
     schema.strength(SAG),
     *schema.inputs(SelfAttention)[1:],
@@ -194,38 +158,28 @@ def self_attention(title, model, layers, start_percent, end_percent, schedule=No
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
-class SelfAttentionGuidance(schema.Node):
-    about = SAG
-    inputs = [schema.MODEL_IN, *SAG_INPUTS]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, **settings):
-        return self_attention(cls.about.title, model, **settings)
+def finish(method: type, title, model, start_percent, end_percent, schedule=None, **settings):
+    """MODEL with a rule that changes what the terms before it have made."""
+    return term(model, method(**settings), title, start_percent, end_percent, schedule)
 
 
-def finisher_node(method: type) -> type[schema.Node]:
-    """The node of a rule that changes what the terms before it have made."""
-
-    class Finisher(schema.Node):
-        about = method.about
-        inputs = [schema.MODEL_IN, *schema.inputs(method), *schema.window(*method.about.window), schema.SCHEDULE_IN]
-        output = schema.MODEL_OUT
-
-        @classmethod
-        def build(cls, model, start_percent, end_percent, schedule=None, **settings):
-            return term(model, method(**settings), cls.about.title, start_percent, end_percent, schedule)
-
-    Finisher.__name__ = Finisher.__qualname__ = method.about.node_id
-    return Finisher
+def weak_model_inputs(about, weak) -> list:
+    return [weak, schema.strength(about), *schema.window(), schema.SCHEDULE_IN]
 
 
 NODES = [
-    CFGInterval,
-    Autoguidance,
-    SIMSNode,
-    IndependentConditionGuidance,
-    SelfAttentionGuidance,
-    *(perturbation_node(method) for method in PERTURBATIONS),
-    *(finisher_node(method) for method in (Rescale, AdaptiveProjected)),
+    term_node(SamplerCFG.about, [*schema.window(0.2, 0.9), schema.SCHEDULE_IN], cfg_interval),
+    term_node(AUTOGUIDANCE, weak_model_inputs(AUTOGUIDANCE, WEAK), partial(guide_away, AUTOGUIDANCE)),
+    term_node(SIMS, weak_model_inputs(SIMS, AUXILIARY), partial(guide_away, SIMS)),
+    term_node(ICG, ICG_INPUTS, independent),
+    term_node(SAG, SAG_INPUTS, self_attention),
+    *(term_node(method.about, perturbation_inputs(method), partial(perturb, method)) for method in PERTURBATIONS),
+    *(
+        term_node(
+            method.about,
+            [*schema.inputs(method), *schema.window(*method.about.window), schema.SCHEDULE_IN],
+            partial(finish, method),
+        )
+        for method in (Rescale, AdaptiveProjected)
+    ),
 ]

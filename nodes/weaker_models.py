@@ -136,6 +136,8 @@ class DegradedModel(schema.Node):
     def build(cls, model, degradation, amount, layers, bits, seed):
         if not 0 <= amount <= 0.95:  # also refuses NaN
             raise ValueError(f"amount is {amount}; it must be a number from 0 to 0.95")
+        if layers.strip().lower() != "auto" and degradation not in ("dropout", "fewer layers"):
+            raise ValueError(f'layers is "{layers}", which {degradation} has no use for; set it back to auto')
         if degradation == "input noise":
             return degraded.with_input_noise(model, amount, seed)
         if degradation == "dropout":

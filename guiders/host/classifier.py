@@ -114,7 +114,7 @@ class LatentClassifier:
         @checked
         def log_probability(step: Step) -> Tensor:
             network = copy_to(step.x.device, step.x.dtype)
-            return network(step.x, step.sigma, step.signal)[:, self.wanted]
+            return network(step.x, step.noise, step.signal)[:, self.wanted]
 
         return log_probability
 

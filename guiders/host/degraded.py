@@ -16,6 +16,7 @@ Karras et al. 2024, arXiv:2406.02507, break a network in these ways after its tr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -112,8 +113,9 @@ class WorseLayers:
         if architecture.stacks:
             for layer in self.layers:
                 block, names = architecture.block(network, layer), architecture.stack(layer).streams
-                streams = Streams.of(block.forward, names)
-                worse = WorseBlock(self, block.forward, streams, layer, moment, roles)
+                streams = Streams.of(block, names)
+                place = {"streams": streams, "layer": layer, "moment": moment, "roles": roles}
+                worse = functools.partial(WorseBlock, worse=self, **place)
                 forwards.append(Forward(f"degraded {layer}", block, worse))
         else:
             patches = options.get("patches", {})
@@ -164,8 +166,8 @@ class DroppedAttention:
 class WorseBlock:
     """The forward of a transformer's block."""
 
-    worse: WorseLayers
     forward: Callable
+    worse: WorseLayers
     streams: Streams
     layer: Layer
     moment: Moment

@@ -64,6 +64,7 @@ class Run:
     def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
         sampling = guider.model_patcher.get_model_object("model_sampling")
         self.is_flow, to_sigma = isinstance(sampling, comfy.model_sampling.CONST), sampling.percent_to_sigma
+        self.noise_scale = getattr(sampling, "noise_scale", 1.0) if self.is_flow else 1.0
         self.terms = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
         self.fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         self.guider = guider
@@ -104,7 +105,8 @@ class Run:
         sigma = timestep.flatten()[0].item()
         index, start = self.steps.of(sigma)
         self.used.update(term for term, strength in self.terms if strength(start) != 0)
-        step = Step(x, sigma, start, index, 1 - sigma if self.is_flow else 1.0, self.shapes)
+        signal = 1 - sigma if self.is_flow else 1.0
+        step = Step(x, sigma, start, index, signal, self.noise_scale, seed or 0, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
             if not active.rules:

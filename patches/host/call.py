@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -129,16 +130,16 @@ class _Transformer:
                 found.append(Forward(f"attention of {layer}", module, self._attending(module, attention, stack)))
             if any(skipped := _those(("skips",), shares)):
                 block = self.architecture.block(self.network, layer)
-                streams = Streams.of(block.forward, stack.streams)
-                skip = SkippedBlock(block.forward, streams, skipped, self.reached)
+                streams = Streams.of(block, stack.streams)
+                skip = partial(SkippedBlock, streams=streams, shares=skipped, reached=self.reached)
                 found.append(Forward(f"skipped {layer}", block, skip))
         return found
 
     def _attending(self, module, attention: TransformerAttention, stack: architectures.Stack) -> Callable:
         if module in self.untold:
-            return UntoldModule(module.forward, attention)
-        text = Inputs.of(module.forward, (stack.text,)) if stack.text not in ("", "img_slice") else None
-        return AttendingModule(module.forward, attention, text)
+            return partial(UntoldModule, attention=attention)
+        text = Inputs.of(module, (stack.text,)) if stack.text not in ("", "img_slice") else None
+        return partial(AttendingModule, attention=attention, text=text)
 
 
 def _time(architecture: architectures.Architecture, network, rows: int, plan: Plan, reached: set) -> list[Forward]:
@@ -146,5 +147,5 @@ def _time(architecture: architectures.Architecture, network, rows: int, plan: Pl
     if not any(shares):
         return []
     module = network.get_submodule(architecture.time)
-    perturbed = TimeModule(module.forward, shares, rows, architecture.time_rows, plan.moment, reached)
-    return [Forward("time", module, perturbed)]
+    setting = {"shares": shares, "rows": rows, "which": architecture.time_rows, "moment": plan.moment}
+    return [Forward("time", module, partial(TimeModule, **setting, reached=reached))]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..base import Moment
 from .attention import ATTENTION, TEXT, Shares, TransformerAttention, by_share, witness
+from .lookup import uncompiled
 
 AROUND = "beyond_cfg_around"  # name → what a forward of ours does, in the options of a call
 _TOLD: contextvars.ContextVar[dict | None] = contextvars.ContextVar("told", default=None)  # the same, and ATTENTION
@@ -26,20 +27,21 @@ class Forward:
 
     name: str  # of its place in the network and of who puts it there
     module: torch.nn.Module
-    call: Callable  # of the module's inputs
+    make: Callable[[Callable], Callable]  # (the forward that is there) → ours, of the module's inputs
 
 
 @contextlib.contextmanager
 def around(forwards: list[Forward], options: dict) -> Iterator[dict]:
     """Each module's forward is ours while the context lasts, for network calls with the transformer_options that it
     gives: `options`, and in them what ours do. The last forward of one module is outermost."""
-    told = {**options.get(AROUND, {}), **{forward.name: forward.call for forward in forwards}}
-    token, kept = _TOLD.set({**(_TOLD.get() or {}), **told}), []
+    told, kept = dict(options.get(AROUND, {})), []
+    token = _TOLD.set(told)
     try:
         for forward in forwards:
-            kept.append((forward.module, vars(forward.module).get("forward")))  # where another pack has put one there
-            find = _Told if takes_options(forward.module) else _Untold
-            forward.module.forward = find(forward.name)
+            module = forward.module
+            kept.append((module, vars(module).get("forward")))  # another pack's, where it has put one there
+            told[forward.name] = forward.make(module.forward)
+            module.forward = (_Told if takes_options(module) else _Untold)(forward.name)
         yield {**options, AROUND: told}
     finally:
         _TOLD.reset(token)
@@ -84,8 +86,8 @@ class Inputs:
     places: tuple[int, ...]
 
     @classmethod
-    def of(cls, forward: Callable, names: tuple[str, ...]):
-        known = list(inspect.signature(forward).parameters)
+    def of(cls, module, names: tuple[str, ...]):
+        known = list(_parameters(module))
         return cls(names, tuple(known.index(name) if name in known else at for at, name in enumerate(names)))
 
     def read(self, args: tuple, kwargs: dict) -> list:
@@ -198,9 +200,15 @@ _FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 
 def takes_options(module) -> bool:
     """Whether a module's forward takes the host's transformer_options, by name or with whatever else it is given."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = _parameters(module).values()
     takes_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {p.kind for p in parameters}
     return takes_all or any(parameter.name == "transformer_options" for parameter in parameters)
+
+
+def _parameters(module) -> dict[str, inspect.Parameter]:
+    """Of its class's forward: the module may have another pack's, or ours."""
+    _, *given = inspect.signature(type(uncompiled(module)).forward).parameters.items()  # without self
+    return dict(given)
 
 
 @contextlib.contextmanager

@@ -353,3 +353,16 @@ def test_a_copy_of_the_network_has_a_gradient_though_it_was_loaded_in_inference_
         torch.testing.assert_close(gradient(of_class(copy, 1).function, step), expected, rtol=0, atol=1e-13)
     assert loaded.tensors["head.bias"].dtype == stored
     assert not {id(tensor) for tensor in copy.tensors.values()} & {id(tensor) for tensor in loaded.tensors.values()}
+
+
+@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+def test_a_flow_whose_noise_is_scaled_counts_by_its_noise(rule):
+    """x = (1 − σ) x₀ + k σ n, as one of the host's networks has it."""
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def toward(step):  # ∇ log p(y|x) = −x
+        return -step.x.square().flatten(1).sum(1) / 2
+
+    scaled, plain = Step(x, 0.25, 0.25, signal=0.5, noise_scale=4.0), Step(x, 1.0, 1.0, signal=0.5)
+    apply = rule(Of(toward), 1.0).begin()
+    assert torch.equal(apply(x, {POSITIVE: x}, scaled), apply(x, {POSITIVE: x}, plain))

@@ -1,20 +1,27 @@
 """A second model: its own everything, one load, one forward, and never silently the first."""
 
+import inspect
 import logging
+import os
+from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sampler_helpers
+import comfy.sd
 import comfy_extras.nodes_custom_sampler as custom
 import networks
 import node_helpers
 import pytest
 import torch
-from comfy.patcher_extension import PatcherInjection
+from comfy.patcher_extension import PatcherInjection, WrappersMP
 from harness import Counter, close, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
 from pack.guiders.weak_model import WeakModel
 from test_with_others import Control, in_area
+
+CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 
 
 def autoguided(model, weak, scale=1.0, **when):
@@ -51,6 +58,22 @@ def test_both_are_loaded_in_one_call_and_the_weak_one_is_asked_for_the_positive_
     assert (main.rows, weak.rows) == ([2] * 4, [1] * 4)
     assert {roles for _, (roles,) in weak.forwards} == {0}
     assert main.model.model.current_patcher is weak.model.model.current_patcher is None
+
+
+def test_both_are_resident_together_while_either_is_asked(monkeypatch):
+    main, weak = Counter(network("unet")), Counter(network("unet", seed=5))
+    seen = {"main": [], "weak": []}
+    for name, counter in (("main", main), ("weak", weak)):
+
+        def look(executor, *args, name=name, **kwargs):
+            loaded = {id(model.model) for model in comfy.model_management.loaded_models()}
+            seen[name].append({id(main.model.model), id(weak.model.model)} <= loaded)
+            return executor(*args, **kwargs)
+
+        counter.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", look)
+    comfy.model_management.unload_all_models()
+    sample(autoguided(main.model, weak.model))
+    assert seen == {"main": [True] * 4, "weak": [True] * 4}
 
 
 def test_with_cfg_it_is_the_papers_sum():
@@ -137,6 +160,41 @@ def test_patches_of_one_checkpoint_that_would_share_weights_are_refused_with_the
     with pytest.raises(ValueError, match="share one set of weights. Load the checkpoint a second time"):
         sample(autoguided(main, weak))
     assert sample(main).isfinite().all()
+
+
+def with_lora(model, strength=1.0):
+    """The host's own loading of a LoRA file's tensors, on the values of the middle self-attention."""
+    layer = "middle_block.1.transformer_blocks.0.attn1.to_v"
+    width, generator = model.get_model_object(f"diffusion_model.{layer}.weight").shape[0], torch.Generator()
+    up, down = (torch.randn(shape, generator=generator.manual_seed(0)) for shape in ((width, 4), (4, width)))
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_v"
+    tensors = {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(4.0)}
+    return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0.0)[0]
+
+
+@pytest.mark.skipif(not CHECKPOINTS, reason="BEYOND_CFG_MODELS is not set")
+def test_a_lora_makes_a_weak_model_where_the_host_can_copy_the_checkpoint_and_is_refused_where_it_cannot(caplog):
+    file = str(Path(CHECKPOINTS) / "tiny_sd15.ckpt")
+    main = comfy.sd.load_checkpoint_guess_config(file, False, False, False)[0]
+    conds = [[[torch.randn(1, 7, 768, generator=torch.Generator().manual_seed(seed)), {}]] for seed in (1, 2)]
+
+    def result(model):
+        return sample(model, cfg=1.0, conds=conds, steps=2, latent=torch.zeros(1, 4, 8, 8))
+
+    plain, weak = result(main), with_lora(main)
+    guided = autoguided(main, weak)
+    if "force_deepcopy" not in inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters:
+        with pytest.raises(ValueError, match="Autoguidance: .*share one set of weights.*cannot copy a loaded model"):
+            result(guided)
+    else:
+        assert close(result(weak), plain) > 1e-3 and close(result(guided), plain) > 1e-3
+        assert close(result(autoguided(main, weak, -1.0)), result(weak)) < 1e-3  # the weak model itself
+        with caplog.at_level(logging.INFO):
+            result(guided)
+        assert "got weights of its own" not in caplog.text  # the first run's are kept
+    assert torch.equal(result(main), plain)
+    nothing = close(result(autoguided(main, main.clone())), plain)
+    assert nothing < 1e-5  # unlike its clone without a LoRA
 
 
 def test_guidance_on_the_weak_model_is_said_not_to_act(caplog):
