@@ -27,7 +27,7 @@ class UNetAttention:
     shares: Shares
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
     layer: str
-    has_frames: bool  # of a video
+    pictures: set | None = field(compare=False)  # of a video's network: the layers whose attention in pictures has run
     moment: Moment | None
     report: Report | None
     reached: set = field(compare=False)
@@ -44,8 +44,10 @@ class UNetAttention:
                 return whole[rows]
             return run(q[rows], k[rows], v[rows], heads, attn_precision=precision, transformer_options=extra)
 
-        if self.has_frames and q.shape[0] != images:  # the attention over time, which has the same name
-            return clean(slice(None))
+        if self.pictures is not None:  # the attention over time has the same name, and comes second
+            if q.shape[0] != images or self.layer in self.pictures:
+                return clean(slice(None))
+            self.pictures.add(self.layer)
 
         def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
             qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))

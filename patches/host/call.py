@@ -55,7 +55,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     reached: set[Perturbation] = set()
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
     architecture = architectures.find(network)
-    forwards, untold = _time(architecture, network, x.shape[0], plan, reached), []
+    forwards, untold = _time(architecture, network, x, kwargs, plan, reached), []
     if architecture.stacks:
         transformer = _Transformer(architecture, network, x, kwargs, plan, reached)
         forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
@@ -94,12 +94,12 @@ def _moment(plan: Plan) -> Moment | None:
 def _with_attn1_patches(options: dict, network, plan: Plan, reached: set) -> dict:
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
     attn1 = replace.setdefault("attn1", {})
-    has_frames = any(hasattr(module, "time_stack") for module in network.modules())
+    pictures = set() if any(hasattr(module, "time_stack") for module in network.modules()) else None
     for layer, shares in _layers(plan).items():
         key = (layer.stack, layer.index, layer.part)
         previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
         shares = _those(("attention", "observe"), shares)
-        attn1[key] = UNetAttention(shares, previous, str(layer), has_frames, _moment(plan), plan.report, reached)
+        attn1[key] = UNetAttention(shares, previous, str(layer), pictures, _moment(plan), plan.report, reached)
     return {**options, "patches_replace": replace}
 
 
@@ -108,7 +108,7 @@ class _Transformer:
 
     def __init__(self, architecture: architectures.Architecture, network, x, conds: dict, plan: Plan, reached: set):
         self.architecture, self.network, self.plan, self.reached = architecture, network, plan, reached
-        self.grid = architecture.grid(network, tuple(x.shape[2:]))
+        self.grid = grid_of(architecture, network, x, conds)
         self.shift = architecture.shift(network, conds, self.grid)
         self.layers = _layers(plan)
         attending = [layer for layer, shares in self.layers.items() if any(_those(("attention", "observe"), shares))]
@@ -142,7 +142,7 @@ class _Transformer:
         return partial(AttendingModule, attention=attention, text=text)
 
 
-def _time(architecture: architectures.Architecture, network, rows: int, plan: Plan, reached: set) -> list[Forward]:
+def _time(architecture, network, x, conds: dict, plan: Plan, reached: set) -> list[Forward]:
     shares = _those(("time_embedding",), plan.shares)
     if not any(shares):
         return []

@@ -174,10 +174,14 @@ class TimeModule:
     which: str  # as the architecture says
     moment: Moment
     reached: set = field(compare=False)
+    called: list = field(default_factory=list, compare=False)
 
     def __call__(self, *args, **kwargs):
         witness(self.reached, self.shares)
         embedding = self.forward(*args, **kwargs)
+        if self.which == "first call" and self.called:
+            return embedding
+        self.called.append(True)
         if self.which == "tokens":
             own, before, after = embedding.reshape(self.rows, -1, embedding.shape[-1]), embedding[:0], embedding[:0]
         else:  # there may be embeddings of other times, such as the references'
@@ -188,7 +192,8 @@ class TimeModule:
             return perturbation.time_embedding(own[at], self.moment)
 
         out = by_share(self.rows, self.shares, lambda at: own[at], perturbed)
-        return torch.cat([before, out.reshape(-1, embedding.shape[-1]), after]).reshape(embedding.shape)
+        channels = embedding.shape[-1]
+        return torch.cat([part.reshape(-1, channels) for part in (before, out, after)]).reshape(embedding.shape)
 
 
 # ------------------------------------------------------------------------------- networks that forward no options

@@ -56,6 +56,37 @@ def unet(prediction: str = "eps", channels: int = 32, seed: int = 0, sdxl_like: 
     return patcher(model_class, config, seed, model_type=types[prediction])
 
 
+def svd(seed: int = 0):
+    """Stable Video Diffusion: the batch is the frames of one video."""
+    config = comfy.supported_models.SVD_img2vid(
+        {
+            "image_size": 32,
+            "in_channels": 8,
+            "out_channels": 4,
+            "model_channels": 64,
+            "channel_mult": (1, 2),
+            "num_res_blocks": [1, 1],
+            "transformer_depth": [1, 1],
+            "transformer_depth_middle": 1,
+            "transformer_depth_output": [1, 1, 1, 1],
+            "context_dim": CONTEXT,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": True,
+            "use_temporal_attention": True,
+            "use_temporal_resblock": True,
+            "extra_ff_mix_layer": True,
+            "use_spatial_context": True,
+            "merge_strategy": "learned_with_images",
+            "merge_factor": 0.0,
+            "video_kernel_size": [3, 1, 1],
+            "num_classes": "sequential",
+            "adm_in_channels": 3 * 256,
+            "legacy": False,
+        }
+    )
+    return patcher(comfy.model_base.SVD_img2vid, config, seed)
+
+
 def sd3(seed: int = 0):
     config = comfy.supported_models.SD3(
         {

@@ -220,7 +220,7 @@ def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_mod
 
 
 def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too():
-    assert "no layer of Stable Diffusion 1, 2, XL" in refusal("BeyondCFGSkipLayer", model=network("unet"))
+    assert "no layer of Stable Diffusion 1, 2, XL, SVD" in refusal("BeyondCFGSkipLayer", model=network("unet"))
     assert refusal("BeyondCFGSkipLayer", layers="7").endswith('there is no "7". This model has double.0-2.')
 
 
@@ -241,7 +241,7 @@ def test_a_schedule_that_cannot_be_read_says_which_point(changes, part):
 def test_a_network_without_a_row_is_refused_by_name_with_those_that_are_supported(node_id):
     message = refusal(node_id, model=networks.unknown())
     assert "(Linear) is not supported" in message
-    for name in ("Stable Diffusion 1, 2, XL", "SD3", "Flux"):
+    for name in ("Stable Diffusion 1, 2, XL, SVD", "SD3", "Flux"):
         assert name in message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ class Specimen:
     ]  # the attention calls of one forward, in order: the layer's name if it is its self-attention, else ""
     image: slice  # the picture's tokens among those of that self-attention
     grid: tuple[int, ...] | None  # of the picture's tokens
+    grids: dict[str, tuple[int, ...]] = field(default_factory=dict)  # layer → its grid, where layers differ
+    images: dict[int, slice] = field(default_factory=dict)  # number of a call → its image, where a layer has several
     blocks: dict[str, str] = field(default_factory=dict)  # layer → path of its block in the network; none: no skipping
     since: str = ""  # the host's class that has to be there, as "module.Class" under comfy
     prefix: bool = False  # whether keys of other tokens come before the queries' own
@@ -35,6 +38,13 @@ class Specimen:
     @property
     def layers(self) -> list[str]:
         return list(dict.fromkeys(call for call in self.calls if call))
+
+    def grid_of(self, layer: str) -> tuple[int, ...] | None:
+        return self.grids.get(layer, self.grid)
+
+    def image_of(self, layer: str, call: int | None = None) -> slice:
+        image = slice(0, math.prod(self.grids[layer])) if layer in self.grids else self.image
+        return self.images.get(call, image)
 
     def inputs(self, seeds: list[int]) -> tuple[torch.Tensor, dict]:
         """(x, conditionings) with one row for each seed; equal seeds, equal conditionings and x."""
