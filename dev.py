@@ -75,6 +75,7 @@ PACKAGES = (
     "pytest-xdist",
     "ruff",
     "playwright",
+    "matplotlib",
 )
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")

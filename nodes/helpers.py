@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..guiders.base import About
 from ..guiders.schedule import Curve
+from ..patches.host import layer_map
 from . import schema
+from .drawing import draw_layers
 
 
 class GuidanceSchedule(schema.Node):
@@ -71,4 +73,43 @@ class GuidanceSchedule(schema.Node):
         return Curve(((0.0, start), (1.0, end)), curve_type, power)
 
 
-NODES = [GuidanceSchedule]
+class LayerMap(schema.Node):
+    about = About(
+        node_id="BeyondCFGLayerMap",
+        title="Layer Map",
+        summary=(
+            "A picture of the model's network with the layers that a choice means, and the list of them with how many "
+            "tokens each attends over: what can be written in layers, and what auto is for this model."
+        ),
+        aliases=("layers", "blocks", "which layers", "architecture", "model structure", "unet blocks", "pag layers"),
+    )
+    inputs = [
+        io.Model.Input("model", tooltip="The model to look into. Nothing is changed, and nothing is loaded."),
+        schema.LAYERS,
+        io.Combo.Input(
+            "layers_of",
+            options=["attention", "skip layer"],
+            default="attention",
+            tooltip="What the layers are chosen for, since auto differs: the attention that PAG, SEG and others perturb, "
+            "or the blocks that Skip Layer leaves out.",
+        ),
+        *(
+            io.Int.Input(
+                name, default=1024, min=16, max=16384, step=8,
+                tooltip=f"{name.capitalize()} of the picture in pixels, for the numbers of tokens.",
+            )
+            for name in ("width", "height")
+        ),
+    ]  # fmt: skip
+    output = io.Image.Output("IMAGE", tooltip="The network. A UNet as its U, a transformer as its stacks of blocks.")
+    further = (io.String.Output("LIST", tooltip="The layers, with what they attend over, and which are chosen."),)
+    shows = True
+
+    @classmethod
+    def build(cls, model, layers, layers_of, width, height):
+        found = layer_map(model, layers, width, height, skip=layers_of == "skip layer")
+        picture = draw_layers(found)
+        return io.NodeOutput(picture, found.text(), ui=ui.PreviewImage(picture, cls=cls))
+
+
+NODES = [GuidanceSchedule, LayerMap]

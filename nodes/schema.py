@@ -103,7 +103,7 @@ def _input(field: dataclasses.Field):
 
 
 class Node(io.ComfyNode):
-    """A node that is declared by what it is `about`, its inputs and its output, and built from their values.
+    """A node that is declared by what it is `about`, its inputs and its outputs, and built from their values.
 
     Its errors begin with its title, so that a user with many nodes finds it wherever the host reports them.
     """
@@ -111,7 +111,9 @@ class Node(io.ComfyNode):
     about: About
     inputs: list
     output: io.Output
-    build: Callable  # (**inputs) → the output's value; raises ValueError for inputs that cannot work
+    build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
+    further: tuple[io.Output, ...] = ()  # outputs after the first
+    shows: bool = False  # whether it is worth running for what it shows alone
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -119,15 +121,17 @@ class Node(io.ComfyNode):
             node_id=cls.about.node_id,
             display_name=cls.about.title,
             category=CATEGORY,
-            description=f"{cls.about.summary} ({cls.about.paper})",
+            description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
             inputs=cls.inputs,
-            outputs=[cls.output],
+            outputs=[cls.output, *cls.further],
+            is_output_node=cls.shows,
         )
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         try:
-            return io.NodeOutput(cls.build(**inputs))
+            built = cls.build(**inputs)
+            return built if isinstance(built, io.NodeOutput) else io.NodeOutput(built)
         except ValueError as error:
             raise ValueError(f"{cls.about.title}: {error}") from None

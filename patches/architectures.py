@@ -6,6 +6,7 @@ A network without a row is refused by name. To add one: a row here, and a networ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from .layers import Layer, parse
 
 Place = Callable[[int, int, int], int]  # (tokens, of which the picture, and the text) → where the picture begins
 Grid = Callable[[Any, tuple[int, ...]], tuple[int, ...]]  # (network, the latent's axes) → tokens on each axis
+Latent = Callable[[tuple[int, ...], dict], tuple[int, ...]]  # (shape of x, conditionings) → the picture's own axes
 Beside = Callable[[Any, dict, tuple[int, ...]], int]  # (network, conditionings, grid) → tokens
 
 HALF_WAY = "0.5"
@@ -48,6 +50,8 @@ class Stack:
     streams: tuple[
         str, ...
     ] = ()  # the inputs that a block gives back changed, in this order; none: it cannot be skipped
+    parts: bool = False  # whether that attention may be made in calls for some of its tokens after the other
+    prefix: bool = False  # whether keys that have no queries come first
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,16 @@ class Architecture:
     source: str  # … and where that comes from
     time: str = ""  # the module that embeds the timestep; none where it cannot be perturbed
     time_rows: str = (
-        "first"  # which of its outputs are the sampler's time: the first or last rows, or "tokens", some a row
+        "first"  # which of its outputs are the sampler's time: the first or last rows, those of the "first call" only,
+        # or "tokens", some a row
     )
-    auto_skip: str = ""  # the layers that are skipped by default, where a layer can be
+    auto_skip: str = ""  # the layers that are skipped by default, where a layer can be …
+    skip_source: str = RULE  # … and where that comes from
     grid: Grid = lambda network, spatial: patched(network.patch_size, spatial)
+    latent: Latent = lambda shape, conds: shape[2:]
     is_set: bool = False  # whether the tokens have no order, so that nothing can be blurred over them
     shift: Beside = none  # tokens, neither text nor picture, by which the picture begins after where it should
+    across: Beside = none  # tokens of another picture that follow in each row of the grid
 
     def layers(self, network) -> tuple[Layer, ...]:
         """The layers of `network` with a self-attention that can be perturbed, in its order."""
@@ -73,6 +81,10 @@ class Architecture:
         return tuple(
             Layer(stack.name, index) for stack in self.stacks for index in range(len(_get(network, stack.blocks)))
         )
+
+    def tokens(self, network, shape: tuple[int, ...], conds: dict) -> tuple[int, ...]:
+        """The grid of the picture that is denoised in one call of `network`, whose x has this shape."""
+        return self.grid(network, tuple(self.latent(shape, conds)))
 
     def stack(self, layer: Layer) -> Stack:
         return next(stack for stack in self.stacks if stack.name == layer.stack)
@@ -85,6 +97,14 @@ class Architecture:
         """The module in whose calls the self-attention of `layer` happens."""
         path = self.stack(layer).attention
         return _get(self.block(network, layer), path) if path else self.block(network, layer)
+
+    def grids(self, network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, ...]]:
+        """Tokens per axis of every block by (stack, index), whether it has a self-attention or not, for a latent with
+        these axes."""
+        if not self.stacks:
+            return _unet_grids(network, spatial)
+        grid = self.grid(network, spatial)
+        return {(layer.stack, layer.index): grid for layer in self.layers(network)}
 
     def select(self, text: str, network, skip: bool = False) -> tuple[Layer, ...]:
         """The layers of `network` that `text` names, to be perturbed or skipped. Raises ValueError as `parse` does."""
@@ -131,20 +151,53 @@ def _unet_layers(network) -> tuple[Layer, ...]:
     )
 
 
+def _unet_grids(network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, ...]]:
+    """A block of the decoder works at the resolution of the encoder's that it takes over from."""
+    sizes = []
+    for block in network.input_blocks:
+        if any(type(module).__name__ == "Downsample" for module in block):
+            spatial = tuple(-(-side // 2) for side in spatial)
+        sizes.append(spatial)
+    grids = {("input", index): size for index, size in enumerate(sizes)} | {("middle", 0): spatial}
+    return grids | {("output", index): size for index, size in enumerate(reversed(sizes))}
+
+
 def _z_image_padding(network, conds, grid) -> int:
     """Z-Image fills its picture up to a multiple of 32 tokens."""
     return -(-(grid[0] * grid[1]) % (getattr(network, "pad_tokens_multiple", None) or 1))
 
 
+def _ltx_latent(shape, conds) -> tuple[int, ...]:
+    """Where sound is packed with the video, x is a list of numbers; the frames of keyframe guides follow the video's."""
+    frames, height, width = tuple((conds.get("latent_shapes") or [shape])[0])[2:]
+    guides = conds.get("keyframe_idxs")
+    return frames - (0 if guides is None else guides.shape[2] // (height * width)), height, width
+
+
 def _wan_reference(network, conds, grid) -> int:
-    """The tokens of Fun's reference picture come before the video's, as one more frame."""
-    refers = getattr(network, "ref_conv", None) is not None and conds.get("reference_latent") is not None
-    return grid[1] * grid[2] if refers else 0
+    """The tokens of Fun's reference picture come before the video's, as one more frame, and SCAIL's as some."""
+    reference = conds.get("reference_latent")
+    if reference is None:
+        return 0
+    if hasattr(network, "patch_embedding_pose"):
+        return math.prod(patched(network.patch_size, tuple(reference.shape[2:])))
+    return grid[1] * grid[2] if getattr(network, "ref_conv", None) is not None else 0
+
+
+def _hidream_edited(network, conds, grid) -> int:
+    """E1's picture that is edited lies at the right of the one that is made."""
+    edited = conds.get("image_cond")
+    return 0 if edited is None else patched(network.patch_size, tuple(edited.shape[2:]))[1]
+
+
+def _hidream_timestep(network, conds, grid) -> int:
+    """The last of the text's tokens, the time's, is among those of the picture."""
+    return conds["input_ids"].shape[1] - conds["ar_len"]
 
 
 ARCHITECTURES = (
     Architecture(
-        name="Stable Diffusion 1, 2, XL",
+        name="Stable Diffusion 1, 2, XL, SVD",
         network="openaimodel.UNetModel",
         stacks=(),
         auto="middle",
@@ -158,7 +211,8 @@ ARCHITECTURES = (
         auto="double.1",
         source="diffusers' SD3 PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
-        auto_skip="double.7-9",  # Stability's own for SD3.5 medium, and the host's Skip Layer nodes
+        auto_skip="double.7-9",
+        skip_source="Stability's own for SD3.5 medium, and the host's Skip Layer nodes",
     ),
     Architecture(
         name="Flux",
@@ -170,7 +224,19 @@ ARCHITECTURES = (
         auto="single.0",
         source="a peer's default (Fluxtapoz: single 0); not tried on real weights",
         time="time_in",
-        auto_skip="double.7-9, single.7-9",  # the host's Skip Layer node, whose defaults are the same for all models
+        auto_skip="double.7-9, single.7-9",
+        skip_source="the host's Skip Layer node, whose defaults are the same for all models; not tried on real weights",
+    ),
+    Architecture(
+        name="Chroma, Chroma Radiance",
+        network="chroma.model.Chroma",
+        stacks=(
+            Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
+            Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        auto_skip=HALF_WAY,  # no time: it is embedded together with the number of what it modulates
     ),
     Architecture(
         name="Qwen-Image",
@@ -191,14 +257,163 @@ ARCHITECTURES = (
         auto_skip=HALF_WAY,
     ),
     Architecture(
+        name="Mage-Flow",
+        network="mage_flow.model.MageFlowTransformer2DModel",
+        stacks=(
+            Stack(
+                "block",
+                "transformer_blocks",
+                "attn",
+                image=after_text,
+                text="encoder_hidden_states",
+                streams=("encoder_hidden_states", "hidden_states"),
+            ),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_text_embed.timestep_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
+        name="Krea 2",
+        network="krea2.model.SingleStreamDiT",
+        stacks=(Stack("block", "blocks", "attn", image=after_text, text="img_slice", streams=("x",)),),
+        auto=HALF_WAY,
+        source=RULE,
+        time="tmlp",
+        time_rows="first call",  # the references' time has another
+        auto_skip=HALF_WAY,
+        grid=lambda network, spatial: patched((1, network.patch, network.patch), spatial),
+    ),
+    Architecture(
+        name="Lens",
+        network="lens.model.LensTransformer2DModel",
+        stacks=(
+            Stack(
+                "block", "transformer_blocks", "attn", image=first, streams=("encoder_hidden_states", "hidden_states")
+            ),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_text_embed",
+        auto_skip=HALF_WAY,
+        grid=lambda network, spatial: spatial,
+    ),
+    Architecture(
+        name="HiDream I1, E1",
+        network="hidream.model.HiDreamImageTransformer2DModel",
+        across=_hidream_edited,
+        stacks=(
+            Stack("double", "double_stream_blocks", image=first, streams=("image_tokens", "text_tokens")),
+            Stack("single", "single_stream_blocks", image=first, streams=("image_tokens",)),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="t_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
+        name="HiDream O1",
+        network="hidream_o1.model.HiDreamO1Transformer",
+        # a layer cannot be skipped: the host keeps the text's keys of each, for all rows and steps
+        stacks=(Stack("block", "language_model.layers", "self_attn", image=first, prefix=True),),
+        auto=HALF_WAY,
+        source=RULE,
+        time="t_embedder1",
+        shift=_hidream_timestep,
+    ),
+    Architecture(
+        name="AuraFlow",
+        network="aura.mmdit.MMDiT",
+        stacks=(
+            Stack("double", "double_layers", image=last, streams=("c", "x")),
+            Stack("single", "single_layers", image=last, streams=("cx",)),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="t_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
+        name="OmniGen 2",
+        network="omnigen.omnigen2.OmniGen2Transformer2DModel",
+        stacks=(Stack("block", "layers", "attn", image=last, streams=("hidden_states",)),),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_caption_embed.timestep_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
+        name="Boogu",
+        network="boogu.model.BooguTransformer2DModel",
+        stacks=(
+            Stack(  # it has two attentions, one of the text and the picture and one of the picture alone
+                "double", "double_stream_layers", image=last, streams=("img_hidden_states", "instruct_hidden_states")
+            ),
+            Stack("single", "single_stream_layers", "attn", image=last, streams=("hidden_states",)),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_caption_embed.timestep_embedder",
+        auto_skip=HALF_WAY,
+    ),
+    Architecture(
         name="Wan",
         network="wan.model.WanModel",
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
         auto=HALF_WAY,
         source=RULE,
         time="time_embedding",
+        time_rows="tokens",
         auto_skip="block.10",  # a peer's default (KJNodes' Skip Layer Guidance for Wan)
         shift=_wan_reference,
+    ),
+    Architecture(
+        name="Wan S2V",
+        network="wan.model.WanModel_S2V",  # its references have times of their own among the video's
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
+        auto=HALF_WAY,
+        source=RULE,
+        auto_skip="block.10",
+    ),
+    Architecture(
+        name="LTX-Video",
+        network="lightricks.model.LTXVModel",
+        stacks=(Stack("block", "transformer_blocks", "attn1", image=first, streams=("x",), parts=True),),
+        auto="block.14, block.19",
+        source="the default of Lightricks' own nodes for it (STG: 14, 19)",
+        time="adaln_single.emb",
+        time_rows="tokens",
+        auto_skip="block.14, block.19",  # the same
+        grid=lambda network, spatial: spatial,
+        latent=_ltx_latent,
+    ),
+    Architecture(
+        name="LTX-2",
+        network="lightricks.av_model.LTXAVModel",
+        stacks=(  # the video's attention alone; a block that is skipped is skipped for the sound too
+            Stack("block", "transformer_blocks", "attn1", image=first, streams=("x",), parts=True),
+        ),
+        auto="block.29",
+        source="Lightricks' own pipelines for it (STG: 29, or 28 for LTX-2.3), which perturb the sound too",
+        time="adaln_single.emb",
+        time_rows="tokens",
+        auto_skip=HALF_WAY,
+        grid=lambda network, spatial: spatial,
+        latent=_ltx_latent,
+    ),
+    Architecture(
+        name="HunyuanVideo",
+        network="hunyuan_video.model.HunyuanVideo",
+        stacks=(
+            Stack("double", "double_blocks", image=last, streams=("img", "txt")),
+            Stack("single", "single_blocks", image=last, streams=("x",)),
+        ),
+        auto=HALF_WAY,
+        source=RULE,
+        time="time_in",
+        time_rows="first call",  # the second is the guiding frame's
+        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Lumina 2, Z-Image",
@@ -214,12 +429,15 @@ ARCHITECTURES = (
 
 
 REFUSED = {  # networks whose self-attention cannot be perturbed, and why
+    "wan.ar_model.CausalWanModel": "it makes frame after frame over a cache of keys that all rows share",
 }
 
 
 def find(network) -> Architecture | None:
-    """The row of a network of the host's, or None."""
-    return next((row for name in _names(network) for row in ARCHITECTURES if name.endswith(f".{row.network}")), None)
+    """The row of a network of the host's, or None. A refused network is refused though it derives from one with a row."""
+    rows = {row.network: row for row in ARCHITECTURES}
+    known = {**rows, **dict.fromkeys(REFUSED)}
+    return next((known[path] for name in _names(network) for path in known if name.endswith(f".{path}")), None)
 
 
 def why_not(network) -> str:

@@ -26,7 +26,7 @@ class About:
     node_id: str  # a contract with saved workflows: never changes once released
     title: str
     summary: str
-    paper: str
+    paper: str = ""  # where its method comes from
     aliases: tuple[str, ...] = ()
     strength: str = "scale"  # what the user calls it: scale is neutral at 0, weight at 1
     default: float = 3.0  # of the strength

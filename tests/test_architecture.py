@@ -40,7 +40,7 @@ def imports_of(path: Path) -> set[str]:
 
 def methods(folder: str) -> list[Path]:
     """The files of rules or perturbations."""
-    frame = {"__init__", "base", "compose", "schedule", "linalg", "layers", "architectures", "host"}
+    frame = {"__init__", "base", "compose", "schedule", "linalg", "layers", "layer_map", "architectures", "host"}
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation of its own
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
@@ -57,6 +57,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "patches.attention_sums": {"patches.base", "patches.layers"},
     "patches.base": {"patches.layers"},
     "patches.layers": set(),
+    "patches.layer_map": {"patches.layers"},
     "patches.architectures": {"patches.layers"},
     "guiders.__init__": {name_of(path) for path in methods("guiders")},
     "patches.__init__": {name_of(path) for path in methods("patches")},
@@ -90,6 +91,8 @@ def test_a_file_imports_only_what_the_house_allows(path):
             assert top == "comfy_api" or not name.startswith("nodes"), f"{name} imports {other}"
         elif top == "folder_paths":
             assert is_host(name), f"{name} imports {other}"
+        elif top == "matplotlib":
+            assert name == "nodes.drawing", f"{name} imports {other}"
         else:
             assert top == "torch" or top in sys.stdlib_module_names, f"{name} imports {other}"
 

@@ -15,6 +15,7 @@ from ..base import AttentionCall, Moment, Perturbation
 
 ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
 TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a module of ours
+PARTS = "beyond_cfg_parts"  # how many tokens had which call, where a module's attention may come in several
 
 Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
 Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
@@ -75,16 +76,33 @@ class Layout:
     is_set: bool  # whether the grid only counts
     place: Place
     shift: int
+    across: int  # tokens of another picture that follow in each row of the grid
+    prefix: bool
 
-    def image(self, tokens: int, text: int, where: str) -> slice:
+    def image(self, tokens: int, text: int, where: str, call: slice | None = None) -> slice | None:
+        """The picture among the tokens of a call that is of them all, or of those in `call`, where it may not be."""
         size = math.prod(self.grid)
         start = self.place(tokens, size, text) + self.shift
-        if not 0 <= start <= tokens - size:
+        if call is not None:
+            if start + size <= call.start or call.stop <= start:
+                return None
+            start, tokens = start - call.start, call.stop - call.start
+        if not 0 <= start <= tokens - size - self.across * (size // self.grid[-1]):
             raise RuntimeError(
                 f"{where}: {tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} from token {start} on. "
                 f"Another pack has changed the network's tokens; take its node out, or choose other layers."
             )
         return slice(start, start + size)
+
+    def order(self, image: slice, tokens: int, device: torch.device) -> Tensor | None:
+        """The places of all tokens in an order in which the picture's are those of `image`; None: they are."""
+        if not self.across:
+            return None
+        at, width = torch.arange(tokens, device=device), self.grid[-1] + self.across
+        end = image.start + (image.stop - image.start) // self.grid[-1] * width
+        rows = at[image.start : end].view(-1, width)
+        picture, beside = rows[:, : self.grid[-1]], rows[:, self.grid[-1] :]
+        return torch.cat([at[: image.start], picture.flatten(), beside.flatten(), at[end:]])
 
 
 @dataclass(frozen=True)
@@ -103,8 +121,15 @@ class TransformerAttention:
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
     ) -> Tensor:
         witness(self.reached, self.shares)
-        text = kw.get("transformer_options", {}).get(TEXT, 0)
-        image = self.layout.image(q.shape[2] if skip_reshape else q.shape[1], text, self.where)
+        options, before = kw.get("transformer_options", {}), 0
+        tokens, keys = (part.shape[2] if skip_reshape else part.shape[1] for part in (q, k))
+        if PARTS in options:
+            before = sum(options[PARTS])
+            options[PARTS].append(tokens)
+            part = slice(before, before + tokens)
+            image = self.layout.image(keys, options.get(TEXT, 0), self.where, part)
+        else:
+            image = self.layout.image(tokens, options.get(TEXT, 0), self.where)
         kw = {**kw, "attn_precision": attn_precision}
 
         def run(q, k, v, heads, **kw):
@@ -118,6 +143,10 @@ class TransformerAttention:
             qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
             kh, vh = (part.repeat_interleave(heads // part.shape[1], 1) for part in (kh, vh))  # those that heads share
             bias = _bias(_mask_of(mask, rows, q), qh.dtype)
+            order = self.layout.order(image, qh.shape[2], qh.device)
+            if order is not None:
+                qh, kh, vh = (part[:, :, order] for part in (qh, kh, vh))
+                bias = bias if bias is None else _ordered(bias, order)
             of_heads = {key: value for key, value in kw.items() if key != "enable_gqa"}
 
             def attend(queries: Tensor, tokens: slice) -> Tensor:
@@ -126,14 +155,16 @@ class TransformerAttention:
 
             scale = kw.get("scale") or qh.shape[-1] ** -0.5
             grid = None if self.layout.is_set else self.layout.grid
-            call = AttentionCall(qh, kh, vh, image, grid, scale, bias, attend, self.where, self.moment)
+            prefix = keys - tokens if self.layout.prefix else before
+            call = AttentionCall(qh, kh, vh, image, grid, scale, bias, attend, self.where, self.moment, prefix)
             if hasattr(perturbation, "observe"):
                 _observe(self, perturbation, call, rows, q.shape[0])
                 return clean(rows)
             out = perturbation.attention(call)
+            out = out if order is None else out[:, :, order.argsort()]
             return out if skip_output_reshape else _from_heads(out)
 
-        return by_share(q.shape[0], self.shares, clean, perturbed)
+        return clean(slice(None)) if image is None else by_share(q.shape[0], self.shares, clean, perturbed)
 
 
 def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int) -> None:
@@ -183,6 +214,10 @@ def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.finfo(dtype).max)
     return mask.reshape(1 if mask.ndim == 2 else mask.shape[0], -1, *mask.shape[-2:])
+
+
+def _ordered(bias: Tensor, order: Tensor) -> Tensor:
+    return (bias if bias.shape[-2] == 1 else bias[..., order, :])[..., order]
 
 
 def witness(reached: set, shares: Shares) -> None:

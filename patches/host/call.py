@@ -20,6 +20,7 @@ from .modules import (
     SkippedBlock,
     Streams,
     TimeModule,
+    ToldAttention,
     UntoldModule,
     around,
     attention_told,
@@ -59,6 +60,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     if architecture.stacks:
         transformer = _Transformer(architecture, network, x, kwargs, plan, reached)
         forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
+        if untold:
+            options = {**options, ATTENTION: ToldAttention(options.get(ATTENTION))}
     else:
         options = _with_attn1_patches(options, network, plan, reached)
     with attention_told(untold), around(forwards, options) as options:
@@ -108,8 +111,9 @@ class _Transformer:
 
     def __init__(self, architecture: architectures.Architecture, network, x, conds: dict, plan: Plan, reached: set):
         self.architecture, self.network, self.plan, self.reached = architecture, network, plan, reached
-        self.grid = grid_of(architecture, network, x, conds)
+        self.grid = architecture.tokens(network, tuple(x.shape), conds)
         self.shift = architecture.shift(network, conds, self.grid)
+        self.across = architecture.across(network, conds, self.grid)
         self.layers = _layers(plan)
         attending = [layer for layer, shares in self.layers.items() if any(_those(("attention", "observe"), shares))]
         self.attentions = {layer: architecture.attention(network, layer) for layer in attending}
@@ -122,7 +126,7 @@ class _Transformer:
             stack = self.architecture.stack(layer)
             if layer in self.attentions:
                 module = self.attentions[layer]
-                layout = Layout(self.grid, self.architecture.is_set, stack.image, self.shift)
+                layout = Layout(self.grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
                 where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
                 attention = TransformerAttention(
                     attending, previous, layout, where, moment, self.plan.report, self.reached
@@ -139,7 +143,7 @@ class _Transformer:
         if module in self.untold:
             return partial(UntoldModule, attention=attention)
         text = Inputs.of(module, (stack.text,)) if stack.text not in ("", "img_slice") else None
-        return partial(AttendingModule, attention=attention, text=text)
+        return partial(AttendingModule, attention=attention, text=text, parts=stack.parts)
 
 
 def _time(architecture, network, x, conds: dict, plan: Plan, reached: set) -> list[Forward]:
@@ -147,5 +151,7 @@ def _time(architecture, network, x, conds: dict, plan: Plan, reached: set) -> li
     if not any(shares):
         return []
     module = network.get_submodule(architecture.time)
-    setting = {"shares": shares, "rows": rows, "which": architecture.time_rows, "moment": plan.moment}
+    setting = {"shares": shares, "rows": x.shape[0], "which": architecture.time_rows, "moment": plan.moment}
+    if architecture.time_rows == "tokens":
+        setting["grid"] = architecture.tokens(network, tuple(x.shape), conds)
     return [Forward("time", module, partial(TimeModule, **setting, reached=reached))]

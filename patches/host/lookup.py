@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import architectures
 from ..architectures import Architecture
+from ..layer_map import LayerMap
 from ..layers import Layer
 
 
@@ -24,6 +25,24 @@ def architecture_of(model) -> Architecture:
             f"{architectures.why_not(network)}. Supported: {known}"
         )
     return architecture
+
+
+def layer_map(model, text: str, width: int, height: int, skip: bool = False) -> LayerMap:
+    """MODEL's network for a picture of this size, with the layers that `text` names. Raises ValueError as select_layers
+    does."""
+    architecture, network = architecture_of(model), network_of(model)
+    form = model.get_model_object("latent_format")
+    side = getattr(form, "spacial_downscale_ratio", 8)  # so spelled by the host
+    spatial = (1, -(-height // side), -(-width // side))[-getattr(form, "latent_dimensions", 2) :]
+    return LayerMap(
+        architecture.name,
+        (width, height),
+        architecture.grids(network, spatial),
+        architecture.layers(network),
+        architecture.select(text, network, skip),
+        architecture.select("auto", network, skip),
+        architecture.skip_source if skip else architecture.source,
+    )
 
 
 def check_time(model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import inspect
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base import Moment
-from .attention import ATTENTION, TEXT, Shares, TransformerAttention, by_share, witness
+from .attention import ATTENTION, PARTS, TEXT, Shares, TransformerAttention, by_share, witness
 from .lookup import uncompiled
 
 AROUND = "beyond_cfg_around"  # name → what a forward of ours does, in the options of a call
@@ -97,7 +98,10 @@ class Inputs:
 
 
 class Streams(Inputs):
-    """The inputs that a block gives back changed."""
+    """The inputs that a block gives back changed. An input may hold several of them."""
+
+    def read(self, args: tuple, kwargs: dict) -> list:
+        return [part for given in super().read(args, kwargs) for part in (given if isinstance(given, tuple) else [given])]
 
     def changed(self, out, change: Callable[[int, Tensor], Tensor]):
         """A block's output `out` with each stream s as `change(s, out of it)`."""
@@ -115,9 +119,12 @@ class AttendingModule:
     forward: Callable
     attention: TransformerAttention
     text: Inputs | None  # the text that comes first
+    parts: bool = False  # whether the attention may come in several calls
 
     def __call__(self, *args, **kwargs):
         options = kwargs.get("transformer_options", {})
+        if self.parts:
+            options = {**options, PARTS: []}
         if self.text is not None:
             (tokens,) = self.text.read(args, kwargs)
             options = {**options, TEXT: tokens.shape[1]}
@@ -174,6 +181,7 @@ class TimeModule:
     which: str  # as the architecture says
     moment: Moment
     reached: set = field(compare=False)
+    grid: tuple[int, ...] = ()  # of the picture's tokens
     called: list = field(default_factory=list, compare=False)
 
     def __call__(self, *args, **kwargs):
@@ -183,7 +191,7 @@ class TimeModule:
             return embedding
         self.called.append(True)
         if self.which == "tokens":
-            own, before, after = embedding.reshape(self.rows, -1, embedding.shape[-1]), embedding[:0], embedding[:0]
+            return self._of_tokens(embedding)
         else:  # there may be embeddings of other times, such as the references'
             start = 0 if self.which == "first" else len(embedding) - self.rows
             before, own, after = embedding.split([start, self.rows, len(embedding) - self.rows - start])
@@ -194,6 +202,17 @@ class TimeModule:
         out = by_share(self.rows, self.shares, lambda at: own[at], perturbed)
         channels = embedding.shape[-1]
         return torch.cat([part.reshape(-1, channels) for part in (before, out, after)]).reshape(embedding.shape)
+
+    def _of_tokens(self, embedding: Tensor) -> Tensor:
+        """Of one time a row, a frame or a token; those of guides come after."""
+        times = embedding.reshape(self.rows, -1, embedding.shape[-1])
+        many = next((n for n in (math.prod(self.grid), self.grid[0]) if times.shape[1] >= n), 1)
+
+        def perturbed(at: slice, perturbation) -> Tensor:
+            own = perturbation.time_embedding(times[at, :many], self.moment)
+            return torch.cat([own, times[at, many:]], 1)
+
+        return by_share(self.rows, self.shares, lambda at: times[at], perturbed).reshape(embedding.shape)
 
 
 # ------------------------------------------------------------------------------- networks that forward no options
@@ -236,6 +255,17 @@ def attention_told(modules: list) -> Iterator[None]:
                 users[0] -= 1
                 if not users[0]:
                     setattr(sys.modules[home], name, _USERS.pop((home, name))[1])
+
+
+@dataclass(frozen=True)
+class ToldAttention:
+    """The host's attention override where it gives options to an UntoldModule's attention, but not to the module."""
+
+    previous: Callable | None
+
+    def __call__(self, func, *args, **kwargs):
+        attention = (_TOLD.get() or {}).get(ATTENTION, self.previous)
+        return func(*args, **kwargs) if attention is None else attention(func, *args, **kwargs)
 
 
 def _telling(function: Callable) -> Callable:

@@ -180,12 +180,10 @@ def test_pag_is_in_the_chosen_layers_image_tokens_and_nowhere_else(specimen, mod
             if label != name:
                 assert close(call.out, call.plain) < 1e-5
                 continue
-            logits, image = call.logits(), specimen.image_of(name, at)
+            logits, image = call.logits(), torch.arange(call.q.shape[2])[specimen.image_of(name, at)]
             offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
-            others = torch.ones(image.stop - image.start, image.stop - image.start, dtype=torch.bool)
-            others.fill_diagonal_(False)
-            keys = slice(image.start + offset, image.stop + offset)
-            logits[:, :, image, keys] = logits[:, :, image, keys].masked_fill(others, -torch.inf)
+            pairs = (slice(None), slice(None), image[:, None], image + offset)
+            logits[pairs] = logits[pairs].masked_fill(~torch.eye(len(image), dtype=torch.bool), -torch.inf)
             expected = call.plain.clone()
             expected[OURS, image] = call.attend(logits)[OURS, image]
             assert close(call.out, expected) < 1e-5
@@ -249,7 +247,8 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
         for name, path in specimen.blocks.items():
 
             def hook(block, args, kwargs, name=name):
-                given = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+                inputs = [x if isinstance(x, tuple) else (x,) for x in (*args, *kwargs.values())]
+                given = [x for part in inputs for x in part if isinstance(x, torch.Tensor)]
                 found[name] = [x.clone() for x in given if x.ndim >= 3 and x.shape[0] == len(ROWS)]
 
             handles.append(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
@@ -280,6 +279,21 @@ def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model):
     out = forward(specimen, model, noisy)
     assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
     assert close(forward(specimen, model, noisy, seeds=ROWS[:2]), out[:2]) < 1e-5
+
+
+WITH_TIME_0 = [specimen for specimen in SPECIMENS if specimen.conds.get("ref_latents_method") == "index_timestep_zero"]
+
+
+@pytest.mark.parametrize("specimen", WITH_TIME_0, indirect=True, ids=str)
+def test_a_perturbed_time_is_not_that_of_the_references(specimen, model):
+    module, outs = model.model.diffusion_model.get_submodule(architecture_of(model).time), []
+    module.register_forward_hook(lambda module, inputs, out: outs.append(out.flatten(0, -2).clone()))
+    forward(specimen, model)
+    plain = torch.cat(outs)
+    outs.clear()
+    forward(specimen, model, NoisyTimeEmbedding(noise=1.0))
+    changed = (torch.cat(outs) != plain).any(1)
+    assert len(plain) == 2 * len(ROWS) and changed.nonzero().flatten().tolist() == [0, 1]
 
 
 # ------------------------------------------------------------------------------------------------------- video UNets

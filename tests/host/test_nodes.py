@@ -97,7 +97,8 @@ def test_the_host_accepts_the_schema(node):
 def test_every_node_is_described_can_be_found_and_explains_each_input(node):
     schema = node.define_schema()
     assert schema.category == "Beyond CFG" and schema.display_name
-    assert len(schema.description) > 40 and "arXiv:" in schema.description
+    assert len(schema.description) > 40
+    assert "arXiv:" in schema.description or schema.node_id == "BeyondCFGLayerMap"  # which has no paper
     assert schema.search_aliases and len(set(schema.search_aliases)) == len(schema.search_aliases)
     for given in (*schema.inputs, *schema.outputs):
         assert given.tooltip and given.tooltip.strip().endswith("."), given.id
@@ -126,7 +127,7 @@ def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them
 @pytest.mark.parametrize("node", [node for key, node in BY_ID.items() if key not in WANTS_MORE])
 def test_a_node_acts_with_the_defaults_of_its_widgets(node):
     result = execute(node.define_schema().node_id)
-    assert type(result).__name__ in ("ModelPatcher", "CFGGuider", "Curve")
+    assert type(result).__name__ in ("ModelPatcher", "CFGGuider", "Curve", "Tensor")
 
 
 # ------------------------------------------------------------------------------------------------------ as a guidance

@@ -23,7 +23,7 @@ class Specimen:
     calls: list[
         str
     ]  # the attention calls of one forward, in order: the layer's name if it is its self-attention, else ""
-    image: slice  # the picture's tokens among those of that self-attention
+    image: slice | list[int]  # the picture's tokens among those of that self-attention
     grid: tuple[int, ...] | None  # of the picture's tokens
     grids: dict[str, tuple[int, ...]] = field(default_factory=dict)  # layer → its grid, where layers differ
     images: dict[int, slice] = field(default_factory=dict)  # number of a call → its image, where a layer has several

@@ -1,0 +1,86 @@
+"""What nodes draw, as the host's IMAGE [1, height, width, 3]. The only place that needs matplotlib."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ..patches.layer_map import LayerMap
+
+CHOSEN, OTHER, WITHOUT, INK = "#e8590c", "#adb5bd", "#f1f3f5", "#212529"
+WIDTH = 40  # blocks of a transformer in one row
+
+
+def draw_layers(layer_map: LayerMap) -> Tensor:
+    """A UNet as its U, one level for each resolution; a transformer as its stacks. Chosen layers are coloured."""
+    is_unet = ("middle", 0) in layer_map.grids
+    places = _unet_places(layer_map) if is_unet else _transformer_places(layer_map)
+    columns, rows = (max(place[axis] for place in places.values()) + 1 for axis in (0, 1))
+    figure = _figure(max(6.0, 0.34 * columns + 1.6), max(2.2, 0.8 * rows + 1.2))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.80))
+    axes.set(xlim=(-2.2, columns + 0.2), ylim=(rows + 0.1, -0.5))
+    axes.axis("off")
+    for block, (x, y) in places.items():
+        parts = layer_map.parts(block)
+        for at in range(max(1, len(parts))):
+            color = WITHOUT if not parts else CHOSEN if parts[at] in layer_map.chosen else OTHER
+            height = 0.6 / max(1, len(parts))
+            edge = {"edgecolor": "white", "linewidth": 0.5} if parts else {"edgecolor": OTHER, "linewidth": 0.5}
+            axes.add_patch(_rectangle((x + 0.08, y + at * height), 0.84, height, facecolor=color, **edge))
+        label = f"{block[0][0]}{block[1]}" if is_unet else str(block[1])  # as it can be written
+        axes.text(x + 0.5, y - 0.05, label, ha="center", va="bottom", fontsize=6, color=INK)
+    for y, row in groupby(sorted(places, key=lambda block: places[block][1]), key=lambda block: places[block][1]):
+        block = next(iter(row))
+        label = ("" if is_unet else f"{block[0]}\n") + " × ".join(map(str, layer_map.grids[block]))
+        axes.text(-0.2, y + 0.3, label, ha="right", va="center", fontsize=7, color=INK)
+    width, height = layer_map.size
+    count = f"{len(layer_map.chosen)} of {len(layer_map.layers)} layers"
+    figure.text(0.02, 0.94, f"{layer_map.architecture}, {width} × {height}", fontsize=10, color=INK, va="center")
+    figure.text(0.98, 0.94, count, fontsize=9, color=CHOSEN, va="center", ha="right")
+    return _image(figure)
+
+
+def _unet_places(layer_map: LayerMap) -> dict:
+    """Block → (column, row): encoder, middle and decoder from left to right, each resolution on a level."""
+    levels = sorted(set(layer_map.grids.values()), key=math.prod, reverse=True)
+    return {block: (column, levels.index(grid)) for column, (block, grid) in enumerate(layer_map.grids.items())}
+
+
+def _transformer_places(layer_map: LayerMap) -> dict:
+    """Block → (column, row): each stack begins a row, and goes on in the next when it is full."""
+    places, row = {}, 0
+    for _, blocks in groupby(layer_map.grids, key=lambda block: block[0]):
+        for at, block in enumerate(blocks):
+            places[block] = (at % WIDTH, row + at // WIDTH)
+        row = max(y for _, y in places.values()) + 1
+    return places
+
+
+def _figure(width: float, height: float):
+    """In inches."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot, whose figures stay until closed
+    except ImportError:
+        raise ValueError(
+            "drawing needs matplotlib, which is missing: install the pack's requirements.txt in ComfyUI's Python"
+        ) from None
+    return Figure(figsize=(width, height), dpi=144, facecolor="white")
+
+
+def _rectangle(*args, **kwargs):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*args, **kwargs)
+
+
+def _image(figure) -> Tensor:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
+    width, height = canvas.get_width_height()
+    return pixels.view(1, height, width, 4)[..., :3].float() / 255
