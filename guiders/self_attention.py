@@ -34,7 +34,12 @@ class Degraded:
     observation: object
 
     def denoised(self, predictions: Predictions, step: Step) -> Latent:
-        """x̃ [batch, channels, *spatial]"""
+        """x̃ [batch, channels, *spatial]. Raises ValueError for a latent that is no picture."""
+        if step.x.ndim < 4 or len(step.shapes) > 1:
+            raise ValueError(
+                f"SAG: this latent {[*step.x.shape]} is of sound or packs several latents, and only pictures can be "
+                f"blurred. Use PAG or SEG"
+            )
         reference = predictions[REFERENCE]
         blurred = blur(reference, self.blur_sigma)
         return torch.where(self.where(reference, blurred, step), blurred, reference)

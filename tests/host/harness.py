@@ -11,8 +11,12 @@ from comfy.patcher_extension import WrappersMP
 from pack.guiders.host import Term, add_term
 from pack.guiders.schedule import Schedule
 from pack.guiders.weak_branch import WeakBranch
+from pack.nodes import terms
 from pack.patches import IdentityAttention
 from pack.patches.host import select_layers
+
+
+TERM_NODES = {node.about.node_id: node for node in terms.NODES}
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> float:

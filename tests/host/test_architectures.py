@@ -20,6 +20,7 @@ from pack.patches import (
     SkippedLayer,
 )
 from pack.patches.architectures import ARCHITECTURES
+from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.host import Plan, architecture_of, planned, select_layers
 from zoo import SPECIMENS
@@ -141,13 +142,13 @@ class Call:
         return (logits.softmax(-1) @ self.v).transpose(1, 2).flatten(2)
 
 
-def forward(specimen, model, perturbation=None, seeds=ROWS, ours=OURS, shares=None):
+def forward(specimen, model, perturbation=None, seeds=ROWS, ours=OURS, shares=None, report=None):
     """The network's prediction for rows of these seeds, of which `ours` are perturbed."""
     x, conds = specimen.inputs(seeds)
     shares = shares or [perturbation if ours.start <= row < ours.stop else None for row in range(len(seeds))]
     options = {"cond_or_uncond": [0] * len(seeds), "uuids": list(range(len(seeds)))}
     if any(shares):
-        options = planned(options, Plan(tuple(shares), {p for p in shares if p}, Moment(5, 2, 0.7)))
+        options = planned(options, Plan(tuple(shares), {p for p in shares if p}, Moment(5, 2, 0.7), report))
     sigma = model.model.model_sampling.percent_to_sigma(0.4)
     with torch.no_grad():
         return model.model.apply_model(x, torch.full((len(seeds),), float(sigma)), transformer_options=options, **conds)
@@ -211,16 +212,38 @@ def test_seg_blurs_the_queries_over_the_pictures_own_grid(specimen, model, monke
         return
     with recorded(model, monkeypatch) as record:
         forward(specimen, model, BlurredQuery(chosen(model, name), 1.5))
-    (call,) = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]
-    q = call.q.clone()
-    picture = q[:, :, image].unflatten(2, grid).double()
-    for axis, size in enumerate(grid, 2):
-        picture = torch.tensordot(kernel(size, 1.5), picture, ([1], [axis])).movedim(0, axis)
-    q[:, :, image] = picture.flatten(2, 1 + len(grid)).to(q)
-    expected = call.plain.clone()
-    expected[OURS, image] = call.attend(call.logits(q))[OURS, image]
-    assert close(call.out, expected) < 2e-5
-    assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-3
+    for call in [call for label, call in zip(specimen.calls, record, strict=True) if label == name]:
+        q = call.q.clone()
+        picture = q[:, :, image].unflatten(2, grid).double()
+        for axis, size in enumerate(grid, 2):
+            picture = torch.tensordot(kernel(size, 1.5), picture, ([1], [axis])).movedim(0, axis)
+        q[:, :, image] = picture.flatten(2, 1 + len(grid)).to(q)
+        expected = call.plain.clone()
+        expected[OURS, image] = call.attend(call.logits(q))[OURS, image]
+        assert close(call.out, expected) < 2e-5
+        assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-3
+
+
+def test_sag_sees_how_much_each_image_token_is_attended_to(specimen, model, monkeypatch):
+    name, seen = specimen.layers[0], {}
+
+    def report(share, observation, sums, grid):
+        seen[share] = sums, grid
+
+    plain = forward(specimen, model)
+    with recorded(model, monkeypatch) as record:
+        observed = forward(specimen, model, AttentionSums(select_layers(model, name)), report=report)
+    assert close(observed, plain) < 1e-6
+    if specimen.grid is None:
+        assert not seen
+        return
+    *_, call = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]  # its last report
+    image = specimen.image_of(name)
+    offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
+    keys = slice(image.start + offset, image.stop + offset)
+    sums = call.logits().softmax(-1)[OURS, :, image, keys].mean(1).sum(1)
+    assert sorted(seen) == [0, 1] and all(grid == specimen.grid_of(name) for _, grid in seen.values())
+    assert close(torch.cat([seen[0][0], seen[1][0]]), sums / sums.mean(1, keepdim=True)) < 1e-5
 
 
 def test_any_order_of_rows_and_calls_of_their_own_agree(specimen, model):
@@ -249,7 +272,8 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
             def hook(block, args, kwargs, name=name):
                 inputs = [x if isinstance(x, tuple) else (x,) for x in (*args, *kwargs.values())]
                 given = [x for part in inputs for x in part if isinstance(x, torch.Tensor)]
-                found[name] = [x.clone() for x in given if x.ndim >= 3 and x.shape[0] == len(ROWS)]
+                given = [x for x in given if x.ndim >= 3 and len(ROWS) in x.shape]
+                found[name] = [x.movedim(x.shape.index(len(ROWS)), 0).clone() for x in given]  # the batch may come last
 
             handles.append(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
         out = forward(specimen, model, perturbation)

@@ -7,14 +7,13 @@ import comfy.samplers
 import pytest
 import torch
 from exact import condition, denoised, exact, log_probability, signal_of
-from harness import close, noise_like, sigmas_of
+from harness import TERM_NODES, close, noise_like, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier import NoisyClassifier
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.independent_condition import IndependentCondition
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttention, blur
-from pack.nodes.terms import Autoguidance, SIMSNode
 
 KINDS = pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 SEED = 7
@@ -107,7 +106,9 @@ def test_cfg_between_gaussians_of_one_width_moves_the_mean_and_keeps_the_width(k
 
 @KINDS
 def test_autoguidance_narrows_by_the_same_product_with_the_weak_models_width(kind):
-    model = Autoguidance.execute(model=exact(kind), weak_model=exact(kind, widen=2.0), weight=2.0, **EVERYWHERE)[0]
+    model = TERM_NODES["BeyondCFGAutoguidance"].execute(
+        model=exact(kind), weak_model=exact(kind, widen=2.0), weight=2.0, **EVERYWHERE
+    )[0]
     seen, _, sigmas = trajectory(model, condition((0.0, 0.5)), None, steps=100, sampler="heun")
     start, high, end, low = ends(seen, sigmas)
     narrow, wide = (spread(kind, low, std) / spread(kind, high, std) for std in (0.5, 1.0))
@@ -153,13 +154,13 @@ def plain(model, kind, cfg):
 
 def autoguidance(model, kind, cfg):
     weak = exact(kind, widen=2.0)
-    model = Autoguidance.execute(model=model, weak_model=weak, weight=2.5, **EVERYWHERE)[0]
+    model = TERM_NODES["BeyondCFGAutoguidance"].execute(model=model, weak_model=weak, weight=2.5, **EVERYWHERE)[0]
     return model, lambda at: 2.5 * at.plus - 1.5 * at.of(*PLUS, widen=2.0)
 
 
 def sims(model, kind, cfg):
     weak = exact(kind, widen=1.5)
-    model = SIMSNode.execute(model=model, auxiliary_model=weak, scale=1.5, **EVERYWHERE)[0]
+    model = TERM_NODES["BeyondCFGSIMS"].execute(model=model, auxiliary_model=weak, scale=1.5, **EVERYWHERE)[0]
     return model, lambda at: 2.5 * at.plus - 1.5 * at.of(*PLUS, widen=1.5)
 
 

@@ -6,12 +6,12 @@ import networks
 import pytest
 import torch
 from exact import condition, exact
-from harness import close, guider_of, noise_like, prompts, sigmas_of
+from harness import TERM_NODES, close, guider_of, noise_like, prompts, sigmas_of
 from pack.guiders import AdaptiveProjected, Rescale
 from pack.guiders.host import Term, add_term
 from pack.guiders.independent_condition import IndependentCondition
 from pack.guiders.schedule import Schedule
-from pack.nodes.terms import Autoguidance
+from pack.nodes import terms
 
 PICTURE, SOUND = (4, 2, 6, 5), (3, 7, 4)  # with frames
 POSITIVE, NEGATIVE = condition((0.8, 0.5)), condition((-0.4, 1.2), (0.1, 0.6))
@@ -77,7 +77,9 @@ def test_each_is_guided_as_it_is_alone(kind, rules):
 
 def test_a_weak_model_of_pictures_with_sound_is_given_both_unpacked(monkeypatch):
     main, weak = exact("flow"), exact("flow", widen=2.0)
-    model = Autoguidance.execute(model=main, weak_model=weak, weight=2.0, start_percent=0.0, end_percent=1.0)[0]
+    model = TERM_NODES["BeyondCFGAutoguidance"].execute(
+        model=main, weak_model=weak, weight=2.0, start_percent=0.0, end_percent=1.0
+    )[0]
     network, seen = weak.model.diffusion_model, []
     forward = network.forward
 
