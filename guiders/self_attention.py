@@ -34,12 +34,7 @@ class Degraded:
     observation: object
 
     def denoised(self, predictions: Predictions, step: Step) -> Latent:
-        """x̃ [batch, channels, *spatial]. Raises ValueError for a latent that is no picture."""
-        if step.x.ndim < 4 or len(step.shapes) > 1:
-            raise ValueError(
-                f"SAG: this latent {[*step.x.shape]} is of sound or packs several latents, and only pictures can be "
-                f"blurred. Use PAG or SEG"
-            )
+        """x̃ [batch, channels, *spatial]"""
         reference = predictions[REFERENCE]
         blurred = blur(reference, self.blur_sigma)
         return torch.where(self.where(reference, blurred, step), blurred, reference)
@@ -53,9 +48,10 @@ class Degraded:
             return energy > energy.flatten(1).mean(1).view(-1, *[1] * (energy.ndim - 1))
         mask = torch.ones_like(reference[:, :1], dtype=torch.bool)
         if self.mask == "square":  # in the middle, of half the area
-            top, left = (round(size * (1 - math.sqrt(0.5)) / 2) for size in mask.shape[-2:])
+            sizes = mask.shape[2:][-2:]
+            edges = [round(size * (1 - 0.5 ** (1 / len(sizes))) / 2) for size in sizes]
             mask[:] = False
-            mask[..., top : mask.shape[-2] - top, left : mask.shape[-1] - left] = True
+            mask[(..., *(slice(edge, size - edge) for edge, size in zip(edges, sizes, strict=True)))] = True
         if self.mask == "random":
             for sample, generator in enumerate(step.generators("mask")):
                 mask[sample] = (torch.rand(mask.shape[1:], generator=generator) < 0.5).to(mask.device)
@@ -112,9 +108,8 @@ class SelfAttention:
 
 
 def blur(x: Latent, sigma: float) -> Latent:
-    """Gaussian blur of height and width, borders reflected; on an axis that is too short for that, of a smaller radius."""
-    for axis in (-1, -2):
-        size = x.shape[axis]
+    """Gaussian blur of height and width, or of sound; borders reflected, on a short axis with a smaller radius."""
+    for axis, size in zip((-1, -2), reversed(x.shape[2:]), strict=False):
         radius = min(RADIUS, size - 1)
         at = torch.arange(-radius, size + radius, device=x.device).abs()
         padded = x.index_select(axis, torch.where(at < size, at, 2 * (size - 1) - at))

@@ -29,7 +29,8 @@ class WeakBranch:
         check_params(self)
 
     def branches(self) -> tuple[Branch, ...]:
-        return () if self.scale == 0 else (Branch(perturbation=self.perturbation),)
+        neutral = self.scale == 0 or getattr(self.perturbation, "neutral", False)
+        return () if neutral else (Branch(perturbation=self.perturbation),)
 
     def begin(self) -> Apply:
         weak = Branch(perturbation=self.perturbation)

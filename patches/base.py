@@ -142,7 +142,7 @@ class Perturbation(Protocol):
 
         observe(call)                      nothing changed; what it gives is reported, [rows, image tokens]
 
-    It says `random = True` if it draws.
+    It says `random = True` if it draws, and `neutral = True` where its settings change nothing.
     """
 
     about: ClassVar[About]

@@ -9,8 +9,7 @@ Paper: the blur keeps the mean (Lemma 3.1), and σ = ∞ is its limit.
 Here: both hold for the "symmetric" border, a mirror at the picture's edge, with a kernel that is never cut off.
 "reflect" is what the authors ran: a kernel of the odd size ⌈6σ⌉ or one more, no longer than the axis (one more, if that is
 even), and a mirror at the centre of the last token. It keeps no mean, and stops widening long before σ = ∞. Theirs
-needs a square; here each axis limits its own kernel. Rotated queries (RoPE) are blurred as they are: the paper blurs
-logits.
+needs a square; here each axis limits its own kernel. Queries are blurred after their rotation (RoPE), like logits.
 """
 
 from __future__ import annotations
@@ -63,6 +62,10 @@ class BlurredQuery:
         if self.blur_sigma < 0 and self.blur_sigma != INFINITE:
             raise ValueError(f"blur_sigma is {self.blur_sigma}; it must be a number from 0 to 9999, or -1 for infinite")
         check_params(self)
+
+    @property
+    def neutral(self) -> bool:
+        return self.blur_sigma == 0
 
     def attention(self, call: AttentionCall) -> Tensor:
         image = call.image

@@ -50,8 +50,12 @@ class MaskedAttention:
         check_params(self)
 
     @property
+    def neutral(self) -> bool:
+        return self.ratio == 0
+
+    @property
     def random(self) -> bool:
-        return self.ratio != 0 and not (self.ratio == 1 and self.keep_diagonal)
+        return not self.neutral and not (self.ratio == 1 and self.keep_diagonal)
 
     def attention(self, call: AttentionCall) -> Tensor:
         if self.ratio == 0:

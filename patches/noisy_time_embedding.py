@@ -56,6 +56,10 @@ class NoisyTimeEmbedding:
     def __post_init__(self):
         check_params(self)
 
+    @property
+    def neutral(self) -> bool:
+        return self.noise == 0
+
     def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:  # [rows, *tokens, channels]
         deviation = embedding.std(-1, keepdim=True)  # per row: equal to the paper's over rows of one time
         noise = moment.normal(embedding.flatten(1, -2)[:, 0] if embedding.ndim > 2 else embedding)  # [rows, channels]

@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import sys
 import types
 from pathlib import Path
@@ -50,6 +51,34 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now"
     )
+    parser.addoption(
+        "--update-support", action="store_true", help="rewrite what tests/golden/support.json says of this host"
+    )
+
+
+SUPPORT = ROOT / "tests" / "golden" / "support.json"
+
+
+@pytest.fixture
+def supports(record_property):
+    """Note what a test shows: supports(architecture, method, "yes", "no" or with what settings)."""
+    return lambda *shown: record_property("support", shown)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Under --update-support, what the tests have shown of this host goes into golden/support.json."""
+    if not config.getoption("--update-support"):
+        return
+    found: dict[str, dict[str, str]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            for _, (architecture, method, can) in report.user_properties if report.when == "call" else ():
+                methods = found.setdefault(architecture, {})
+                can = can if outcome == "passed" else "no"
+                methods[method] = can if methods.get(method, "yes") == "yes" else methods[method]
+    version = runpy.run_path(str(Path(HOST) / "comfyui_version.py"))["__version__"]
+    known = json.loads(SUPPORT.read_text("utf-8")) if SUPPORT.exists() else {}
+    SUPPORT.write_text(json.dumps(known | {version: found}, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 @pytest.fixture

@@ -83,6 +83,11 @@ class Run:
                 f"{' and '.join(observations.values())}: they look at different layers; give them the same"
             )
         self.observation = next(iter(observations), None)
+        if self.observation and len(self.shapes) > 1:
+            raise ValueError(
+                f"{observations[self.observation]}: this latent packs several, such as video and sound, and cannot be "
+                f"blurred as one. Use PAG or SEG"
+            )
         self.seen: torch.Tensor | None = None  # what it has seen last
         nodes = {branch.model: term.node for term in terms for branch in _branches(term.rule)}
         self.weak_models = WeakModels(guider, {name: nodes[name] for name in nodes if name != POSITIVE.model})

@@ -1,0 +1,55 @@
+"""The table of what works on which architecture, from the tests' results into README.md.
+
+python dev.py test --update-support -k test_architectures     on each host version; then
+python benchmarks/support.py                                   writes the table;  --check: fails if it is not there
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from patches.architectures import ARCHITECTURES, REFUSED  # noqa: E402
+
+METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
+BEGIN, END = "<!-- support: made by benchmarks/support.py -->", "<!-- /support -->"
+
+
+def table(found: dict[str, dict[str, dict[str, str]]]) -> str:
+    """host version → architecture → method → what its tests have shown."""
+    versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
+    architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
+    lines = [f"| | {' | '.join(METHODS)} | ComfyUI |", f"|---|{'---|' * len(METHODS)}---|"]
+    for name in architectures:
+        on = [version for version in versions if name in found[version]]
+        cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in METHODS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(on)} |")
+    refused = (f"{path.rpartition('.')[2]}: {why}" for path, why in REFUSED.items())
+    return "\n".join([*lines, "", f"Refused by name, with the reason: {'; '.join(refused)}."])
+
+
+def _cell(on: dict[str, str]) -> str:
+    """One word where all versions agree, else each with its own."""
+    return (
+        on.popitem()[1]
+        if len(set(on.values())) == 1
+        else ", ".join(f"{can} ({version})" for version, can in on.items())
+    )
+
+
+def main(arguments: list[str]) -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text("utf-8")
+    found = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8"))
+    made = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table(found)}\n{END}", text, flags=re.DOTALL)
+    if "--check" in arguments:
+        return int(made != text)
+    readme.write_text(made, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
