@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from patches.architectures import ARCHITECTURES, REFUSED  # noqa: E402
+from patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE  # noqa: E402
 
 METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
 BEGIN, END = "<!-- support: made by benchmarks/support.py -->", "<!-- /support -->"
@@ -22,13 +22,22 @@ def table(found: dict[str, dict[str, dict[str, str]]]) -> str:
     """host version → architecture → method → what its tests have shown."""
     versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
     architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
-    lines = [f"| | {' | '.join(METHODS)} | ComfyUI |", f"|---|{'---|' * len(METHODS)}---|"]
+    lines = [f"| | `auto` | {' | '.join(METHODS)} | ComfyUI |", f"|---|---|{'---|' * len(METHODS)}---|"]
     for name in architectures:
+        auto = next(f"`{row.auto}`" + " *" * (row.source == RULE) for row in ARCHITECTURES if row.name == name)
         on = [version for version in versions if name in found[version]]
         cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in METHODS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {', '.join(on)} |")
+        lines.append(f"| {name} | {auto} | {' | '.join(cells)} | {_range(on)} |")
     refused = (f"{path.rpartition('.')[2]}: {why}" for path, why in REFUSED.items())
-    return "\n".join([*lines, "", f"Refused by name, with the reason: {'; '.join(refused)}."])
+    notes = [
+        f"\\* `{HALF_WAY}`: {RULE}. Where the others come from, Layer Map says.",
+        f"Tried on ComfyUI {', '.join(versions)}. Refused by name: {'; '.join(refused)}.",
+    ]
+    return "\n".join([*lines, "", *notes])
+
+
+def _range(versions: list[str]) -> str:
+    return versions[0] if len(versions) == 1 else f"{versions[0]} – {versions[-1]}"
 
 
 def _cell(on: dict[str, str]) -> str:

@@ -43,15 +43,15 @@ class Stack:
     """A transformer's list of blocks, and what lies where in them."""
 
     name: str  # in the names of its layers
-    blocks: str  # the network's list of them
+    blocks: str  # the network's list of them; with ".*", of lists in which they are those that have the attention
     attention: str = ""  # the module in a block whose attention is the self-attention; "": the block has no other
     image: Place = first  # among that attention's tokens
     text: str = ""  # the input, or the host's "img_slice", that tells how many tokens of text come first
-    streams: tuple[
-        str, ...
-    ] = ()  # the inputs that a block gives back changed, in this order; none: it cannot be skipped
+    streams: tuple[str, ...] = ()  # inputs that a block gives back changed, in this order; none: it cannot be skipped
     parts: bool = False  # whether that attention may be made in calls for some of its tokens after the other
+    rows: int = 0  # the axis of the batch in the streams
     prefix: bool = False  # whether keys that have no queries come first
+    grid: Callable | None = None  # (network, the latent's axes, block) → tokens on each axis, where blocks differ in it
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,14 @@ class Architecture:
     name: str  # as people know it
     network: str  # the end of the module path and the class name of the host's network
     stacks: tuple[Stack, ...]  # none: a UNet, whose blocks are taken from input, middle and output
-    auto: str  # the layers whose attention is perturbed by default …
-    source: str  # … and where that comes from
+    auto: str = HALF_WAY  # the layers whose attention is perturbed by default …
+    source: str = RULE  # … and where that comes from
+    auto_skip: str = HALF_WAY  # the layers that are skipped by default, where they can be …
+    skip_source: str = RULE  # … and where that comes from
     time: str = ""  # the module that embeds the timestep; none where it cannot be perturbed
     time_rows: str = (
-        "first"  # which of its outputs are the sampler's time: the first or last rows, those of the "first call" only,
-        # or "tokens", some a row
+        "first"  # which of its outputs are the sampler's time: "first" or "last" rows, "first call", "tokens"
     )
-    auto_skip: str = ""  # the layers that are skipped by default, where a layer can be …
-    skip_source: str = RULE  # … and where that comes from
     grid: Grid = lambda network, spatial: patched(network.patch_size, spatial)
     latent: Latent = lambda shape, conds: shape[2:]
     is_set: bool = False  # whether the tokens have no order, so that nothing can be blurred over them
@@ -78,20 +77,22 @@ class Architecture:
         """The layers of `network` with a self-attention that can be perturbed, in its order."""
         if not self.stacks:
             return _unet_layers(network)
-        return tuple(
-            Layer(stack.name, index) for stack in self.stacks for index in range(len(_get(network, stack.blocks)))
-        )
+        return tuple(Layer(stack.name, index) for stack in self.stacks for index in range(len(_blocks(network, stack))))
 
-    def tokens(self, network, shape: tuple[int, ...], conds: dict) -> tuple[int, ...]:
-        """The grid of the picture that is denoised in one call of `network`, whose x has this shape."""
-        return self.grid(network, tuple(self.latent(shape, conds)))
+    def tokens(self, network, shape: tuple[int, ...], conds: dict, layer: Layer | None = None) -> tuple[int, ...]:
+        """The grid of the picture that is denoised in one call of `network`, whose x has this shape, in `layer`."""
+        return self._grid(network, tuple(self.latent(shape, conds)), layer)
+
+    def _grid(self, network, spatial: tuple[int, ...], layer: Layer | None) -> tuple[int, ...]:
+        own = self.stack(layer).grid if layer else None
+        return own(network, spatial, self.block(network, layer)) if own else self.grid(network, spatial)
 
     def stack(self, layer: Layer) -> Stack:
         return next(stack for stack in self.stacks if stack.name == layer.stack)
 
     def block(self, network, layer: Layer):
         """The transformer block that is `layer`."""
-        return _get(network, self.stack(layer).blocks)[layer.index]
+        return _blocks(network, self.stack(layer))[layer.index]
 
     def attention(self, network, layer: Layer):
         """The module in whose calls the self-attention of `layer` happens."""
@@ -103,15 +104,14 @@ class Architecture:
         these axes."""
         if not self.stacks:
             return _unet_grids(network, spatial)
-        grid = self.grid(network, spatial)
-        return {(layer.stack, layer.index): grid for layer in self.layers(network)}
+        return {(layer.stack, layer.index): self._grid(network, spatial, layer) for layer in self.layers(network)}
 
     def select(self, text: str, network, skip: bool = False) -> tuple[Layer, ...]:
         """The layers of `network` that `text` names, to be perturbed or skipped. Raises ValueError as `parse` does."""
         layers = self.layers(network)
         if not layers:
             raise ValueError(f"this {self.name} has no self-attention that can be perturbed")
-        if skip and not self.auto_skip:
+        if skip and not all(stack.streams for stack in self.stacks or (Stack("", ""),)):
             raise ValueError(
                 f"no layer of {self.name} can be skipped; this works on transformers. PAG and SEG work here"
             )
@@ -124,6 +124,13 @@ def _auto(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         return parse(text, layers, auto=())
     except ValueError:
         return (layers[len(layers) // 2],)
+
+
+def _blocks(network, stack: Stack) -> list:
+    path, nested, _ = stack.blocks.partition(".*")
+    blocks = _get(network, path)
+    blocks = list(blocks.values() if hasattr(blocks, "values") else blocks)
+    return [block for level in blocks for block in level if hasattr(block, stack.attention)] if nested else blocks
 
 
 def _get(module, path: str):
@@ -174,6 +181,10 @@ def _ltx_latent(shape, conds) -> tuple[int, ...]:
     return frames - (0 if guides is None else guides.shape[2] // (height * width)), height, width
 
 
+def _cosmos_grid(network, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    return patched((network.patch_temporal, network.patch_spatial, network.patch_spatial), spatial)
+
+
 def _wan_reference(network, conds, grid) -> int:
     """The tokens of Fun's reference picture come before the video's, as one more frame, and SCAIL's as some."""
     reference = conds.get("reference_latent")
@@ -194,6 +205,37 @@ def _hidream_timestep(network, conds, grid) -> int:
     """The last of the text's tokens, the time's, is among those of the picture."""
     return conds["input_ids"].shape[1] - conds["ar_len"]
 
+
+def _cascade_level(network, spatial, block) -> tuple[int, ...]:
+    """The grid of the level with `block`; the levels up are those down, the last first."""
+    factor = network.embedding[0].downscale_factor
+    levels = zip(network.down_blocks, reversed(network.up_blocks), network.down_downscalers, strict=True)
+    for down, up, between in levels:
+        parts = [(getattr(part, "stride", None), getattr(part, "scale_factor", None)) for part in between.modules()]
+        factor *= 2 if any(stride == (2, 2) or scale == 0.5 for stride, scale in parts) else 1
+        if any(block is other for other in (*down, *up)):
+            return tuple(side // factor for side in spatial)
+
+
+_KJ_NODES = "a peer's default (KJNodes' Skip Layer Guidance for Wan); not tried on real weights"
+_FLUX = (
+    Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
+    Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
+)
+_HUNYUAN = (
+    Stack("double", "double_blocks", image=last, streams=("img", "txt")),
+    Stack("single", "single_blocks", image=last, streams=("x",)),
+)
+_QWEN_TEXT = "encoder_hidden_states"
+_QWEN = (
+    Stack(
+        "block", "transformer_blocks", "attn", image=after_text, text=_QWEN_TEXT, streams=(_QWEN_TEXT, "hidden_states")
+    ),
+)
+_CASCADE = (  # no time: it is embedded by no module; no skipping: a block is an attention alone; the text's keys are last
+    Stack("input", "down_blocks.*", "attention", grid=_cascade_level),
+    Stack("output", "up_blocks.*", "attention", grid=_cascade_level),
+)
 
 ARCHITECTURES = (
     Architecture(
@@ -217,10 +259,7 @@ ARCHITECTURES = (
     Architecture(
         name="Flux",
         network="flux.model.Flux",
-        stacks=(
-            Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
-            Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
-        ),
+        stacks=_FLUX,
         auto="single.0",
         source="a peer's default (Fluxtapoz: single 0); not tried on real weights",
         time="time_in",
@@ -230,59 +269,27 @@ ARCHITECTURES = (
     Architecture(
         name="Chroma, Chroma Radiance",
         network="chroma.model.Chroma",
-        stacks=(
-            Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
-            Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
-        ),
-        auto=HALF_WAY,
-        source=RULE,
-        auto_skip=HALF_WAY,  # no time: it is embedded together with the number of what it modulates
+        stacks=_FLUX,
+        # no time: it is embedded together with the number of what it modulates
     ),
     Architecture(
         name="Qwen-Image",
         network="qwen_image.model.QwenImageTransformer2DModel",
-        stacks=(
-            Stack(
-                "block",
-                "transformer_blocks",
-                "attn",
-                image=after_text,
-                text="encoder_hidden_states",
-                streams=("encoder_hidden_states", "hidden_states"),
-            ),
-        ),
-        auto=HALF_WAY,
-        source=RULE,
+        stacks=_QWEN,
         time="time_text_embed.timestep_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Mage-Flow",
         network="mage_flow.model.MageFlowTransformer2DModel",
-        stacks=(
-            Stack(
-                "block",
-                "transformer_blocks",
-                "attn",
-                image=after_text,
-                text="encoder_hidden_states",
-                streams=("encoder_hidden_states", "hidden_states"),
-            ),
-        ),
-        auto=HALF_WAY,
-        source=RULE,
+        stacks=_QWEN,
         time="time_text_embed.timestep_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Krea 2",
         network="krea2.model.SingleStreamDiT",
         stacks=(Stack("block", "blocks", "attn", image=after_text, text="img_slice", streams=("x",)),),
-        auto=HALF_WAY,
-        source=RULE,
         time="tmlp",
         time_rows="first call",  # the references' time has another
-        auto_skip=HALF_WAY,
         grid=lambda network, spatial: patched((1, network.patch, network.patch), spatial),
     ),
     Architecture(
@@ -293,10 +300,7 @@ ARCHITECTURES = (
                 "block", "transformer_blocks", "attn", image=first, streams=("encoder_hidden_states", "hidden_states")
             ),
         ),
-        auto=HALF_WAY,
-        source=RULE,
         time="time_text_embed",
-        auto_skip=HALF_WAY,
         grid=lambda network, spatial: spatial,
     ),
     Architecture(
@@ -307,20 +311,27 @@ ARCHITECTURES = (
             Stack("double", "double_stream_blocks", image=first, streams=("image_tokens", "text_tokens")),
             Stack("single", "single_stream_blocks", image=first, streams=("image_tokens",)),
         ),
-        auto=HALF_WAY,
-        source=RULE,
         time="t_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="HiDream O1",
         network="hidream_o1.model.HiDreamO1Transformer",
         # a layer cannot be skipped: the host keeps the text's keys of each, for all rows and steps
         stacks=(Stack("block", "language_model.layers", "self_attn", image=first, prefix=True),),
-        auto=HALF_WAY,
-        source=RULE,
         time="t_embedder1",
         shift=_hidream_timestep,
+    ),
+    Architecture(
+        name="Stable Cascade C",
+        network="cascade.stage_c.StageC",
+        stacks=_CASCADE,
+        grid=lambda network, spatial: spatial,
+    ),
+    Architecture(
+        name="Stable Cascade B",
+        network="cascade.stage_b.StageB",
+        stacks=_CASCADE,
+        grid=lambda network, spatial: spatial,
     ),
     Architecture(
         name="AuraFlow",
@@ -329,19 +340,13 @@ ARCHITECTURES = (
             Stack("double", "double_layers", image=last, streams=("c", "x")),
             Stack("single", "single_layers", image=last, streams=("cx",)),
         ),
-        auto=HALF_WAY,
-        source=RULE,
         time="t_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="OmniGen 2",
         network="omnigen.omnigen2.OmniGen2Transformer2DModel",
         stacks=(Stack("block", "layers", "attn", image=last, streams=("hidden_states",)),),
-        auto=HALF_WAY,
-        source=RULE,
         time="time_caption_embed.timestep_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Boogu",
@@ -352,29 +357,24 @@ ARCHITECTURES = (
             ),
             Stack("single", "single_stream_layers", "attn", image=last, streams=("hidden_states",)),
         ),
-        auto=HALF_WAY,
-        source=RULE,
         time="time_caption_embed.timestep_embedder",
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Wan",
         network="wan.model.WanModel",
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
-        auto=HALF_WAY,
-        source=RULE,
         time="time_embedding",
         time_rows="tokens",
-        auto_skip="block.10",  # a peer's default (KJNodes' Skip Layer Guidance for Wan)
+        auto_skip="block.10",
+        skip_source=_KJ_NODES,
         shift=_wan_reference,
     ),
     Architecture(
         name="Wan S2V",
         network="wan.model.WanModel_S2V",  # its references have times of their own among the video's
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
-        auto=HALF_WAY,
-        source=RULE,
         auto_skip="block.10",
+        skip_source=_KJ_NODES,
     ),
     Architecture(
         name="LTX-Video",
@@ -384,7 +384,8 @@ ARCHITECTURES = (
         source="the default of Lightricks' own nodes for it (STG: 14, 19)",
         time="adaln_single.emb",
         time_rows="tokens",
-        auto_skip="block.14, block.19",  # the same
+        auto_skip="block.14, block.19",
+        skip_source="the default of Lightricks' own nodes for it (STG: 14, 19)",
         grid=lambda network, spatial: spatial,
         latent=_ltx_latent,
     ),
@@ -398,38 +399,140 @@ ARCHITECTURES = (
         source="Lightricks' own pipelines for it (STG: 29, or 28 for LTX-2.3), which perturb the sound too",
         time="adaln_single.emb",
         time_rows="tokens",
-        auto_skip=HALF_WAY,
         grid=lambda network, spatial: spatial,
         latent=_ltx_latent,
     ),
     Architecture(
+        name="Cosmos 1",
+        network="cosmos.model.GeneralDIT",
+        stacks=(Stack("block", "blocks", "blocks.0.block.attn", image=first, streams=("x",), rows=3),),
+        time="t_embedder.0",  # what follows gives two tensors
+        grid=_cosmos_grid,
+    ),
+    Architecture(
+        name="Cosmos-Predict2, Anima",
+        network="cosmos.predict2.MiniTrainDIT",
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x_B_T_H_W_D",)),),
+        time="t_embedder.0",
+        time_rows="tokens",
+        grid=_cosmos_grid,
+    ),
+    Architecture(
+        name="Mochi",
+        network="genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x", "y")),),
+        time="t_embedder",
+    ),
+    Architecture(
+        name="Kandinsky 5",
+        network="kandinsky5.model.Kandinsky5",
+        stacks=(Stack("block", "visual_transformer_blocks", "self_attention", image=first, streams=("visual_embed",)),),
+        time="time_embeddings",
+    ),
+    Architecture(
+        name="CogVideoX",
+        network="cogvideo.model.CogVideoXTransformer3DModel",
+        stacks=(Stack("block", "blocks", image=last, streams=("hidden_states", "encoder_hidden_states")),),
+        time="time_embedding_linear_2",
+        grid=lambda network, spatial: patched(
+            (network.patch_size_t or 1, network.patch_size, network.patch_size), spatial
+        ),
+    ),
+    Architecture(
+        name="Stable Audio",
+        network="audio.dit.AudioDiffusionTransformer",
+        stacks=(  # version 3 takes one attention from another: both are perturbed
+            Stack("block", "transformer.layers", "self_attn", image=last, streams=("x",)),
+        ),
+        time="to_timestep_embed",
+    ),
+    Architecture(
         name="HunyuanVideo",
         network="hunyuan_video.model.HunyuanVideo",
-        stacks=(
-            Stack("double", "double_blocks", image=last, streams=("img", "txt")),
-            Stack("single", "single_blocks", image=last, streams=("x",)),
-        ),
-        auto=HALF_WAY,
-        source=RULE,
+        stacks=_HUNYUAN,
         time="time_in",
         time_rows="first call",  # the second is the guiding frame's
-        auto_skip=HALF_WAY,
     ),
     Architecture(
         name="Lumina 2, Z-Image",
         network="lumina.model.NextDiT",
         stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
-        auto=HALF_WAY,
-        source=RULE,
         time="t_embedder",
-        auto_skip=HALF_WAY,
+        time_rows="last",  # the references' time comes first
         shift=_z_image_padding,
+    ),
+    Architecture(
+        name="PixArt",
+        network="pixart.pixartms.PixArtMS",
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",)),),
+        auto="block.1",
+        source="diffusers' PixArt-Σ PAG pipeline (blocks.1); not tried on real weights",
+        time="t_embedder",
+    ),
+    Architecture(
+        name="HunyuanDiT",
+        network="hydit.models.HunYuanDiT",
+        stacks=(Stack("block", "blocks", "attn1", image=first, streams=("x",)),),
+        auto="block.1",
+        source="diffusers' HunyuanDiT PAG pipeline (blocks.1); not tried on real weights",
+        time="t_embedder",
+    ),
+    Architecture(
+        name="Ernie-Image",
+        network="ernie.model.ErnieImageModel",
+        stacks=(Stack("block", "layers", "self_attention", image=first, streams=("x",)),),
+        time="time_embedding",
+    ),
+    Architecture(
+        name="Ideogram 4",
+        network="ideogram4.model.Ideogram4Transformer2DModel",
+        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
+        time="t_embedding",
+        grid=lambda network, spatial: spatial,
+    ),
+    Architecture(
+        name="PixelDiT, PiD",
+        network="pixeldit.model.PixDiT_T2I",
+        stacks=(
+            Stack("patch", "patch_blocks", "attn", image=last, streams=("x", "y")),
+            Stack("pixel", "pixel_blocks", "attn", image=first, streams=("x",)),
+        ),
+        time="t_embedder",
+    ),
+    Architecture(
+        name="JoyImage",
+        network="joyimage.model.JoyImageTransformer3DModel",
+        stacks=(
+            Stack("block", "double_blocks", "attn", image=first, streams=("hidden_states", "encoder_hidden_states")),
+        ),
+        time="condition_embedder.time_embedder",
+    ),
+    Architecture(
+        name="Hunyuan3D 2",
+        network="hunyuan3d.model.Hunyuan3Dv2",
+        stacks=_HUNYUAN,
+        time="time_in",
+        grid=lambda network, spatial: spatial[-1:],
+        is_set=True,
+    ),
+    Architecture(
+        name="TripoSplat",
+        network="triposplat.model.LatentSeqMMFlowModel",
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",)),),
+        time="t_embedder",
+        grid=lambda network, spatial: (network.q_token_length,),
+        is_set=True,
     ),
 )
 
 
 REFUSED = {  # networks whose self-attention cannot be perturbed, and why
+    "minimax.model.MiniMaxH3Model": "it takes one row at a time, video and sound in one sequence",
     "wan.ar_model.CausalWanModel": "it makes frame after frame over a cache of keys that all rows share",
+    "ace.model.ACEStepTransformer2DModel": "its self-attention is linear, without weights that could be perturbed",
+    "ace.ace_step15.AceStepConditionGenerationModel": "the host gives the timbre of all rows of a batch to the first",
+    "hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": "the host exchanges the halves of a batch, whatever they are of",
+    "seedvr.model.NaDiT": "it attends within windows of many sizes, one after the other",
 }
 
 

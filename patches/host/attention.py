@@ -123,8 +123,10 @@ class TransformerAttention:
         witness(self.reached, self.shares)
         options, before = kw.get("transformer_options", {}), 0
         tokens, keys = (part.shape[2] if skip_reshape else part.shape[1] for part in (q, k))
+        if keys < tokens:
+            raise RuntimeError(f"{self.where}: its {tokens} tokens share {keys} keys, so that none has its own.")
         if PARTS in options:
-            before = sum(options[PARTS])
+            before = sum(options[PARTS]) % keys  # another pack may attend again
             options[PARTS].append(tokens)
             part = slice(before, before + tokens)
             image = self.layout.image(keys, options.get(TEXT, 0), self.where, part)

@@ -56,6 +56,9 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     reached: set[Perturbation] = set()
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
     architecture = architectures.find(network)
+    unproven = plan.unproven.intersection(plan.shares)
+    for perturbation in unproven:
+        _check_layers(architecture, network, perturbation)
     forwards, untold = _time(architecture, network, x, kwargs, plan, reached), []
     if architecture.stacks:
         transformer = _Transformer(architecture, network, x, kwargs, plan, reached)
@@ -66,16 +69,27 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
         options = _with_attn1_patches(options, network, plan, reached)
     with attention_told(untold), around(forwards, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    unproven = plan.unproven.intersection(plan.shares)
-    if unproven and not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
+    if not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
         for perturbation in unproven - reached:
+            layers = ", ".join(map(str, perturbation.layers))
+            what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
             raise RuntimeError(
-                f"{perturbation.about.title}: none of the layers {', '.join(map(str, perturbation.layers))} of "
-                f"{type(network).__name__} ran in the host's way, so it would have no effect. Another pack may have "
-                f"replaced the network's forward; take its node out, or choose other layers."
+                f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
+                f"effect. Another pack may have replaced a part of the network; take its node out, or choose other layers."
             )
     plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
     return denoised
+
+
+def _check_layers(architecture: architectures.Architecture | None, network, perturbation: Perturbation) -> None:
+    """Raise RuntimeError where the network is no longer the one that the layers were chosen in."""
+    has = set(architecture.layers(network)) if architecture else set()
+    if architecture is None or not has.issuperset(perturbation.layers):
+        raise RuntimeError(
+            f"{perturbation.about.title}: the network is now {type(network).__name__}, without the layers "
+            f"{', '.join(map(str, perturbation.layers))} that were chosen. Another node has put it in place after this "
+            f"one; put this node after it."
+        )
 
 
 def _layers(plan: Plan) -> dict[Layer, Shares]:
@@ -111,7 +125,8 @@ class _Transformer:
 
     def __init__(self, architecture: architectures.Architecture, network, x, conds: dict, plan: Plan, reached: set):
         self.architecture, self.network, self.plan, self.reached = architecture, network, plan, reached
-        self.grid = architecture.tokens(network, tuple(x.shape), conds)
+        self.tokens = partial(architecture.tokens, network, tuple(x.shape), conds)
+        self.grid = self.tokens()
         self.shift = architecture.shift(network, conds, self.grid)
         self.across = architecture.across(network, conds, self.grid)
         self.layers = _layers(plan)
@@ -126,7 +141,8 @@ class _Transformer:
             stack = self.architecture.stack(layer)
             if layer in self.attentions:
                 module = self.attentions[layer]
-                layout = Layout(self.grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
+                grid = self.tokens(layer) if stack.grid else self.grid
+                layout = Layout(grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
                 where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
                 attention = TransformerAttention(
                     attending, previous, layout, where, moment, self.plan.report, self.reached
@@ -135,7 +151,7 @@ class _Transformer:
             if any(skipped := _those(("skips",), shares)):
                 block = self.architecture.block(self.network, layer)
                 streams = Streams.of(block, stack.streams)
-                skip = partial(SkippedBlock, streams=streams, shares=skipped, reached=self.reached)
+                skip = partial(SkippedBlock, streams=streams, axis=stack.rows, shares=skipped, reached=self.reached)
                 found.append(Forward(f"skipped {layer}", block, skip))
         return found
 

@@ -101,15 +101,15 @@ class Streams(Inputs):
     """The inputs that a block gives back changed. An input may hold several of them."""
 
     def read(self, args: tuple, kwargs: dict) -> list:
-        return [part for given in super().read(args, kwargs) for part in (given if isinstance(given, tuple) else [given])]
+        inputs = super().read(args, kwargs)
+        return [part for given in inputs for part in (given if isinstance(given, tuple) else (given,))]
 
     def changed(self, out, change: Callable[[int, Tensor], Tensor]):
         """A block's output `out` with each stream s as `change(s, out of it)`."""
         if isinstance(out, Tensor):
             return change(0, out)
-        return tuple(
-            None if part is None else change(at, part) for at, part in enumerate(out)
-        )  # SD3's last has no text
+        # The last of SD3's blocks gives no text.
+        return tuple(None if part is None else change(at, part) for at, part in enumerate(out))
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ class SkippedBlock:
 
     forward: Callable
     streams: Streams
+    axis: int  # of the batch in them
     shares: Shares
     reached: set = field(compare=False)
 
@@ -166,7 +167,9 @@ class SkippedBlock:
         out = self.forward(*args, **kwargs)
 
         def left_out(stream: int, after: Tensor) -> Tensor:
-            return by_share(after.shape[0], self.shares, lambda at: after[at], lambda at, _: before[stream][at])
+            old, new = before[stream].movedim(self.axis, 0), after.movedim(self.axis, 0)
+            kept = by_share(new.shape[0], self.shares, lambda at: new[at], lambda at, _: old[at])
+            return kept.movedim(0, self.axis)
 
         return self.streams.changed(out, left_out)
 
@@ -192,9 +195,9 @@ class TimeModule:
         self.called.append(True)
         if self.which == "tokens":
             return self._of_tokens(embedding)
-        else:  # there may be embeddings of other times, such as the references'
-            start = 0 if self.which == "first" else len(embedding) - self.rows
-            before, own, after = embedding.split([start, self.rows, len(embedding) - self.rows - start])
+        start = len(embedding) - self.rows if self.which == "last" else 0
+        # There may be embeddings of other times, such as the references'.
+        before, own, after = embedding.split([start, self.rows, len(embedding) - self.rows - start])
 
         def perturbed(at: slice, perturbation) -> Tensor:
             return perturbation.time_embedding(own[at], self.moment)
@@ -223,10 +226,12 @@ _FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 
 
 def takes_options(module) -> bool:
-    """Whether a module's forward takes the host's transformer_options, by name or with whatever else it is given."""
+    """Whether a module's forward takes the host's transformer_options, by name or with whatever else it is given, which
+    a layer of weights, that has no modules in it, passes to nobody."""
     parameters = _parameters(module).values()
     takes_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {p.kind for p in parameters}
-    return takes_all or any(parameter.name == "transformer_options" for parameter in parameters)
+    named = any(parameter.name == "transformer_options" for parameter in parameters)
+    return named or (takes_all and any(True for _ in module.children()))
 
 
 def _parameters(module) -> dict[str, inspect.Parameter]:

@@ -174,7 +174,7 @@ def fill(network: torch.nn.Module, seed: int):
     for name, parameter in [*network.named_parameters(), *network.named_buffers()]:
         random = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim < 2:
-            is_scale = name.endswith("weight") or name.endswith("scale")
+            is_scale = name.endswith(("weight", "scale", "gamma"))
             values = torch.ones_like(random) if is_scale else 0.1 * random
         else:
             values = random / parameter[0].numel() ** 0.5  # one row is what an output sums

@@ -24,6 +24,7 @@ from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.host import Plan, architecture_of, planned, select_layers
 from zoo import SPECIMENS
+from zoo.others import pixart
 
 FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's conditioning and x
@@ -167,8 +168,9 @@ def test_the_table_lists_the_layers_that_the_network_has(specimen, model):
     assert [str(layer) for layer in select_layers(model, "all")] == specimen.layers
 
 
-def test_pag_is_in_the_chosen_layers_image_tokens_and_nowhere_else(specimen, model, monkeypatch):
+def test_pag_is_in_the_chosen_layers_image_tokens_and_nowhere_else(specimen, model, monkeypatch, supports):
     """Dense, with a mask, against what our attention does without one."""
+    supports(specimen.row, "PAG", "yes")
     with recorded(model, monkeypatch) as record:
         plain = forward(specimen, model)
         assert len(record) == len(specimen.calls)
@@ -201,7 +203,8 @@ def kernel(size: int, sigma: float) -> torch.Tensor:
     return total / total.sum(1, keepdim=True)
 
 
-def test_seg_blurs_the_queries_over_the_pictures_own_grid(specimen, model, monkeypatch):
+def test_seg_blurs_the_queries_over_the_pictures_own_grid(specimen, model, monkeypatch, supports):
+    supports(specimen.row, "SEG", "yes" if specimen.grid else "blur_sigma -1")
     name = specimen.layers[-1]
     plain = forward(specimen, model)
     assert close(forward(specimen, model, BlurredQuery(chosen(model, name), 0.0)), plain) < 1e-5
@@ -224,11 +227,12 @@ def test_seg_blurs_the_queries_over_the_pictures_own_grid(specimen, model, monke
         assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-3
 
 
-def test_sag_sees_how_much_each_image_token_is_attended_to(specimen, model, monkeypatch):
+def test_sag_sees_how_much_each_image_token_is_attended_to(specimen, model, monkeypatch, supports):
+    supports(specimen.row, "SAG", "yes" if specimen.grid and "latent_shapes" not in specimen.conds else "no")
     name, seen = specimen.layers[0], {}
 
     def report(share, observation, sums, grid):
-        seen[share] = sums, grid
+        seen.setdefault(share, (sums, grid))  # as in sampling, of a layer's attentions the first
 
     plain = forward(specimen, model)
     with recorded(model, monkeypatch) as record:
@@ -237,11 +241,10 @@ def test_sag_sees_how_much_each_image_token_is_attended_to(specimen, model, monk
     if specimen.grid is None:
         assert not seen
         return
-    *_, call = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]  # its last report
-    image = specimen.image_of(name)
+    call, *_ = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]
+    image = torch.arange(call.q.shape[2])[specimen.image_of(name)]
     offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
-    keys = slice(image.start + offset, image.stop + offset)
-    sums = call.logits().softmax(-1)[OURS, :, image, keys].mean(1).sum(1)
+    sums = call.logits().softmax(-1)[OURS][:, :, image[:, None], image + offset].mean(1).sum(1)
     assert sorted(seen) == [0, 1] and all(grid == specimen.grid_of(name) for _, grid in seen.values())
     assert close(torch.cat([seen[0][0], seen[1][0]]), sums / sums.mean(1, keepdim=True)) < 1e-5
 
@@ -257,7 +260,8 @@ def test_any_order_of_rows_and_calls_of_their_own_agree(specimen, model):
     assert close(forward(specimen, model, pag, seeds=ROWS[1:2], ours=slice(0, 1)), together[1:2]) < 1e-5
 
 
-def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypatch):
+def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypatch, supports):
+    supports(specimen.row, "Skip Layer", "yes" if specimen.blocks else "no")
     if not specimen.blocks:
         with pytest.raises(ValueError, match="can be skipped"):
             select_layers(model, "all", skip=True)
@@ -272,7 +276,7 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
             def hook(block, args, kwargs, name=name):
                 inputs = [x if isinstance(x, tuple) else (x,) for x in (*args, *kwargs.values())]
                 given = [x for part in inputs for x in part if isinstance(x, torch.Tensor)]
-                given = [x for x in given if x.ndim >= 3 and len(ROWS) in x.shape]
+                given = [x for x in given if 3 <= x.ndim < 6 and len(ROWS) in x.shape]  # 6 axes: a block's rotations
                 found[name] = [x.movedim(x.shape.index(len(ROWS)), 0).clone() for x in given]  # the batch may come last
 
             handles.append(network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
@@ -293,7 +297,8 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
     assert not [module for module in network.modules() if "forward" in vars(module)]
 
 
-def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model):
+def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model, supports):
+    supports(specimen.row, "TSG", "yes" if specimen.time else "no")
     plain = forward(specimen, model)
     if not specimen.time:
         assert not architecture_of(model).time
@@ -305,7 +310,11 @@ def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model):
     assert close(forward(specimen, model, noisy, seeds=ROWS[:2]), out[:2]) < 1e-5
 
 
-WITH_TIME_0 = [specimen for specimen in SPECIMENS if specimen.conds.get("ref_latents_method") == "index_timestep_zero"]
+WITH_TIME_0 = [
+    specimen
+    for specimen in SPECIMENS
+    if specimen.time_0_first or specimen.conds.get("ref_latents_method") == "index_timestep_zero"
+]
 
 
 @pytest.mark.parametrize("specimen", WITH_TIME_0, indirect=True, ids=str)
@@ -317,7 +326,17 @@ def test_a_perturbed_time_is_not_that_of_the_references(specimen, model):
     outs.clear()
     forward(specimen, model, NoisyTimeEmbedding(noise=1.0))
     changed = (torch.cat(outs) != plain).any(1)
-    assert len(plain) == 2 * len(ROWS) and changed.nonzero().flatten().tolist() == [0, 1]
+    start = len(ROWS) if specimen.time_0_first else 0
+    assert len(plain) == 2 * len(ROWS) and changed.nonzero().flatten().tolist() == [start, start + 1]
+
+
+def test_tokens_that_share_keys_are_refused():
+    compressed = {"sampling": "uniform_every", "scale_factor": 2, "kv_compress_layer": [1]}
+    specimen = next(specimen for specimen in SPECIMENS if specimen.name == "PixArt sigma")
+    model = pixart("PixArtSigma", micro_condition=False, kv_compress_config=compressed)()
+    forward(specimen, model, IdentityAttention(chosen(model, "0, 2")))
+    with pytest.raises(RuntimeError, match=r"PixArtMS block\.1: its 120 tokens share 60 keys"):
+        forward(specimen, model, IdentityAttention(chosen(model, "1")))
 
 
 # ------------------------------------------------------------------------------------------------------- video UNets

@@ -31,6 +31,7 @@ class Specimen:
     since: str = ""  # the host's class that has to be there, as "module.Class" under comfy
     prefix: bool = False  # whether keys of other tokens come before the queries' own
     time: bool = True  # whether its time embedding can be perturbed
+    time_0_first: bool = False  # whether embeddings of the references' time 0 come before those of the sampler's
 
     def __str__(self) -> str:
         return self.name
