@@ -61,20 +61,26 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
         elif item in ("all", "*"):
             chosen.update(layers)
         elif "." in item and (depths := FRACTION.fullmatch(item)):
-            chosen.update(_by_depth(layers, *(None if depth is None else float(depth) for depth in depths.groups())))
+            chosen.update(_by_depth(item, text, layers, float(depths[1]), float(depths[2] or depths[1])))
         else:
             chosen.update(_range(item, text, stacks, layers))
     return tuple(layer for layer in layers if layer in chosen)
 
 
-def _by_depth(layers: Sequence[Layer], first: float, last: float | None) -> Sequence[Layer]:
+def _by_depth(item: str, text: str, layers: Sequence[Layer], first: float, last: float) -> Sequence[Layer]:
     """The layers whose middle lies from `first` to `last` of the network's depth; at least the one at `first`."""
-    at = [layer for place, layer in enumerate(layers) if first <= (place + 0.5) / len(layers) <= (last or first)]
+    if last < first:
+        raise ValueError(f'layers "{text}": there is no "{item}"; the smaller depth comes first. {_has(layers)}')
+    at = [layer for place, layer in enumerate(layers) if first <= (place + 0.5) / len(layers) <= last]
     return at or [layers[min(int(first * len(layers)), len(layers) - 1)]]
 
 
+def _has(layers: Sequence[Layer]) -> str:
+    return f"This model has {print_layers(layers)}."
+
+
 def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> list[Layer]:
-    has = f"This model has {print_layers(layers)}."
+    has = _has(layers)
     match = ITEM.fullmatch(item)
     if not match or not (match["stack"] or match["first"]) or (match["part"] and not match["stack"]):
         raise ValueError(

@@ -15,7 +15,6 @@ from pack.nodes import terms
 from pack.patches import IdentityAttention
 from pack.patches.host import select_layers
 
-
 TERM_NODES = {node.about.node_id: node for node in terms.NODES}
 
 

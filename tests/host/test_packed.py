@@ -11,7 +11,6 @@ from pack.guiders import AdaptiveProjected, Rescale
 from pack.guiders.host import Term, add_term
 from pack.guiders.independent_condition import IndependentCondition
 from pack.guiders.schedule import Schedule
-from pack.nodes import terms
 
 PICTURE, SOUND = (4, 2, 6, 5), (3, 7, 4)  # with frames
 POSITIVE, NEGATIVE = condition((0.8, 0.5)), condition((-0.4, 1.2), (0.1, 0.6))

@@ -10,14 +10,23 @@ def stack(name: str, *indices: int) -> list[Layer]:
     return [Layer(name, index) for index in indices]
 
 
+def names(layers) -> str:
+    return " ".join(map(str, layers))
+
+
 UNET = [*stack("input", 1, 2, 4, 5, 7, 8), *stack("middle", 0), *stack("output", 3, 4, 5, 6, 7, 8, 9, 10, 11)]
 ONE = stack("double", *range(24))
 TWO = [*stack("double", *range(19)), *stack("single", *range(38))]
-NETWORKS = {"UNet": UNET, "one stack": ONE, "two stacks": TWO}
-
-
-def names(layers) -> str:
-    return " ".join(map(str, layers))
+PARTS = [  # as SDXL: two transformers in each block of one level, ten in those of the next
+    *(
+        Layer("input", index, part, parts)
+        for index, parts in ((4, 2), (5, 2), (7, 10), (8, 10))
+        for part in range(parts)
+    ),
+    *(Layer("middle", 0, part, 10) for part in range(10)),
+    *(Layer("output", index, part, parts) for index, parts in ((0, 10), (1, 10), (3, 2)) for part in range(parts)),
+]
+NETWORKS = {"parts": PARTS, "UNet": UNET, "one stack": ONE, "two stacks": TWO}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,22 @@ def names(layers) -> str:
         ("UNet", "o3-5", "output.3 output.4 output.5"),
         ("UNet", "d4, m0, u3-5", "input.4 middle output.3 output.4 output.5"),
         ("UNet", "d2.4", None),  # another pack's "transformer 4 of block 2" is not ours
+        ("UNet", "d4-d5", "input.4 input.5"),
+        ("UNet", "output.3-output.5", "output.3 output.4 output.5"),
+        ("UNet", "*", names(UNET)),
+        ("UNet", "i4,m0,o4", "input.4 middle output.4"),
+        ("parts", "input.4", "input.4.0 input.4.1"),
+        ("parts", "input.4.1", "input.4.1"),
+        ("parts", "d8.2-4,m0.9,u0.4", "input.8.2 input.8.3 input.8.4 middle.0.9 output.0.4"),
+        ("parts", "middle.0.3", "middle.0.3"),
+        ("parts", "input.5, input.4.0", "input.4.0 input.5.0 input.5.1"),
+        ("one stack", "0.0-0.125", "double.0 double.1 double.2"),
+        ("one stack", "0.5", "double.12"),
+        ("one stack", ".5-.55", "double.12"),
+        ("one stack", "0.0", "double.0"),
+        ("one stack", "1.0", "double.23"),
+        ("one stack", "0.9-1", "double.22 double.23"),
+        ("two stacks", "0.3-0.35", "double.17 double.18 single.0"),
         ("UNet", "input", "input.1 input.2 input.4 input.5 input.7 input.8"),
         ("UNet", "auto, middle", "input.4 middle output.5"),
         ("one stack", "7, 8, 9", "double.7 double.8 double.9"),
@@ -108,6 +133,13 @@ def test_a_range_may_span_blocks_that_have_no_attention_if_its_ends_have_one():
         ("one stack", "7-", "7-", "cannot read"),
         ("one stack", "7-8-9", "7-8-9", "cannot read"),
         ("one stack", "7.5", "7.5", "cannot read"),
+        ("one stack", "1.5", "1.5", "cannot read"),
+        ("one stack", "0.5-0.4-0.3", "0.5-0.4-0.3", "cannot read"),
+        ("one stack", "0.6-0.4", "0.6-0.4", "there is no"),
+        ("one stack", "double.7.0-1", "double.7.0-1", "there is no"),
+        ("parts", "input.4.2", "input.4.2", "there is no"),
+        ("parts", "input.4-5.1", "input.4-5.1", "there is no"),
+        ("parts", "d4-u5", "d4-u5", "there is no"),
         ("one stack", "double.7.attn1", "double.7.attn1", "cannot read"),
         ("one stack", "double..7", "double..7", "cannot read"),
         ("one stack", ".", ".", "cannot read"),
@@ -130,7 +162,7 @@ def test_an_error_that_cannot_read_shows_what_can_be_written(network):
     with pytest.raises(ValueError, match="Write auto, all, or a comma-separated list such as ") as error:
         parse("?", layers, ())
     example = str(error.value).partition("such as ")[2].partition(". This")[0]
-    assert parse(example, layers, ()) == (layers[0], layers[-1])
+    assert {layer.block for layer in parse(example, layers, ())} == {layers[0].block, layers[-1].block}
 
 
 @pytest.mark.parametrize(
