@@ -12,6 +12,7 @@ import networks
 import pytest
 import torch
 from comfy.ldm.modules import attention as host_attention
+from comfyui_version import __version__
 from harness import close
 from pack.patches import (
     BlurredQuery,
@@ -39,8 +40,11 @@ def specimen(request):
     return request.param
 
 
-def _has(path: str) -> bool:
-    module, _, name = path.rpartition(".")
+def _has(since: str) -> bool:
+    """Whether this host has a class, or is of a version."""
+    if since[0].isdigit():
+        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]
+    module, _, name = since.rpartition(".")
     try:
         return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)
     except ImportError:

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -218,3 +219,29 @@ def test_injections_into_a_shared_network_are_refused():
     weak.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
     with pytest.raises(ValueError, match="Autoguidance: .* Turn bypass off"):
         sample(autoguided(main, weak))
+
+
+def test_a_lora_hook_of_the_prompt_acts_on_both_models():
+    """Registered with each; the host drops one that it never registered, and so do we."""
+    main, weak, plain = network("unet"), network("unet", seed=5), prompts("unet")
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v"
+    generator = torch.Generator().manual_seed(0)
+    lora = {f"{key}.lora_up.weight": torch.randn(64, 2, generator=generator)}
+    lora[f"{key}.lora_down.weight"] = torch.randn(2, 64, generator=generator)
+
+    def hooked():
+        hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
+        return node_helpers.conditioning_set_values(plain[0], {"hooks": hooks}), plain[1]
+
+    def result(model, conds):
+        return sample(model, cfg=1.0, conds=conds, steps=1)
+
+    d_main, d_weak = result(main, hooked()), result(weak, hooked())
+    assert close(d_weak, result(weak, plain)) > 1e-3
+    assert close(result(autoguided(main, weak), hooked()), d_main + (d_main - d_weak)) < 1e-5
+    assert torch.equal(result(main, plain), result(network("unet"), plain))  # gone afterwards, on both
+    assert torch.equal(result(weak, plain), result(network("unet", seed=5), plain))
+    never = hooked()
+    for hook in never[0][0][1]["hooks"].hooks:
+        hook.need_weight_init = False  # as if it had weights already: no model has them
+    assert close(result(autoguided(main, weak), never), result(autoguided(main, weak), plain)) < 1e-6

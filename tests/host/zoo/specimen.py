@@ -28,7 +28,7 @@ class Specimen:
     grids: dict[str, tuple[int, ...]] = field(default_factory=dict)  # layer → its grid, where layers differ
     images: dict[int, slice] = field(default_factory=dict)  # number of a call → its image, where a layer has several
     blocks: dict[str, str] = field(default_factory=dict)  # layer → path of its block in the network; none: no skipping
-    since: str = ""  # the host's class that has to be there, as "module.Class" under comfy
+    since: str = ""  # the host's class that has to be there, as "module.Class" under comfy, or the host's version
     prefix: bool = False  # whether keys of other tokens come before the queries' own
     time: bool = True  # whether its time embedding can be perturbed
     time_0_first: bool = False  # whether embeddings of the references' time 0 come before those of the sampler's
