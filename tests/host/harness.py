@@ -27,7 +27,7 @@ def network(kind: str, **kwargs):
     """A fresh small model. In float64 where the host's kernels allow it: what is left of the rounding that depends on
     the size of a batch cannot hide a difference then."""
     model = networks.unet(sdxl_like=True, **kwargs) if kind == "sdxl" else getattr(networks, kind)(**kwargs)
-    if kind != "flux":
+    if kind not in ("flux", "wan"):
         model.model.diffusion_model.double().dtype = torch.float64
     return model
 

@@ -28,9 +28,9 @@ TERMS = sorted(
 )
 
 
-def on_kinds(*groups) -> list:
+def on_kinds(*groups, kinds=KINDS) -> list:
     """Each group of terms on each network it can be on; a UNet has no layer to skip, which test_nodes.py shows refused."""
-    pairs = ((group, kind) for group in groups for kind in KINDS)
+    pairs = ((group, kind) for group in groups for kind in kinds)
     return [
         pytest.param(*pair, id="-".join((*pair[0], pair[1])))
         for pair in pairs
@@ -61,7 +61,7 @@ def chain(keys, kind, model):
     return model
 
 
-@pytest.mark.parametrize("keys, kind", on_kinds(*((key,) for key in TERMS)))
+@pytest.mark.parametrize("keys, kind", on_kinds(*((key,) for key in TERMS), kinds=(*KINDS, "wan")))
 def test_a_term_alone_is_finite_and_adds_no_forward_that_it_need_not(keys, kind):
     model = network(kind)
     counter = Counter(chain(keys, kind, model))
