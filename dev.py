@@ -75,7 +75,6 @@ PACKAGES = (
     "pytest-xdist",
     "ruff",
     "playwright",
-    "matplotlib",
 )
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
@@ -486,8 +485,8 @@ def fetch_host(host: Host) -> None:
 
 def install_packages(host: Host, options) -> None:
     """All hosts share .venv (they differ in little but the page's packages); the stamp names whose needs it meets."""
-    requirements = host.folder / "requirements.txt"
-    state = hashlib.sha256("\n".join([*PACKAGES, requirements.read_text("utf-8")]).encode()).hexdigest()
+    requirements = [host.folder / "requirements.txt", ROOT / "requirements.txt"]
+    state = hashlib.sha256("\n".join([*PACKAGES, *(path.read_text("utf-8") for path in requirements)]).encode()).hexdigest()
     stamp = VENV / "made-by-dev-py"
     before = stamp.read_text() if stamp.is_file() else ""
     if before == state and host.python.exists():
@@ -516,7 +515,8 @@ def install_packages(host: Host, options) -> None:
         run_step("Making .venv", [maker.python, "-m", "venv", VENV])
         twice(run_step, "Installing uv", [host.python, "-m", "pip", "install", "uv"], env)
     stamp.write_text("unfinished")
-    command = [uv, "pip", "install", "--python", host.python, *PACKAGES, "-r", requirements]
+    files = [part for path in requirements for part in ("-r", path)]
+    command = [uv, "pip", "install", "--python", host.python, *PACKAGES, *files]
     try:
         twice(run_step, f"Installing the packages of {host.name}", command, env)
     except NetworkFailure:
