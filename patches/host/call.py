@@ -111,7 +111,8 @@ def _moment(plan: Plan) -> Moment | None:
 def _with_attn1_patches(options: dict, network, plan: Plan, reached: set) -> dict:
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
     attn1 = replace.setdefault("attn1", {})
-    pictures = set() if any(hasattr(module, "time_stack") for module in network.modules()) else None
+    has_frames = any(hasattr(part, "time_stack") for block in network.input_blocks for part in block)
+    pictures = set() if has_frames else None
     for layer, shares in _layers(plan).items():
         key = (layer.stack, layer.index, layer.part)
         previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
