@@ -40,6 +40,7 @@ def pytest_report_header():
     return f"host: {HOST}" if HOST else "host: none (COMFYUI_PATH is not set): only the tests that need none"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
 def pytest_collection_modifyitems(items):
     """Tests that share one running host share a worker."""
     for item in items:

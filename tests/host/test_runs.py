@@ -187,15 +187,6 @@ def test_a_branch_that_needs_a_negative_names_the_node_and_the_guider():
         run(guider, networks.latent("unet"))
 
 
-def test_layers_that_another_pack_keeps_from_running_are_an_error():
-    """It would be a forward more for nothing."""
-    model = network("flux")
-    model.set_model_patch_replace(lambda args, extra: {"img": args["img"]}, "dit", "single_block", 1)
-    sample(pag(model, layers="single.0"), "flux")
-    with pytest.raises(RuntimeError, match=r"PAG: none of the layers single.1 of Flux ran"):
-        sample(pag(model, layers="single.1"), "flux")
-
-
 def test_tokens_of_another_layout_are_an_error_that_names_the_layer():
     def longer(args, extra):
         return extra["original_block"]({**args, "img": args["img"][:, :-8], "pe": args["pe"][:, :, :-8]})

@@ -22,12 +22,12 @@ def test_an_infinite_blur_costs_one_query_and_a_finite_one_a_whole_attention_and
     latent, model = networks.latent("unet", 1, height, width), networks.unet()
     h, w = height // 2, width // 2  # tokens of the middle block, after one halving
     plain, values = flops(model, latent), flops(pag(model), latent)
-    without_blur, infinite, finite = (flops(seg(model, sigma), latent) for sigma in (0.0, -1.0, 2.0))
-    n, per_pair = h * w, 4 * CHANNELS
-    assert 2 * without_blur == 3 * plain  # a third row like the others
+    off, infinite, finite = (flops(seg(model, sigma), latent) for sigma in (0.0, -1.0, 2.0))
+    n, per_pair, third_row = h * w, 4 * CHANNELS, plain // 2
+    assert off == plain
     assert infinite - values == n * per_pair
-    assert without_blur - infinite == n * (n - 1) * per_pair
-    assert finite - without_blur == 2 * n * (h + w) * CHANNELS
+    assert plain + third_row - infinite == n * (n - 1) * per_pair
+    assert finite - (plain + third_row) == 2 * n * (h + w) * CHANNELS
 
 
 SIZES = [("unet", 64, 32), ("sd3", 64, 32), ("flux", 64, 32), ("flux", 96, 152), ("sdxl", 96, 152)]
