@@ -215,7 +215,7 @@ def explain(what: str, log: str) -> Failure:
 
 
 def run_step(what: str, command, env=None) -> None:
-    OUTPUT.mkdir(exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     path = OUTPUT / "setup.log"
     with path.open("wb") as log:
         process = spawn(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
@@ -638,7 +638,7 @@ def running(host: Host, options, keep: bool = False, port: int = 0):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-    OUTPUT.mkdir(exist_ok=True)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         scratch = None
         if not keep:

@@ -104,6 +104,7 @@ def dev():
     """dev.py, as a module; its folder is not on sys.path, where our nodes/ would hide the host's nodes.py."""
     spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    module.OUTPUT /= os.environ.get("PYTEST_XDIST_WORKER", "")  # a worker's host has a log of its own
     return module
 
 
