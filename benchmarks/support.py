@@ -1,7 +1,7 @@
-"""The table of what works on which architecture, from the tests' results into README.md.
+"""The table of what works on which architecture, from the tests' results into README.md and the nodes' help pages.
 
 python dev.py test --update-support -k test_architectures     on each host version; then
-python benchmarks/support.py                                   writes the table;  --check: fails if it is not there
+python benchmarks/support.py                                   writes the table;  --check: fails where it is not there
 """
 
 import json
@@ -50,13 +50,18 @@ def _cell(on: dict[str, str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    found = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8"))
-    made = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table(found)}\n{END}", text, flags=re.DOTALL)
+    made = f"{BEGIN}\n{table(json.loads((ROOT / 'tests/golden/support.json').read_text('utf-8')))}\n{END}"
+    stale = {}
+    for page in (ROOT / "README.md", *sorted((ROOT / "web/docs").glob("*.md"))):
+        text = page.read_text("utf-8")
+        new = re.sub(f"{BEGIN}.*?{END}", lambda _: made, text, flags=re.DOTALL)
+        if new != text:
+            stale[page] = new
     if "--check" in arguments:
-        return int(made != text)
-    readme.write_text(made, "utf-8")
+        print(*(f"{page.relative_to(ROOT)} is not up to date" for page in stale), sep="\n", end="")
+        return int(bool(stale))
+    for page, new in stale.items():
+        page.write_text(new, "utf-8")
     return 0
 
 

@@ -48,7 +48,9 @@ def test_too_few_features_are_refused_and_few_give_too_much():
     reference = Gaussian(np.zeros(6), np.eye(6))
     with pytest.raises(ValueError, match="6 features of 6 dimensions: at least 7"):
         metrics.frechet(np.eye(6), reference)
-    mean = {n: np.mean([metrics.frechet(RANDOM.standard_normal((n, 6)), reference) for _ in range(40)]) for n in (50, 400)}
+    mean = {
+        n: np.mean([metrics.frechet(RANDOM.standard_normal((n, 6)), reference) for _ in range(40)]) for n in (50, 400)
+    }
     assert mean[50] > 4 * mean[400] > 0  # the bias falls about as 1/n: by 8 here
 
 

@@ -124,16 +124,16 @@ def settled(process) -> int:
 
 
 def test_a_hosts_memory_does_not_grow_with_its_runs_once_it_is_told_to_free_it(dev, server):
-    """By less than half of one network in three runs: a copy of one that stays would be six times as much. The least of
-    several runs, since the allocator gives back what is free when it likes."""
+    """By less than half of one network in the last three of eight runs: a copy that stays would be six times as much.
+    The least of several runs, since the allocator gives back what is free when it likes, and the first ones warm up."""
     process, sizes = psutil.Process(server.process.pid), []
     can_copy = "force_deepcopy" in comfy.model_patcher.ModelPatcher.clone.__code__.co_varnames
     network_size = (dev.MODELS / "checkpoints" / "tiny_sd15.ckpt").stat().st_size
-    for seed in range(6):
+    for seed in range(8):
         prompt = prompt_of(seed, "quantised weights" if can_copy else "dropout")
         body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
         record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
         assert record["status"]["status_str"] == "success", json.dumps(record["status"])
         free(dev, server)
         sizes.append(settled(process))
-    assert min(sizes[3:]) - min(sizes[1:3]) < network_size / 2, [round(size / 2**20) for size in sizes]
+    assert min(sizes[5:]) - min(sizes[3:5]) < network_size / 2, [round(size / 2**20) for size in sizes]
