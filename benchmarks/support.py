@@ -18,15 +18,19 @@ METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
 BEGIN, END = "<!-- support: made by benchmarks/support.py -->", "<!-- /support -->"
 
 
-def table(found: dict[str, dict[str, dict[str, str]]]) -> str:
-    """host version → architecture → method → what its tests have shown."""
+def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> str:
+    """host version → architecture → method → what its tests have shown. `skip`: with the layers that are skipped."""
     versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
     architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
     lines = [f"| | `auto` | {' | '.join(METHODS)} | ComfyUI |", f"|---|---|{'---|' * len(METHODS)}---|"]
     for name in architectures:
-        auto = next(f"`{row.auto}`" + " *" * (row.source == RULE) for row in ARCHITECTURES if row.name == name)
+        row = next(row for row in ARCHITECTURES if row.name == name)
+        auto, source = (row.auto_skip, row.skip_source) if skip else (row.auto, row.source)
+        auto = f"`{auto}`" + " *" * (source == RULE)
         on = [version for version in versions if name in found[version]]
         cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in METHODS]
+        if skip and cells[METHODS.index("Skip Layer")] == "no":
+            auto = ""
         lines.append(f"| {name} | {auto} | {' | '.join(cells)} | {_range(on)} |")
     refused = (f"{path.rpartition('.')[2]}: {why}" for path, why in REFUSED.items())
     notes = [
@@ -42,19 +46,17 @@ def _range(versions: list[str]) -> str:
 
 def _cell(on: dict[str, str]) -> str:
     """One word where all versions agree, else each with its own."""
-    return (
-        on.popitem()[1]
-        if len(set(on.values())) == 1
-        else ", ".join(f"{can} ({version})" for version, can in on.items())
-    )
+    if len(set(on.values())) == 1:
+        return on.popitem()[1]
+    return ", ".join(f"{can} ({version})" for version, can in on.items())
 
 
 def main(arguments: list[str]) -> int:
-    made = f"{BEGIN}\n{table(json.loads((ROOT / 'tests/golden/support.json').read_text('utf-8')))}\n{END}"
-    stale = {}
+    found, stale = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8")), {}
     for page in (ROOT / "README.md", *sorted((ROOT / "web/docs").glob("*.md"))):
         text = page.read_text("utf-8")
-        new = re.sub(f"{BEGIN}.*?{END}", lambda _: made, text, flags=re.DOTALL)
+        made = f"{BEGIN}\n{table(found, skip='SkipLayer' in page.name)}\n{END}"
+        new = re.sub(f"{BEGIN}.*?{END}", lambda _, made=made: made, text, flags=re.DOTALL)
         if new != text:
             stale[page] = new
     if "--check" in arguments:
