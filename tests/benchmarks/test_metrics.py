@@ -194,7 +194,7 @@ def test_the_interval_of_a_distance_stands_around_it_though_repeated_pictures_ra
     found = metrics.bootstrap(lambda at: metrics.frechet(x[at], reference), np.arange(300), draws=100)
     assert found.low < found.value < found.high
     draws = [metrics.frechet(x[at], reference) for at in metrics.resamples(np.arange(300), 100, 0)]
-    assert np.mean(draws) > found.value  # what an interval of the raw percentiles would be around
+    assert np.mean(draws) > found.high  # what an interval of the raw percentiles would be around
 
 
 def test_half_samples_give_the_error_of_a_mean_and_repeat_no_picture():
