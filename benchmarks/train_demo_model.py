@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import tiny_models  # noqa: E402
 from demo_data import COLOUR_NAMES, DIGIT_NAMES, Digits, prompt_of  # noqa: E402
 
-RECIPE = 1  # raise it when what is trained changes: a state of an older recipe is then refused
+RECIPE = 2  # raise it when what is trained changes: a state of an older recipe is then refused
 FRACTIONS = (0.1, 0.25, 0.5)  # of training, where weak versions are kept
 AVERAGES = {0.05: 16.97, 0.10: 6.94}  # σ_rel -> γ, see guiders/post_hoc_ema.py
 
@@ -135,38 +135,36 @@ def vae() -> dict[str, Tensor]:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 
-WIDTH, TOKENS = 768, 77
+WIDTH, TOKENS = 768, 8  # start, four words, end three times: the host takes the length from the file, as for LongCLIP
 START, END = 49406, 49407
 NUMBERS = 736, 1901, 1746, 4481, 1579, 5848, 637, 1237, 2097, 2721, 3127, 4093, 5757, 7910, 7330  # CLIP's, of our words
 TOKEN_OF = dict(zip(COLOUR_NAMES + DIGIT_NAMES, NUMBERS, strict=True))
-TOLD = 7  # rows that differ: start, four words, end; the seventh stands for the other 71, which are alike
 
 
 def text_encoder() -> dict[str, Tensor]:
-    """A CLIP-L without attention: a token is its vector plus that of its place, which is the same from place 6 on."""
+    """A CLIP-L of 8 tokens, without attention: a token is its vector plus that of its place."""
     tensors = tiny_models.text_encoder_l(0)
     zero = tiny_models.zeros(WIDTH, WIDTH)
     for name in "v_proj", "out_proj":
         tensors[f"text_model.encoder.layers.0.self_attn.{name}.weight"] = zero
-    place = tensors["text_model.embeddings.position_embedding.weight"] = torch.randn(
+    tensors["text_model.embeddings.position_embedding.weight"] = torch.randn(
         TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)
     )
-    place[TOLD - 1 :] = place[TOLD - 1]
     return tiny_models.half(tensors)
 
 
 class Prompts:
-    """What the host's CLIP Text Encode gives, for training: [n, 7, 768] and [n, 768] pooled."""
+    """What the host's CLIP Text Encode gives, for training: [n, 8, 768] and [n, 768] pooled."""
 
     def __init__(self, device):
         tensors = text_encoder()
         self.embedding = tensors["text_model.embeddings.token_embedding.weight"]
-        self.place = tensors["text_model.embeddings.position_embedding.weight"][:TOLD].float()
+        self.place = tensors["text_model.embeddings.position_embedding.weight"].float()
         self.device, self.known = device, {}
 
     def _tokens(self, prompt: str) -> tuple[Tensor, Tensor]:
         if prompt not in self.known:
-            numbers = [START, *map(TOKEN_OF.get, prompt.split()), *[END] * TOLD][:TOLD]
+            numbers = [START, *map(TOKEN_OF.get, prompt.split()), *[END] * TOKENS][:TOKENS]
             rows = F.layer_norm(self.embedding[numbers].float() + self.place, (WIDTH,))
             self.known[prompt] = rows, rows[numbers.index(END)]
         return self.known[prompt]
@@ -178,7 +176,7 @@ class Prompts:
 
 # ------------------------------------------------------------------------------------------------------------- network
 
-HIDDEN, SINGLE, GRID = 128, 6, 8
+HIDDEN, GRID = 128, 8
 
 
 class Scale(nn.Module):
@@ -230,14 +228,14 @@ class Single(nn.Module):
 
 
 class Network(nn.Module):
-    """Flux, with one head and prompts of 7 rows of which the last counts for 71. Parameters are named as in its files."""
+    """Flux, with one head. Parameters are named as in its files."""
 
-    def __init__(self):
+    def __init__(self, singles: int = 6):
         super().__init__()
         self.img_in, self.txt_in = nn.Linear(64, HIDDEN), nn.Linear(WIDTH, HIDDEN)
         self.time_in, self.vector_in = Embedder(256), Embedder(WIDTH)
         self.image, self.text = Stream(), Stream()
-        self.single_blocks = nn.ModuleList(Single() for _ in range(SINGLE))
+        self.single_blocks = nn.ModuleList(Single() for _ in range(singles))
         self.final_layer = tree(
             adaLN_modulation=nn.Sequential(nn.SiLU(), nn.Linear(HIDDEN, 2 * HIDDEN)), linear=nn.Linear(HIDDEN, 64)
         )
@@ -253,12 +251,9 @@ class Network(nn.Module):
         angles = [torch.zeros(GRID * GRID, 8)]  # the first of the three axes has no meaning for a picture
         for where in row, column:
             angles.append(where.flatten()[:, None] / 10000 ** (torch.arange(28) / 28))
-        angles = F.pad(torch.cat(angles, 1), (0, 0, TOLD, 0))  # [71, 64], text at 0
+        angles = F.pad(torch.cat(angles, 1), (0, 0, TOKENS, 0))  # [72, 64], text at 0
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        alike = torch.zeros(TOLD + GRID * GRID)
-        alike[TOLD - 1] = math.log(TOKENS - TOLD + 1)
-        self.register_buffer("alike", alike, persistent=False)
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(128) / 128), persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
@@ -271,17 +266,17 @@ class Network(nn.Module):
         return tensors
 
     def turned(self, x: Tensor) -> Tensor:
-        """Rotary positions. [n, 71, 128]"""
+        """Rotary positions. [n, 72, 128]"""
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = self.turned(q) @ self.turned(k).transpose(1, 2) * HIDDEN**-0.5 + self.alike
+        scores = self.turned(q) @ self.turned(k).transpose(1, 2) * HIDDEN**-0.5
         return scores.softmax(-1).to(v.dtype) @ v
 
     def forward(self, x: Tensor, sigma: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
-        """[n, 16, 16, 16], [n], [n, 7, 768], [n, 768] -> velocity, noise minus picture"""
+        """[n, 16, 16, 16], [n], [n, 8, 768], [n, 768] -> velocity, noise minus picture"""
         patches = x.reshape(-1, 16, GRID, 2, GRID, 2).permute(0, 2, 4, 1, 3, 5).reshape(-1, GRID * GRID, 64)
         img, txt = self.img_in(patches), self.txt_in(text)
         angle = 1000 * sigma[:, None] * self.frequencies
@@ -295,7 +290,7 @@ class Network(nn.Module):
             parts.append((*normed(stream.attn.norm, q, k), v))
         mixed = self.attend(*(torch.cat(pair, 1) for pair in zip(*parts, strict=True)))
         outs = []
-        for (stream, tokens), mod, new in zip(streams, mods, (mixed[:, :TOLD], mixed[:, TOLD:]), strict=True):
+        for (stream, tokens), mod, new in zip(streams, mods, (mixed[:, :TOKENS], mixed[:, TOKENS:]), strict=True):
             tokens = tokens + mod[2] * stream.attn.proj(new)
             outs.append(tokens + mod[5] * stream.mlp(modulated(tokens, *mod[3:5])))
 
@@ -307,7 +302,7 @@ class Network(nn.Module):
             h = h + gate * block.linear2(torch.cat([mixed, F.gelu(up, approximate="tanh")], -1))
 
         shift, scale = self.final_layer.adaLN_modulation[1](vec).chunk(2, -1)
-        out = self.final_layer.linear(modulated(h[:, TOLD:], shift, scale)).reshape(-1, GRID, GRID, 16, 2, 2)
+        out = self.final_layer.linear(modulated(h[:, TOKENS:], shift, scale)).reshape(-1, GRID, GRID, 16, 2, 2)
         return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
 
@@ -448,7 +443,7 @@ class Trainer:
         self.options, self.out, self.device = options, options.out, torch.device(options.device)
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(options.seed)
-        self.network = Network().to(self.device)
+        self.network = Network(options.singles).to(self.device)
         self.step, self.seconds, self.kept = 0, 0.0, []
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), options.rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True
@@ -458,7 +453,7 @@ class Trainer:
         self.judge = None
 
     def about(self) -> dict:
-        names = "seed", "dropout", "steps", "minutes", "batch", "rate", "pictures", "device"
+        names = "seed", "singles", "dropout", "steps", "minutes", "batch", "rate", "pictures", "device"
         return {"recipe": RECIPE, **{name: getattr(self.options, name) for name in names}}
 
     def log(self, **entry):
@@ -471,7 +466,7 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
-        for name in "recipe", "seed", "dropout", "batch", "rate", "pictures":
+        for name in "recipe", "seed", "singles", "dropout", "batch", "rate", "pictures":
             if state["about"][name] != self.about()[name]:
                 raise SystemExit(f"{path} was made with {name} {state['about'][name]}: choose another --out")
         self.network.load_state_dict(state["network"])
@@ -488,7 +483,7 @@ class Trainer:
         os.replace(unfinished, self.out / "state.pt")
 
     def averaged(self, sigma_rel: float) -> Network:
-        twin = Network().to(self.device)
+        twin = Network(self.options.singles).to(self.device)
         for p, average in zip(twin.parameters(), self.averages[sigma_rel], strict=True):
             p.data.copy_(average)
         return twin.eval()
@@ -600,6 +595,7 @@ def parsed(arguments: list[str] | None = None):
     parser.add_argument("--out", type=Path, required=True, help="folder; one with a state.pt is gone on with")
     parser.add_argument("--parts", action="store_true", help="only make the text encoder and the VAE: a second, 1 MB")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--singles", type=int, default=6, help="single blocks: fewer for a network of less capacity")
     parser.add_argument("--dropout", type=float, default=0.1, help="share of prompts replaced by the empty one")
     parser.add_argument("--minutes", type=float, default=60, help="stop after so many minutes of training in all")
     parser.add_argument("--steps", type=int, default=20000, help="or after so many steps, if these come first")
