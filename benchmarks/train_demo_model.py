@@ -5,6 +5,7 @@
 
     diffusion_models/demo_flux.safetensors          the average of the last tenth of training, for Load Diffusion Model
     diffusion_models/demo_flux_025.safetensors      the same at 25 % of training: a weak version (also 010 and 050)
+    diffusion_models/demo_flux_ema_010.safetensors  at the end, averaged over more of training, for Post-hoc EMA
     text_encoders/demo_text.ckpt, vae/demo_vae.ckpt   made by hand, for Load CLIP (type stable_diffusion) and Load VAE
     diffusion_models/snapshots/demo_flux_STEP_005.safetensors   at each reading of the judge: averages of σ_rel 0.05,
                                                     and _010: of 0.10, for Post-hoc EMA; see log.jsonl for how good each is
@@ -257,13 +258,20 @@ class Network(nn.Module):
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(128) / 128), persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
-        names = {"image.": "double_blocks.0.img_", "text.": "double_blocks.0.txt_"}
-        tensors = {}
-        for name, tensor in self.state_dict().items():
-            for ours, theirs in names.items():
-                name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
-            tensors[name] = tensor
-        return tensors
+        return {self.name_in_files(name): tensor for name, tensor in self.state_dict().items()}
+
+    @staticmethod
+    def name_in_files(name: str) -> str:
+        for ours, theirs in ("image.", "double_blocks.0.img_"), ("text.", "double_blocks.0.txt_"):
+            name = theirs + name.removeprefix(ours) if name.startswith(ours) else name
+        return name
+
+    def load(self, path: Path) -> Network:
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        self.load_state_dict({name: tensors[self.name_in_files(name)].float() for name in self.state_dict()})
+        return self
 
     def turned(self, x: Tensor) -> Tensor:
         """Rotary positions. [n, 72, 128]"""
@@ -398,13 +406,13 @@ def train_judge(count: int, epochs: int, device, seed: int) -> tuple[Judge, dict
 
 @torch.no_grad()
 def sample(network: nn.Module, prompts: Prompts, words: list[str], seed: int, steps: int = 12) -> Tensor:
-    """[n, 3, 128, 128]: Euler steps, without guidance"""
+    """Latents [n, 16, 16, 16]: Euler steps, without guidance"""
     noise = torch.randn(len(words), 16, 16, 16, generator=torch.Generator().manual_seed(seed))
     x, (text, pooled) = noise.to(prompts.device), prompts(words)
     sigmas = torch.linspace(1, 0, steps + 1).tolist()
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         x = x + (following - sigma) * network(x, torch.full((len(x),), sigma, device=x.device), text, pooled)
-    return decode(x)
+    return x
 
 
 def batches(latents: Tensor, size: int, seed: int, step: int) -> Iterator[tuple[Tensor, torch.Generator]]:
@@ -506,8 +514,8 @@ class Trainer:
 
     def judged(self, count: int) -> dict[str, float]:
         labels = [Digits("judge").label(10**6 + i) for i in range(count)]  # prompts the judge has not seen pictures of
-        pictures = sample(self.averaged(0.05), self.prompts, [prompt_of(label) for label in labels], seed=1)
-        return accuracy(self.judge.labels(pictures).cpu(), torch.tensor(labels))
+        latents = sample(self.averaged(0.05), self.prompts, [prompt_of(label) for label in labels], seed=1)
+        return accuracy(self.judge.labels(decode(latents)).cpu(), torch.tensor(labels))
 
     def done(self) -> float:
         return min(1.0, max(self.step / self.options.steps, self.seconds / (60 * self.options.minutes)))
@@ -587,6 +595,7 @@ class Trainer:
                 self.seconds, last = self.seconds + now - last, now
         self.keep_state()
         self.save_model("diffusion_models/demo_flux.safetensors")
+        self.save_model("diffusion_models/demo_flux_ema_010.safetensors", 0.10)
         self.log(step=self.step, **self.judged(2 * options.judged), seconds=round(self.seconds, 1), finished=True)
 
 

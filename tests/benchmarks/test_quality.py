@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 import torch
 from pack.benchmarks import quality
-from pack.benchmarks.quality import METHODS, NONE, REAL, Cell, Method, Prompt, Results, Sampled, Study
+from pack.benchmarks.study import methods, report
+from pack.benchmarks.study.cells import CHOOSE_SEED, Cell, Results, Study, name_of, read_records
+from pack.benchmarks.study.measured import features_of, measured
+from pack.benchmarks.study.methods import METHODS, NEGATIVE, NONE, REAL, Method
+from pack.benchmarks.study.rig import Files, Rig, Sampled, noise_of
+from pack.benchmarks.study.suites import DemoDigits, Prompt, PromptFile, Reference
 
 CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 LEVELS = np.array([0.2, 0.5, 0.8])
@@ -23,6 +28,7 @@ class Halves:
 
     name: str = "halves"
     judged: bool = True
+    decode: None = None
     hard: tuple = (1,)
 
     def prompts(self, count, seed):
@@ -44,7 +50,7 @@ class Halves:
 
 
 def noise(count, seed) -> np.ndarray:
-    return quality.noise_of((16, 16, 3), seed, range(count)).numpy()
+    return noise_of((16, 16, 3), seed, range(count)).numpy()
 
 
 def drawn(prompts, rest) -> np.ndarray:
@@ -58,7 +64,10 @@ class Painter:
 
     calls: list = field(default_factory=list)  # (method, strength, seed, texts, noise)
     stop_at: int | None = None
-    weak_name: str = "weak.safetensors"
+    layers: str = "auto"
+
+    def names(self, needs):
+        return ""
 
     def sample(self, method, strength, prompts, seed, tick):
         if len(self.calls) == self.stop_at:
@@ -90,8 +99,8 @@ COMMON = {"model": "toy sha256:0", "steps": 4, "per_prompt": 2}
 
 
 @functools.cache
-def reference() -> quality.Reference:
-    return quality.Reference(Halves())
+def reference() -> Reference:
+    return Reference(Halves())
 
 
 def study(folder: Path, painter: Painter, used=USED) -> Silent:
@@ -105,7 +114,7 @@ def study(folder: Path, painter: Painter, used=USED) -> Silent:
 
 
 def cells_of(folder: Path) -> dict[tuple, dict]:
-    records = quality.read_records(folder / "quality.jsonl")
+    records = read_records(folder / "quality.jsonl")
     cells = [record for record in records if record["kind"] == "cell"]
     found = {tuple(c["key"][name] for name in ("stage", "method", "strength", "seed")): c for c in cells}
     assert len(found) == len(cells)  # none was done twice
@@ -144,18 +153,16 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing_and_ends_with_the_s
     assert len(again.calls) + stop_at == len(done[1])
     for name, cell in expected.items():
         assert {**found[name], "run": ""} == {**cell, "run": ""}
-    runs = [r["id"] for r in quality.read_records(tmp_path / "quality.jsonl") if r["kind"] == "run"]
+    runs = [r["id"] for r in read_records(tmp_path / "quality.jsonl") if r["kind"] == "run"]
     assert len(runs) == 2 and {cell["run"] for cell in found.values()} <= set(runs)
 
 
 def test_another_setting_is_another_cell(done, tmp_path):
-    keys = [Cell("report", METHODS[1], 3, seed, n).key({**COMMON, "steps": steps}, "weak")
+    keys = [Cell("report", METHODS[1], 3, seed, n).key({**COMMON, "steps": steps}, "weak", "auto")
             for seed, n, steps in ((1, 44, 4), (2, 44, 4), (1, 45, 4), (1, 44, 5))]  # fmt: skip
     auto = next(method for method in METHODS if method.name == "Autoguidance")
-    keys += [Cell("report", auto, 3, 1, 44).key(COMMON, weak) for weak in ("one", "other")]
-    assert len({quality.name_of(key) for key in keys}) == len(keys)
-    cfg = [Cell("report", METHODS[1], 3, 1, 44).key(COMMON, weak) for weak in ("one", "other")]
-    assert cfg[0] == cfg[1]  # it has no weak model that could matter
+    keys += [Cell("report", auto, 3, 1, 44).key(COMMON, weak, "auto") for weak in ("one", "other")]
+    assert len({name_of(key) for key in keys}) == len(keys)
 
 
 def test_features_that_were_lost_are_sampled_again_and_the_differences_stay(done, tmp_path):
@@ -166,7 +173,7 @@ def test_features_that_were_lost_are_sampled_again_and_the_differences_stay(done
         path.unlink()
     again = Painter()
     study(tmp_path, again)
-    assert again.calls[0][:3] == (NONE, 0.0, quality.CHOOSE_SEED) and len(again.calls) == len(done[1]) - 6 + 1
+    assert again.calls[0][:3] == (NONE, 0.0, CHOOSE_SEED) and len(again.calls) == len(done[1]) - 6 + 1
     for name, cell in cells_of(tmp_path).items():
         assert cell["against_none"] == cells_of(done[0])[name]["against_none"]
 
@@ -187,9 +194,9 @@ def test_all_methods_of_a_seed_and_stage_have_the_same_prompts_and_noise_and_see
 
 
 def test_the_noise_of_a_picture_depends_on_seed_and_number_alone():
-    together = quality.noise_of((4, 8, 8), 3, range(10))
-    alone = torch.cat([quality.noise_of((4, 8, 8), 3, [at]) for at in range(10)])
-    assert torch.equal(together, alone) and not torch.equal(together[0], quality.noise_of((4, 8, 8), 4, [0])[0])
+    together = noise_of((4, 8, 8), 3, range(10))
+    alone = torch.cat([noise_of((4, 8, 8), 3, [at]) for at in range(10)])
+    assert torch.equal(together, alone) and not torch.equal(together[0], noise_of((4, 8, 8), 4, [0])[0])
     assert len({float(one[0, 0, 0]) for one in together}) == 10 and abs(together.std() - 1) < 0.05
 
 
@@ -215,17 +222,20 @@ def test_each_strength_is_tried_on_one_seed_and_the_nearest_one_is_reported_on_t
         assert reported == {(best, 1), (best, 2)}
     assert {cell["key"]["n"] for name, cell in cells.items() if name[0] == "report"} == {44}
     assert ("report", REAL, 0.0, 1) in cells
-    assert sum(name[0] == "choose" and name[1].endswith("+ PAG") for name in cells) == len(quality.SHARES)
+    assert sum(name[0] == "choose" and name[1].endswith("+ PAG") for name in cells) == len(methods.SHARES)
 
 
 def test_the_best_pair_is_of_the_two_nearest_terms_that_can_stand_together():
     by_name = {method.name: method for method in METHODS}
     chosen = {by_name[name]: (2.0, fd) for name, fd in (("CFG", 1.0), ("CFG + interval", 0.5), ("Truncation", 0.1))}
-    assert quality.best_pair(chosen) is None  # two kinds of CFG, and a baseline that is no term
+    assert methods.best_pair(chosen) is None  # two kinds of CFG, and a baseline that is no term
     chosen |= {by_name["SAG"]: (1.0, 3.0), by_name["PAG"]: (1.5, 2.0)}
-    both = quality.best_pair(chosen)
-    assert both.name == "CFG + interval + PAG" and both.settings == "1 is CFG + interval 2 and PAG 1.5"
-    assert both.needs == {"negative"}
+    both = methods.best_pair(chosen)
+    assert (
+        both.name == "CFG + interval + PAG"
+        and both.settings == "1 is CFG + interval 2 0.2 to 0.75 of sampling and PAG 1.5 {layers}"
+    )
+    assert both.needs == (NEGATIVE,)
 
 
 def test_a_pair_is_both_methods_one_after_the_other_at_a_share_of_their_strength():
@@ -234,10 +244,10 @@ def test_a_pair_is_both_methods_one_after_the_other_at_a_share_of_their_strength
 
     one = Method("one", "cfg", (), (), adding("one", "cfg"), off=1.0)
     other = Method("other", "scale", (), (), adding("other"))
-    both = quality.pair(one, 3.0, other, 2.0)
+    both = methods.pair(one, 3.0, other, 2.0)
     assert both.build(None, [], 1.0) == ([("one", 3.0), ("other", 2.0)], 3.0)
     assert both.build(None, [], 0.25) == ([("one", 1.5), ("other", 0.5)], 1.5)
-    assert quality.pair(other, 2.0, one, 3.0).build(None, [], 0.5) == ([("other", 1.0), ("one", 2.0)], 2.0)
+    assert methods.pair(other, 2.0, one, 3.0).build(None, [], 0.5) == ([("other", 1.0), ("one", 2.0)], 2.0)
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -249,11 +259,11 @@ def rows_of(markdown: str) -> list[list[str]]:
 
 
 def test_every_number_of_the_table_is_one_of_the_results(done):
-    records = quality.read_records(done[0] / "quality.jsonl")
+    records = read_records(done[0] / "quality.jsonl")
     made = list(cells_of(done[0]).values())
-    cells = {(c["key"]["method"], quality.setting(c["key"]), str(c["key"]["seed"])): c for c in made}
-    titles = {title: name for name, title in quality.COLUMNS}
-    rows, header, seen = rows_of(quality.report(records)), None, set()
+    cells = {(c["key"]["method"], report.setting(c["key"]), str(c["key"]["seed"])): c for c in made}
+    titles = {title: name for name, title in report.COLUMNS}
+    rows, header, seen = rows_of(report.report(records)), None, set()
     for row in rows:
         if row[0] == "method":
             header = row
@@ -268,35 +278,43 @@ def test_every_number_of_the_table_is_one_of_the_results(done):
                 expected = cell["values"].get(name, [])[:3]
                 assert numbers == pytest.approx(expected, abs=5.1e-4), (shown["method"], title)
         if shown["method"] != REAL:
-            assert (float(shown["forwards"]), float(shown["rows"])) == (cell["forwards_per_step"], cell["rows_per_step"])
+            assert (float(shown["forwards"]), float(shown["rows"])) == (
+                cell["forwards_per_step"],
+                cell["rows_per_step"],
+            )
     assert len(cells) == len(made) and seen == {cell["id"] for cell in made}
 
 
 def test_the_report_is_made_of_the_records_alone_and_changes_with_them(done, tmp_path):
     path = tmp_path / "quality.jsonl"
     path.write_bytes((done[0] / "quality.jsonl").read_bytes())
-    text = quality.write_report(path).read_text("utf-8")
-    assert text == quality.report(quality.read_records(path)) and "`test`: 26 cells; time now" in text
-    records = quality.read_records(path)
-    changed = next(r for r in records if r["kind"] == "cell" and r["key"]["stage"] == "report" and r["values"].get("fd"))
+    written = report.write_report(path)
+    assert [file.suffix for file in written] == [".md", ".png"] and written[1].stat().st_size > 10_000
+    text = written[0].read_text("utf-8")
+    assert text == report.report(read_records(path)) and "`test`: 26 cells; time now" in text
+    records = read_records(path)
+    changed = next(
+        r for r in records if r["kind"] == "cell" and r["key"]["stage"] == "report" and r["values"].get("fd")
+    )
     changed["values"]["fd"] = [777.125, 776.0, 778.0, 0.5]
-    assert "777.125 (776.000 to 778.000)" in quality.report(records) and "777.125" not in text
+    assert "777.125 (776.000 to 778.000)" in report.report(records) and "777.125" not in text
     path.write_text("\n".join(map(json.dumps, records)) + "\n")
-    assert quality.main(["--only-report", "--results", str(path)]) == 0  # needs no host
-    assert "777.125" in path.with_suffix(".md").read_text("utf-8")
+    path.rename(tmp_path / "quality_early.jsonl")
+    assert quality.main(["--only-report", "--setting", "early", "--results", str(tmp_path)]) == 0  # needs no host
+    assert "777.125" in (tmp_path / "quality_early.md").read_text("utf-8")
 
 
 def test_at_one_accuracy_a_method_is_between_its_strengths_or_not_reached():
     points = [(0.5, 8.0), (0.7, 4.0), (0.9, 6.0)]
-    assert quality.at_accuracy(points, 0.6) == pytest.approx(6.0)
-    assert quality.at_accuracy(points, 0.85) == pytest.approx(5.5)
-    assert quality.at_accuracy(points, 0.95) is None and quality.at_accuracy(points, 0.5) == 8.0
+    assert report.at_accuracy(points, 0.6) == pytest.approx(6.0)
+    assert report.at_accuracy(points, 0.85) == pytest.approx(5.5)
+    assert report.at_accuracy(points, 0.95) is None and report.at_accuracy(points, 0.5) == 8.0
 
 
 def test_the_numbers_of_too_few_pictures_are_left_out_and_not_invented():
     prompts = Halves().prompts(4, 0)
-    found = quality.features_of(Sampled(drawn(prompts, noise(4, 0))), prompts, reference())
-    values = quality.measured(found, np.arange(4), reference(), None, draws=5)["values"]
+    found = features_of(Sampled(drawn(prompts, noise(4, 0))), prompts, reference())
+    values = measured(found, np.arange(4), reference(), None, draws=5)["values"]
     assert "accuracy" in values and not {"fd_pixel", "recall", "diversity"} & set(values)  # 4 pictures, 4 prompts
     assert values["accuracy"][0] == (found["hard"]).mean() and 0 <= values["accuracy"][1] <= values["accuracy"][2] <= 1
 
@@ -304,10 +322,10 @@ def test_the_numbers_of_too_few_pictures_are_left_out_and_not_invented():
 def test_a_file_of_prompts_has_one_on_each_line(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n# not this\n a dog \n", "utf-8")
-    assert [prompt.text for prompt in quality.PromptFile.load(path).prompts(3, 5)] == ["a cat", "a dog", "a cat"]
+    assert [prompt.text for prompt in PromptFile.load(path).prompts(3, 5)] == ["a cat", "a dog", "a cat"]
     path.write_text("\n", "utf-8")
     with pytest.raises(SystemExit, match="holds no prompt"):
-        quality.PromptFile.load(path)
+        PromptFile.load(path)
 
 
 # ------------------------------------------------------------------------------------------------------ the demo's judge
@@ -321,8 +339,10 @@ def test_the_demo_judge_is_read_as_it_was_trained(tmp_path):
 
     torch.manual_seed(0)
     judge = trained.Judge().eval()
-    save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, tmp_path / "judge.safetensors")
-    suite = quality.DemoDigits(tmp_path)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, tmp_path / "judge.safetensors"
+    )
+    suite = DemoDigits(tmp_path)
     pictures, prompts = suite.real(6, 1)
     logits, features = suite.read(pictures)
     assert pictures.shape == (6, 128, 128, 3) and logits.shape == (6, 4, 10) and features.shape == (6, 2, 32)
@@ -358,14 +378,16 @@ def own_model(tmp_path_factory):
     arguments += ["--clip", models / "tiny_sd3.ckpt", "--weak", models / "tiny_flux.ckpt", "--size", 64, 64]
     arguments += ["--steps", 3, "--quick", "--report", 2, "--seeds", 3, "--comfyui", os.environ["COMFYUI_PATH"]]
     arguments += ["--per-prompt", 1, "--methods", *(name for name in COST if name != NONE)]
-    arguments = [str(one) for one in [*arguments, "--results", folder / "own.jsonl"]]
+    arguments = [str(one) for one in [*arguments, "--results", folder]]
     threads = ["--threads", str(torch.get_num_threads())]
     kept, quality.ROOT = quality.ROOT, folder  # where the features go
     try:
         quality.main([*arguments, *threads])
     finally:
         quality.ROOT = kept
-    return folder, {(c["key"]["method"], c["key"]["strength"]): c for c in quality.read_records(folder / "own.jsonl")[1:]}
+    return folder, {
+        (c["key"]["method"], c["key"]["strength"]): c for c in read_records(folder / "quality_own.jsonl")[1:]
+    }
 
 
 def test_of_a_users_model_forwards_rows_time_and_appearance_are_reported(own_model):
@@ -377,13 +399,13 @@ def test_of_a_users_model_forwards_rows_time_and_appearance_are_reported(own_mod
         assert not {"accuracy", "fd"} & set(cell["values"])
     for name, strength in (("CFG + interval", 10), ("PAG", 5), ("SAG", 1.5), ("ICG", 8), ("Truncation", 1.2)):
         assert cells[name, strength]["values"]["change"][0] > 1e-3, name
-    assert "CPU ms a picture" in (folder / "own.md").read_text("utf-8")
+    assert "CPU ms a picture" in (folder / "quality_own.md").read_text("utf-8")
 
 
 def test_on_the_host_a_picture_does_not_depend_on_its_batch(own_model):
     models = Path(CHECKPOINTS)
-    files = quality.Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt")
-    rig = quality.Rig(files, 2, "euler", "simple", 64, 64, batch=4)
+    files = Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt")
+    rig = Rig(files, 2, "euler", "simple", 64, 64, batch=4)
     prompts = [Prompt(text) for text in ("a cat", "a dog", "a dog", "a red house")]
     together = rig.sample(METHODS[1], 3.0, prompts, 5, lambda pictures: None)
     rig.batch = 1
@@ -397,7 +419,7 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
     from pack.guiders.host import trace
 
     models = Path(CHECKPOINTS)
-    rig = quality.Rig(quality.Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt"), 3, "euler", "simple", 64, 64, 2)
+    rig = Rig(Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt"), 3, "euler", "simple", 64, 64, 2)
     sag = next(method for method in METHODS if method.name == "SAG")
     with trace() as forwards:
         sampled = rig.sample(sag, 1.0, [Prompt("a cat")] * 2, 0, lambda pictures: None)

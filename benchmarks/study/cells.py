@@ -1,0 +1,226 @@
+"""Cells, one setting each, sampled and measured once; what is in the results is not sampled again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from .measured import features_of, measured
+from .methods import METHODS, NONE, REAL, SHARES, Method, best_pair, none
+from .rig import Sampled
+from .suites import Reference, Suite
+
+CHOOSE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting, sampled for one set of prompts and noise."""
+
+    stage: str  # "choose", "report", or "sample" where there is no judge to choose by
+    method: Method
+    strength: float
+    seed: int
+    count: int  # of pictures
+
+    def key(self, common: dict, files: str, layers: str) -> dict:
+        """All that its result depends on, as it stands in the results."""
+        return {
+            "stage": self.stage, "method": self.method.name, "word": self.method.word, "strength": self.strength,
+            "seed": self.seed, "n": self.count, "settings": self.method.settings.format(layers=layers),
+            "files": files, **common,
+        }  # fmt: skip
+
+
+def name_of(key: dict) -> str:
+    return hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+class Results:
+    """The file of JSON lines, and the features of the pictures beside it."""
+
+    def __init__(self, path: Path, arrays: Path):
+        self.path, self.arrays = path, arrays
+        self.run: str | None = None
+        self.records = {record["id"]: record for record in read_records(path) if record["kind"] == "cell"}
+
+    def begin(self, run: dict) -> None:
+        """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
+        self._run = {"kind": "run", "id": name_of(run), **run}
+
+    def add(self, key: dict, result: dict, found: dict[str, np.ndarray]) -> dict:
+        self.keep(key, found)
+        if self.run is None:
+            self._append(self._run)
+            self.run = self._run["id"]
+        record = {"kind": "cell", "id": name_of(key), "run": self.run, "key": key, **result}
+        self._append(record)
+        self.records[record["id"]] = record
+        return record
+
+    def keep(self, key: dict, found: dict[str, np.ndarray]) -> None:
+        self.arrays.mkdir(parents=True, exist_ok=True)
+        path = self.arrays / f"{name_of(key)}.npz"
+        part = path.with_suffix(".part.npz")
+        np.savez_compressed(part, **found)
+        os.replace(part, path)
+
+    def found(self, key: dict) -> dict[str, np.ndarray] | None:
+        path = self.arrays / f"{name_of(key)}.npz"
+        return dict(np.load(path)) if path.exists() else None
+
+    def _append(self, record: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]  # without a line that a killed run has left unfinished
+        with self.path.open("r+b" if text else "wb") as file:
+            file.seek(len(whole))
+            file.truncate()
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[dict]:
+    """What is in the file; an unfinished last line is not."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+reference_of = functools.cache(Reference)
+
+
+class Study:
+    """Samples and measures cells, those only that are not in the results."""
+
+    def __init__(self, rig, suite: Suite, results: Results, common: dict, draws: int, progress):
+        self.rig, self.suite, self.results, self.common = rig, suite, results, common  # common to the keys of all cells
+        self.per_prompt, self.draws, self.progress = common["per_prompt"], draws, progress
+        self.now: dict[tuple, dict] = {}  # features without guidance, by seed and count, of this process
+
+    @functools.cached_property
+    def reference(self) -> Reference | None:
+        return reference_of(self.suite) if self.suite.judged else None
+
+    def key(self, cell: Cell) -> dict:
+        return cell.key(self.common, self.rig.names(cell.method.needs), self.rig.layers)
+
+    def record(self, cell: Cell) -> dict | None:
+        return self.results.records.get(name_of(self.key(cell)))
+
+    def do(self, cell: Cell) -> dict:
+        """The cell's record, sampled if there is none."""
+        return self.record(cell) or self._do(cell)
+
+    def _do(self, cell: Cell) -> dict:
+        base = None if cell.method.name in (NONE, REAL) else self._without_guidance(cell)
+        sampled, found = self._sample(cell)
+        groups = np.arange(cell.count) // (1 if cell.method.name == REAL else self.per_prompt)
+        cost = {
+            "forwards_per_step": round(sampled.forwards, 4), "rows_per_step": round(sampled.rows, 4),
+            "cpu_seconds": round(sampled.cpu_seconds, 3), "wall_seconds": round(sampled.wall_seconds, 3),
+            "cpu_ms_per_picture": round(1000 * sampled.cpu_seconds / cell.count, 3),
+        }  # fmt: skip
+        result = measured(found, groups, self.reference, base, self.draws)
+        return self.results.add(self.key(cell), {**cost, **result}, found)
+
+    def _without_guidance(self, cell: Cell) -> dict[str, np.ndarray]:
+        """The same prompts and noise without guidance: from beside the results, else sampled again."""
+        same = replace(cell, method=METHODS[0], strength=0.0)
+        place = (same.stage, same.seed, same.count)
+        if place not in self.now:
+            self.do(same)
+            found = self.results.found(self.key(same))
+            if found is None:
+                found = self._sample(same)[1]
+                self.results.keep(self.key(same), found)
+            self.now[place] = found
+        return self.now[place]
+
+    def _sample(self, cell: Cell) -> tuple[Sampled, dict[str, np.ndarray]]:
+        self.progress.begin(cell)
+        if cell.method.name == REAL:
+            pictures, prompts = self.suite.real(cell.count, cell.seed)
+            sampled = Sampled(pictures)
+        else:
+            different = self.suite.prompts(-(-cell.count // self.per_prompt), cell.seed)
+            prompts = [different[at // self.per_prompt] for at in range(cell.count)]
+            sampled = self.rig.sample(cell.method, cell.strength, prompts, cell.seed, self.progress.tick)
+        return sampled, features_of(sampled, prompts, self.reference)
+
+    def run(self, methods: Sequence[Method], choose: int, report: int, seeds: Sequence[int], tried: Callable) -> None:
+        """Every method, and the best pair of them; without seeds to report, only the strengths of each method. tried:
+        method → the strengths to try."""
+        if not self.suite.judged:
+            self._all([Cell("sample", m, at, seed, report) for seed in seeds for m in methods for at in tried(m)], 0)
+            return
+        reports = len(seeds) * (len(methods) + 2) + (len(SHARES) if seeds else 0)
+        tries = {m: [Cell("choose", m, at, CHOOSE_SEED, choose) for at in tried(m)] for m in methods}
+        self._all([cell for cells in tries.values() for cell in cells], reports)
+        if not seeds:
+            return
+        chosen = {m: best for m, cells in tries.items() if (best := self.chosen(cells))}
+        if both := best_pair(chosen):
+            tries[both] = [Cell("choose", both, at, CHOOSE_SEED, choose) for at in tried(both)]
+            self._all(tries[both], reports - len(SHARES))
+            chosen[both] = self.chosen(tries[both])
+        real = Method(REAL, "", (0.0,), (0.0,), none, adds=False)
+        strengths = {real: 0.0, **{m: chosen[m][0] if m in chosen else tried(m)[0] for m in tries}}
+        self._all([Cell("report", m, at, seed, report) for seed in seeds for m, at in strengths.items()], 0)
+
+    def _all(self, cells: list[Cell], after: int) -> None:
+        missing = [cell for cell in cells if self.record(cell) is None]
+        self.progress.expect(len(cells) - len(missing), len(missing) + after)
+        for cell in missing:
+            self.do(cell)
+
+    def chosen(self, cells: list[Cell]) -> tuple[float, float] | None:
+        """(the strength of least Fréchet distance, that distance)"""
+        found = [(self.do(cell)["values"].get("fd", [np.nan])[0], cell.strength) for cell in cells]
+        found = [one for one in found if not np.isnan(one[0])]
+        return (min(found)[1], min(found)[0]) if found else None
+
+
+class Progress:
+    """One line on stderr that is written over; a line for each cell where that is no terminal."""
+
+    def __init__(self, stream=sys.stderr):
+        self.stream, self.live = stream, stream.isatty()
+        self.done, self.left, self.start, self.cell = 0, 0, time.monotonic(), None
+
+    def expect(self, known: int, left: int) -> None:
+        self.left = left
+        if known:
+            self.stream.write(f"{known} cells are in the results already\n")
+
+    def begin(self, cell: Cell) -> None:
+        self.cell, self.done, self.left = cell, self.done + 1, max(0, self.left - 1)
+        self.tick(0)
+        if not self.live:
+            self.stream.write(f"{self._cell()}, {self.left} more\n")
+            self.stream.flush()
+
+    def tick(self, pictures: int) -> None:
+        if not self.live or self.cell is None:
+            return
+        share = (self.done - 1 + pictures / self.cell.count) / (self.done + self.left)
+        left = (time.monotonic() - self.start) * (1 - share) / share if share else 0
+        bar = "#" * round(24 * share)
+        self.stream.write(f"\r[{bar:24}] {self._cell()}, {pictures} pictures, {left / 60:.0f} min left \033[K")
+        self.stream.flush()
+
+    def end(self) -> None:
+        self.stream.write("\n" if self.live else "")
+
+    def _cell(self) -> str:
+        cell = self.cell
+        return f"{cell.stage}: {cell.method.name} {cell.strength:g}, seed {cell.seed}, n = {cell.count}"

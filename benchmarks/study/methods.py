@@ -1,0 +1,155 @@
+"""The rows of the table of quality: each guidance as its node makes it, with the strengths that are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..truncation import Truncation
+
+NONE, REAL = "none", "real pictures"
+POOL_SIZE = 16  # of the prompts that ICG draws from
+PERCENT = (0.2, 0.75)  # the interval of CFG: on a flow model without shift 0.25 ≤ σ ≤ 0.8
+NEGATIVE = "negative"  # what a method may need, beside files: the sampler's cfg and an empty prompt
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table. build(rig, model, strength) → (MODEL with it, the sampler's cfg)."""
+
+    name: str
+    word: str  # what its strength is called
+    strengths: tuple[float, ...]  # those tried on the small demo models
+    usual: tuple[float, ...]  # those tried on a model of full size
+    build: Callable
+    off: float = 0.0  # the strength that does nothing
+    needs: tuple[str, ...] = ()  # NEGATIVE, or files of the rig by what they are
+    settings: str = ""  # what else is set, as shown in the report; {layers} are the rig's
+    adds: bool = True  # whether it is a term that others can stand beside
+
+
+def node(node_id: str, **fixed) -> Callable:
+    """build() by one of the pack's own nodes, with its defaults and `fixed`; values may be functions of the rig."""
+
+    def build(rig, model, strength):
+        given = {key: value(rig) if callable(value) else value for key, value in fixed.items()}
+        return rig.with_node(node_id, model, strength, **given), 1.0
+
+    return build
+
+
+def none(rig, model, strength):
+    return model, 1.0
+
+
+def cfg(rig, model, strength):
+    return model, strength
+
+
+def cfg_interval(rig, model, strength):
+    start, end = PERCENT
+    return rig.with_node("BeyondCFGInterval", model, None, start_percent=start, end_percent=end), strength
+
+
+def truncation(rig, model, strength):
+    return rig.with_rule(model, Truncation(strength), "Truncation"), 1.0
+
+
+def classifier(rig, model, strength):
+    return rig.with_rule(model, rig.classifier_rule(strength), "Classifier"), 1.0
+
+
+def average(rig, model, strength):
+    return rig.average(strength), 1.0
+
+
+def attention(name: str, node_id: str) -> Method:
+    build = node(node_id, layers=lambda rig: rig.layers)
+    return Method(name, "scale", (0.25, 0.5, 1, 2), (1, 2, 3, 5), build, settings="{layers}")
+
+
+def away_from(name: str, file: str, node_id: str = "BeyondCFGAutoguidance", given: str = "weak_model") -> Method:
+    """Guidance by another model, from the rig's file of that kind."""
+    build = node(node_id, **{given: lambda rig: rig.file_model(file)})
+    weights = {"BeyondCFGSIMS": (1.25, 1.5, 2, 3)}.get(node_id, (1.5, 2, 3, 4))
+    return Method(name, "weight", weights, (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
+
+
+DEGRADATIONS = {"input noise 10 %": ("input noise", 0.1), "input noise 20 %": ("input noise", 0.2)}
+DEGRADATIONS |= {"dropout 5 %": ("dropout", 0.05), "dropout 10 %": ("dropout", 0.1)}
+
+
+def degraded(main: str, weak: str = "") -> Method:
+    """The model made worse in one way, guided by itself made worse in another; alone where there is no other."""
+
+    def build(rig, model, weight):
+        worse = rig.degraded(model, *DEGRADATIONS[main], seed=1)
+        if weak:
+            other = rig.degraded(model, *DEGRADATIONS[weak], seed=2)
+            worse = rig.with_node("BeyondCFGAutoguidance", worse, weight, weak_model=other)
+        return worse, 1.0
+
+    if not weak:
+        return Method(main, "", (1.0,), (1.0,), build, adds=False)
+    weights = (1.25, 1.5, 2, 2.5)
+    return Method(f"{main} ← {weak}", "weight", weights, weights, build, off=1.0, adds=False)
+
+
+METHODS = (
+    Method(NONE, "", (0.0,), (0.0,), none, adds=False),
+    Method("CFG", "cfg", (1.5, 2, 3, 4), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
+    Method(
+        "CFG + interval", "cfg", (2, 3, 4, 6), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
+        settings="{} to {} of sampling".format(*PERCENT),
+    ),
+    attention("PAG", "BeyondCFGPAG"),
+    attention("SEG", "BeyondCFGSEG"),
+    Method("SAG", "scale", (0.25, 0.5, 1, 2), (0.25, 0.5, 0.75, 1.5), node("BeyondCFGSAG")),
+    Method(
+        "ICG", "weight", (1.5, 2, 3, 4), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
+        build=node("BeyondCFGICG", conditions="prompts", prompts=lambda rig: rig.pool),
+    ),
+    Method("TSG", "weight", (1.5, 2, 3, 4), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
+    away_from("Autoguidance", "weak"),
+    away_from("Autoguidance, less capacity", "smaller"),
+    away_from("Autoguidance, both", "smaller and weak"),
+    away_from("SIMS", "own pictures", "BeyondCFGSIMS", "auxiliary_model"),
+    Method("Classifier", "scale", (1, 2, 4, 8), (1, 2, 4, 8), classifier, needs=("classifiers",)),
+    Method("Post-hoc EMA", "σ_rel", (0.06, 0.075, 0.1, 0.125), (), average, needs=("snapshots",), adds=False),
+    degraded("input noise 10 %"),
+    degraded("input noise 10 %", "input noise 20 %"),
+    degraded("dropout 5 %"),
+    degraded("dropout 5 %", "dropout 10 %"),
+    degraded("input noise 10 %", "dropout 10 %"),
+    degraded("dropout 5 %", "input noise 20 %"),
+    Method("Truncation", "factor", (1.02, 1.05, 1.1, 1.2), (1.02, 1.05, 1.1, 1.2), truncation, off=1.0, adds=False),
+)  # fmt: skip
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of both chosen strengths, for a pair
+
+
+def pair(one: Method, one_strength: float, other: Method, other_strength: float) -> Method:
+    """Both at a share of their own strength, beyond what does nothing."""
+    both = (one, one_strength), (other, other_strength)
+
+    def build(rig, model, share):
+        weights = []
+        for method, strength in both:
+            model, weight = method.build(rig, model, method.off + share * (strength - method.off))
+            weights.append(weight)
+        return model, max(weights)  # one of them is 1, that of a method without the sampler's cfg
+
+    settings = "1 is " + " and ".join(f"{method.name} {strength:g} {method.settings}".rstrip() for method, strength in both)
+    needs = tuple(dict.fromkeys((*one.needs, *other.needs)))
+    return Method(f"{one.name} + {other.name}", "share of both", SHARES, SHARES, build, 0.0, needs, settings)
+
+
+def best_pair(chosen: dict[Method, tuple[float, float]]) -> Method | None:
+    """Of the two different guidances with the least distance that can stand together. chosen: method → (strength,
+    distance)."""
+    terms = sorted((method for method in chosen if method.adds), key=lambda method: chosen[method][1])
+    for at, other in enumerate(terms):
+        for one in terms[:at]:
+            alike = one.name.split(",")[0] == other.name.split(",")[0]
+            if not alike and not (NEGATIVE in one.needs and NEGATIVE in other.needs):
+                return pair(one, chosen[one][0], other, chosen[other][0])
+    return None
