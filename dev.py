@@ -2,7 +2,7 @@
 """Set up, test, show and serve the pack. Needs Python 3.10 to 3.13 and nothing else.
 
     python dev.py setup                 make .venv and fetch a ComfyUI into .host/ (every other command does this first)
-    python dev.py demo                  a few methods on tiny models, side by side in output/demo/grid.png
+    python dev.py demo                  pictures of a small model by each guidance, in output/demo/grid.png; a minute
     python dev.py test [pytest args]    run the tests, e.g.  python dev.py test -k interval
     python dev.py serve [--port P]      ComfyUI with this pack in the browser, until Ctrl-C
     python dev.py run WORKFLOW.json [--set NODE.INPUT=VALUE ...] [--seed N] [--out DIR] [--server URL]
@@ -26,6 +26,7 @@ import argparse
 import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import html
 import http.client
@@ -78,17 +79,28 @@ PACKAGES = (
 )
 PYTHONS = ((3, 10), (3, 13))
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
-DEMO_SEEDS = (1, 2, 3)
-DEMO_SETTINGS = (  # the workflows are for checkpoints as users have them
-    "CheckpointLoaderSimple.ckpt_name=tiny_sd15.ckpt",
-    "EmptyLatentImage.width=128",
-    "EmptyLatentImage.height=128",
+DEMO_MODELS = ROOT / "benchmarks/models"
+DEMO_MODEL, DEMO_WEAK = "demo_flux.safetensors", "demo_flux_early.safetensors"
+DEMO_STEPS = 12
+DEMO_PROMPTS = (  # a column each
+    "red seven blue two",
+    "white four green nine",
+    "yellow three red five",
+    "blue eight white one",
+    "green six yellow zero",
+    "red two white three",
 )
-DEMO = (  # label in the grid, workflow in workflows/api
-    ("CFG 7", "cfg"),
-    ("CFG 4 + PAG 3, KSampler", "pag_ksampler"),
-    ("CFG 4 + PAG 3, PAG Guider", "pag_guider"),
-    ("CFG 4 in an interval + PAG 3", "cfg_interval_pag"),
+DEMO = (  # a row each: its label, the sampler's cfg, and the pack's nodes with what is not their default
+    ("no guidance", 1, {}),
+    ("CFG 3", 3, {}),
+    ("CFG 4, 20 to 75 %", 4, {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}}),
+    ("PAG 1, single.2", 1, {"BeyondCFGPAG": {"scale": 1, "layers": "single.2"}}),
+    ("SEG 2, single.2", 1, {"BeyondCFGSEG": {"scale": 2, "layers": "single.2"}}),
+    ("SAG 0.5", 1, {"BeyondCFGSAG": {"scale": 0.5}}),
+    ("ICG 2", 1, {"BeyondCFGICG": {"weight": 2, "conditions": "prompts"}}),
+    ("TSG 2, noise 0.5", 1, {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
+    ("Autoguidance 2", 1, {"BeyondCFGAutoguidance": {"weight": 2}}),
+    ("CFG 2 + PAG 1, single.2", 2, {"BeyondCFGPAG": {"scale": 1, "layers": "single.2"}}),
 )
 
 
@@ -455,17 +467,18 @@ def setup(options) -> Host:
 
 
 def make_models(host: Host) -> None:
-    """Random weights of a few MB, made anew when their recipe changes."""
+    """The tests' models, of random weights, anew when their recipe changes; and where hosts find them and the demo's."""
     maker, folder, stamp = ROOT / "benchmarks/tiny_models.py", MODELS / "checkpoints", MODELS / "made-by"
     recipe = sha256_of(maker)
     have_all = all(any(folder.glob(f"{name}.*")) for name in TINY_MODELS)
     if not (have_all and stamp.is_file() and stamp.read_text() == recipe):
         env = dict(environment(), COMFYUI_PATH=str(host.folder))
-        run_step("Making the tiny demo models", [host.python, maker, "--out", folder], env)
+        run_step("Making the tests' tiny models", [host.python, maker, "--out", folder], env)
         stamp.write_text(recipe)
-    path = json.dumps(str(MODELS), ensure_ascii=False)  # quoted as YAML reads it too
-    lines = ("beyond_cfg:", f"  base_path: {path}", "  checkpoints: checkpoints", "")
-    (MODELS / "extra_model_paths.yaml").write_text("\n".join(lines), "utf-8")
+    paths = {"checkpoints": str(folder)}
+    paths |= {name: str(DEMO_MODELS / name) for name in ("diffusion_models", "text_encoders", "vae")}
+    text = json.dumps({"beyond_cfg": paths}, ensure_ascii=False, indent=2)  # YAML reads it too
+    (MODELS / "extra_model_paths.yaml").write_text(text, "utf-8")
 
 
 def fetch_host(host: Host) -> None:
@@ -682,14 +695,6 @@ def load_workflow(path: Path) -> dict:
     return workflow
 
 
-def with_settings(path: Path, settings) -> dict:
-    """The workflow of a file with NODE.INPUT=VALUE settings made in it."""
-    workflow = load_workflow(path)
-    for node, key, value in [parse_setting(workflow, setting) for setting in settings]:
-        workflow[node]["inputs"][key] = value
-    return workflow
-
-
 def parse_setting(workflow: dict, setting: str) -> tuple:
     """'NODE.INPUT=VALUE' → (node id, input, value). Titles and inputs may hold dots, so every dot is tried."""
     target, equals, text = setting.partition("=")
@@ -838,7 +843,9 @@ def command_serve(options) -> int:
 
 def command_run(options) -> int:
     path = Path(options.workflow)
-    workflow = with_settings(path, options.set)
+    workflow = load_workflow(path)
+    for node, key, value in [parse_setting(workflow, setting) for setting in options.set]:
+        workflow[node]["inputs"][key] = value
     if options.seed is not None:
         set_seed(workflow, options.seed)
     with contextlib.ExitStack() as stack:
@@ -858,30 +865,67 @@ def command_run(options) -> int:
     return 0
 
 
+def inputs_of(server: Server, node: str) -> dict:
+    """The names of a node's inputs, with their defaults or None."""
+    about = server.ask(f"/object_info/{node}").get(node)
+    if not about:
+        raise Failure(f"ComfyUI has no node {node}: see in output/host.log why this pack was not loaded.")
+    inputs = {**about["input"]["required"], **about["input"].get("optional", {})}
+    return {name: options.get("default") for name, (_, options) in inputs.items()}
+
+
+def demo_workflow(server: Server, cfg: float, nodes: dict) -> dict:
+    """One row of the demo, by the host's own nodes and the pack's. Each prompt has a seed of its own."""
+    workflow = {}
+
+    def add(node: str, **inputs) -> list:
+        workflow[str(len(workflow) + 1)] = {"class_type": node, "inputs": inputs}
+        return [str(len(workflow)), 0]
+
+    clip = add("CLIPLoader", clip_name="demo_text.ckpt", type="stable_diffusion")
+    vae = add("VAELoader", vae_name="demo_vae.ckpt")
+    model, weak = (add("UNETLoader", unet_name=name, weight_dtype="default") for name in (DEMO_MODEL, DEMO_WEAK))
+    latent = add("EmptySD3LatentImage", width=128, height=128, batch_size=1)
+    empty, *prompts = (add("CLIPTextEncode", clip=clip, text=text) for text in ("", *DEMO_PROMPTS))
+    pool = functools.reduce(lambda a, b: add("ConditioningCombine", conditioning_1=a, conditioning_2=b), prompts)
+    for node, settings in nodes.items():
+        known = inputs_of(server, node)
+        links = {"model": model, "weak_model": weak, "prompts": pool}
+        given = known | {name: link for name, link in links.items() if name in known} | settings
+        model = add(node, **{name: value for name, value in given.items() if value is not None})
+    for seed, prompt in enumerate(prompts, 1):
+        latents = add(
+            "KSampler", model=model, seed=seed, steps=DEMO_STEPS, cfg=cfg, sampler_name="euler", scheduler="simple",
+            positive=prompt, negative=empty, latent_image=latent, denoise=1,
+        )  # fmt: skip
+        add("SaveImage", images=add("VAEDecode", samples=latents, vae=vae), filename_prefix=str(seed))
+    return workflow
+
+
 def command_demo(options) -> int:
-    workflows = [
-        (label, name, with_settings(ROOT / f"workflows/api/{name}.json", DEMO_SETTINGS)) for label, name in DEMO
-    ]
-    host, rows, done, total = setup(options), [], 0, len(DEMO) * len(DEMO_SEEDS)
+    host, folder, rows = setup(options), OUTPUT / "demo", []
+    folder.mkdir(parents=True, exist_ok=True)
     with running(host, options) as server:
-        for label, name, workflow in workflows:
-            folder = OUTPUT / "demo" / name
-            folder.mkdir(parents=True, exist_ok=True)
-            rows += ["--rows", label]
-            for seed in DEMO_SEEDS:
-                bar = ("#" * (20 * done // total)).ljust(20, "-")
-                set_seed(workflow, seed)
-                pictures = run_workflow(server, workflow, Waiting(f"[{bar}] {done + 1}/{total} {label}, seed {seed}"))
-                if not pictures:
-                    raise Failure(f"workflows/api/{name}.json put out no picture.")
-                place = folder / f"seed-{seed}.png"
-                place.write_bytes(pictures[0][1])
-                rows.append(place)
-                done += 1
-    grid, columns = OUTPUT / "demo/grid.png", [f"seed {seed}" for seed in DEMO_SEEDS]
-    command = [host.python, ROOT / "benchmarks/grid.py", grid, "--columns", *columns, *rows]
+        begin = time.monotonic()
+        for number, (label, cfg, nodes) in enumerate(DEMO, 1):
+            waiting = Waiting(f"[{'#' * number:-<{len(DEMO)}}] {number}/{len(DEMO)} {label}")
+            pictures = sorted(run_workflow(server, demo_workflow(server, cfg, nodes), waiting))  # named by their seeds
+            places = [folder / f"{number}-{column}.png" for column in range(1, len(DEMO_PROMPTS) + 1)]
+            for place, (_, content) in zip(places, pictures, strict=True):
+                place.write_bytes(content)
+            rows += ["--rows", label, *places]
+        seconds = time.monotonic() - begin
+        facts = server.ask("/system_stats")
+    grid = folder / "grid.png"
+    command = [host.python, ROOT / "benchmarks/grid.py", grid, "--columns", *DEMO_PROMPTS, *rows]
     run_step("Drawing the grid", command)
-    say(f"{total} pictures in {grid.parent}, side by side in {grid}")
+    system, devices = facts["system"], ", ".join(device["name"] for device in facts["devices"])
+    say(
+        f"{len(DEMO) * len(DEMO_PROMPTS)} pictures of {DEMO_STEPS} steps by {DEMO_MODEL}: {seconds:.0f} s\n"
+        f"on {devices}, {os.cpu_count()} cores, ComfyUI {system['comfyui_version']}, PyTorch {system['pytorch_version']}, "
+        f"Python {system['python_version'].split()[0]}, {platform.platform()}.\n"
+        f"All pictures are in {folder}, side by side in {grid}"
+    )
     return 0
 
 

@@ -8,7 +8,7 @@ D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,10 +31,14 @@ class ActiveRules:
         return tuple(branch for branch in wanted if branch != POSITIVE)
 
     def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
+        return [denoised, *self.stages(denoised, predictions, step)][-1]
+
+    def stages(self, denoised: Latent, predictions: Predictions, step: Step) -> Iterator[Latent]:
+        """What it is after each rule."""
         for _, apply, strength in self.rules:
             guided = apply(denoised, predictions, step)
             denoised = guided if strength == 1 else torch.lerp(denoised, guided, strength)
-        return denoised
+            yield denoised
 
 
 class GuidanceRun:

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, guiders, helpers, terms, weaker_models
+from . import classifier, guiders, helpers, report, terms, weaker_models
 
 
 class BeyondCFG(ComfyExtension):
     async def get_node_list(self):
-        return [*terms.NODES, *guiders.NODES, *classifier.NODES, *helpers.NODES, *weaker_models.NODES]
+        return [*terms.NODES, *guiders.NODES, *classifier.NODES, *helpers.NODES, *weaker_models.NODES, *report.NODES]

@@ -1,13 +1,15 @@
-"""What nodes draw, as the host's IMAGE [1, height, width, 3]. The only place that needs matplotlib."""
+"""What nodes draw, as the host's IMAGE [1, height, width, 3] or as PNG. The only place that needs matplotlib."""
 
 from __future__ import annotations
 
+import io
 import math
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from ..guiders.schedule import Curve
 from ..patches.layer_map import LayerMap
 
 CHOSEN, OTHER, WITHOUT, INK = "#e8590c", "#adb5bd", "#f1f3f5", "#212529"
@@ -59,6 +61,63 @@ def _transformer_places(layer_map: LayerMap) -> dict:
     return places
 
 
+def draw_schedule(curve: Curve):
+    """The curve, from the first step on the left to the last on the right."""
+    low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, 1.1 * curve.points[-1][0] or 1.0)
+    places = [low + (high - low) * at / 200 for at in range(201)]
+    figure = _figure(4.2, 1.9)
+    axes = figure.add_axes((0.11, 0.24, 0.86, 0.70))
+    axes.plot(places, [curve(at) for at in places], color=CHOSEN, linewidth=2)
+    if len(curve.points) > 2:
+        inside = [(at, strength) for at, strength in curve.points if low <= at <= high]
+        axes.plot(*zip(*inside, strict=True), "o", color=CHOSEN, markersize=4)
+    axes.axhline(0, color=OTHER, linewidth=0.8)
+    axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
+    axes.set_xlim((low, high) if curve.over == "percent" else (high, low))
+    axes.set_xlabel(
+        "fraction of sampling" if curve.over == "percent" else "noise level σ, high at the start", fontsize=7
+    )
+    axes.set_ylabel("× strength", fontsize=7)
+    axes.tick_params(labelsize=7)
+    return figure
+
+
+def draw_report(recorder) -> Tensor:
+    """Of a guiders.host Recorder: sizes, angles and cost of each model call."""
+    calls, names = recorder.calls, recorder.names
+    colors = {name: f"C{at}" for at, name in enumerate(names)}
+    pairs = list(dict.fromkeys(pair for call in calls for pair in call.angles()))
+    figure = _figure(9.0, 8.0 if pairs else 5.6)
+    sizes, *between, cost = figure.subplots(3 if pairs else 2, 1, sharex=True)
+    figure.subplots_adjust(left=0.09, right=0.78, top=0.95, bottom=0.08, hspace=0.18)
+    for name in names:
+        points = [(at, call.sizes()[name]) for at, call in enumerate(calls) if name in call.names]
+        sizes.plot(*zip(*points, strict=True), marker=".", color=colors[name], label=name)
+    sizes.set_ylabel("size, in units of the latent", fontsize=8)
+    for axes in between:
+        for one, other in pairs:
+            found = [(at, call.angles()[one, other]) for at, call in enumerate(calls) if (one, other) in call.angles()]
+            style = {"color": colors[one], "markerfacecolor": colors[other], "markeredgecolor": colors[other]}
+            axes.plot(*zip(*found, strict=True), marker=".", label=f"{one}, {other}", **style)
+        axes.axhline(90, color=OTHER, linewidth=0.8, linestyle=":")
+        axes.set(ylim=(0, 180), yticks=(0, 45, 90, 135, 180))
+        axes.set_ylabel("angle between two, in degrees", fontsize=8)
+    cost.bar(range(len(calls)), [call.rows for call in calls], color=OTHER, label="rows")
+    cost.set_ylabel("rows", fontsize=8)
+    cost.set_xlabel("model call (noise level falls to the right)", fontsize=8)
+    time = cost.twinx()
+    time.plot([call.milliseconds for call in calls], color=INK, linewidth=1, label="milliseconds")
+    time.set_ylim(bottom=0)
+    time.tick_params(labelsize=7, pad=1)
+    time.set_ylabel("ms", fontsize=8, labelpad=1)
+    for axes in (sizes, *between, cost):
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.02)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.07, 1.0), fontsize=7, frameon=False)
+    return _image(figure)
+
+
 def _figure(width: float, height: float):
     """In inches."""
     try:
@@ -74,6 +133,12 @@ def _rectangle(*args, **kwargs):
     from matplotlib.patches import Rectangle
 
     return Rectangle(*args, **kwargs)
+
+
+def png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _image(figure) -> Tensor:

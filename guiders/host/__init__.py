@@ -14,14 +14,16 @@ are applied to its result.
 """
 
 from .pools import prompts, random_tokens
+from .recorder import Recorder
 from .run import sample_with_terms
-from .terms import KEY, Term, add_term, make_guider
+from .terms import KEY, Term, add_term, make_guider, with_recorder
 from .trace import Forward, trace
 from .weak_models import with_weak_model
 
 __all__ = [
     "KEY",
     "Forward",
+    "Recorder",
     "Term",
     "add_term",
     "make_guider",
@@ -29,5 +31,6 @@ __all__ = [
     "random_tokens",
     "sample_with_terms",
     "trace",
+    "with_recorder",
 ]
 __all__ += ["with_weak_model"]

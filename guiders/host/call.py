@@ -29,6 +29,8 @@ class ModelCall:
         self.native = getattr(run.guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise
         self.predictions: Predictions | None = None
         self.folded = False
+        self.forwards = self.rows = 0  # of the networks in this call
+        self.stages: list[tuple[str, Latent]] = []  # what it was after each guidance, where somebody records
 
     def options(self, options: dict) -> dict:
         """model_options with our place in the call: in the host's own sampling function the batch slot and the first
@@ -71,11 +73,16 @@ class ModelCall:
         return denoised if self.folded else self._fold(denoised, options)
 
     def _fold(self, denoised: Latent, options: dict) -> Latent:
-        if self.predictions is None:  # our rows found no call to join
+        if self.predictions is None and self.active.rules:  # our rows found no call to join
             conds = [self.run.rows.own(POSITIVE)]
             self._evaluate(conds, self.run.guider.inner_model, self.step.x, options)
         self.folded = True
-        return self.active.fold(denoised, self.predictions, self.step)
+        if self.run.recorder is None:
+            return self.active.fold(denoised, self.predictions, self.step)
+        names = ["CFG", *(self.run.node_of(rule) for rule, *_ in self.active.rules)]
+        stages = [denoised, *self.active.stages(denoised, self.predictions, self.step)]
+        self.stages = list(zip(names, stages, strict=True))
+        return stages[-1]
 
     def _evaluate(self, conds, model, x, options, known=None, calc=comfy.samplers.calc_cond_batch) -> list[Latent]:
         """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
@@ -133,6 +140,7 @@ class ModelCall:
         rows, values = self.run.rows, {}
         for branch in [branch for branch in branches if branch.model != POSITIVE.model]:
             values[branch] = self.run.weak_models.predict(branch, x, self.timestep)
+            self._count(x.shape[0])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:
             self.run.check(branch)
@@ -153,8 +161,12 @@ class ModelCall:
         values |= {branch: predict([rows.of(branch)])[0] for branch in apart}
         return out[start:end], values
 
+    def _count(self, rows: int) -> None:
+        self.forwards, self.rows = self.forwards + 1, self.rows + rows
+
     def _network(self, wrapper, apply_model, args: dict) -> Latent:
         """The outermost model_function_wrapper: one network call, its rows told apart and its roles set."""
+        self._count(args["input"].shape[0])
         options = args["c"]["transformer_options"]
         self.run.rows.give_roles(options)
         branches = self.run.rows.branches(options)

@@ -12,6 +12,7 @@ from ...patches.host import KEY
 from ..base import GuidanceRule
 from ..classifier_free import SamplerCFG
 from ..schedule import Schedule
+from .recorder import RECORDER, Recorder
 from .run import sample_with_terms
 
 
@@ -26,8 +27,21 @@ class Term:
 
 def add_term(model, term: Term):
     """A clone of MODEL that carries `term` after those it has."""
-    model = model.clone()
+    model = _heard(model)
     model.model_options[KEY] = (*model.model_options.get(KEY, ()), term)
+    return model
+
+
+def with_recorder(model, recorder: Recorder):
+    """A clone of MODEL whose runs `recorder` hears."""
+    model = _heard(model)
+    model.model_options[RECORDER] = recorder
+    return model
+
+
+def _heard(model):
+    """A clone of MODEL whose runs begin with ours."""
+    model = model.clone()
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_terms)
     return model

@@ -425,3 +425,22 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
         sampled = rig.sample(sag, 1.0, [Prompt("a cat")] * 2, 0, lambda pictures: None)
     probe = forwards[: len(forwards) // 2]  # of one picture; then those of both
     assert len(probe) / 3 == sampled.forwards and sum(len(one.roles) for one in probe) / 3 == sampled.rows
+
+
+def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monkeypatch):
+    if not os.environ.get("COMFYUI_PATH"):
+        pytest.skip("no host")
+    monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
+    models = Path(quality.__file__).parent / "models"
+    arguments = ["--quick", "--demo", models, "--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"]]
+    assert quality.main([*map(str, arguments), "--threads", str(torch.get_num_threads())]) == 0
+    cells = [record for record in read_records(tmp_path / "quality_early.jsonl") if record["kind"] == "cell"]
+    wanted = {*quality.SETTINGS["early"].methods, REAL}
+    pair = {cell["key"]["method"] for cell in cells} - wanted
+    assert len(pair) == 1 and pair.pop().count(" + ") >= 1
+    for method in wanted - {NONE, REAL}:
+        mine = [cell for cell in cells if cell["key"]["method"] == method]
+        assert {cell["key"]["stage"] for cell in mine} == {"choose", "report"}, method
+        assert all(cell["values"]["change"][0] > 1e-4 for cell in mine), method
+    assert {"accuracy", "fd", "fd_pixel", "precision", "recall", "diversity"} <= cells[-1]["values"].keys()
+    assert (tmp_path / "quality_early.md").exists() and (tmp_path / "quality_early.png").exists()

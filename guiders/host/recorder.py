@@ -1,0 +1,128 @@
+"""What each guidance did in a run: how far it moved the prediction and which way, and what the step cost.
+
+A Recorder on a MODEL hears every model call of its last run; where there is none nothing is measured. Directions are
+Δ = D after a guidance − D before it, in the order they act; CFG's is what the sampler made of the positive prediction. Of a
+call with n directions only their inner products are kept, [n, n] on the device, read when the run has ended.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import folder_paths
+import torch
+
+from ..base import NEGATIVE, POSITIVE, Latent, Step
+
+RECORDER = "beyond_cfg_recorder"  # in model_options
+
+
+@dataclass
+class Call:
+    """One model call of the sampler."""
+
+    step: int
+    sigma: float
+    forwards: int = 0  # of any network
+    rows: int = 0  # in them; a row is one sample under one conditioning
+    milliseconds: float = 0.0
+    names: tuple[str, ...] = ()  # of the directions
+    products: torch.Tensor | None = None  # [n, n]: means over all elements of Δᵢ Δⱼ
+
+    def sizes(self) -> dict[str, float]:
+        """Of each direction, the root of the mean of its squares: in units of the latent."""
+        return {name: math.sqrt(self._product(at, at)) for at, name in enumerate(self.names)}
+
+    def angles(self) -> dict[tuple[str, str], float]:
+        """Between each two directions, in degrees; none with a direction that is 0."""
+        found = {}
+        for i, one in enumerate(self.names):
+            for j in range(i + 1, len(self.names)):
+                length = math.sqrt(self._product(i, i) * self._product(j, j))
+                if length > 0:
+                    cosine = max(-1.0, min(1.0, self._product(i, j) / length))
+                    found[one, self.names[j]] = math.degrees(math.acos(cosine))
+        return found
+
+    def _product(self, i: int, j: int) -> float:
+        return float(self.products[i, j])
+
+
+@dataclass(eq=False)
+class Recorder:
+    """predictions_at: numbers of steps, -1 the last, at which the predictions themselves are kept."""
+
+    predictions_at: tuple[int, ...] = ()
+    calls: list[Call] = field(default_factory=list)
+    predictions: dict[int, dict[str, Latent]] = field(default_factory=dict)  # step → name → [1, …], of the first sample
+
+    def begin(self, steps: int) -> None:
+        """A run of so many steps. Raises ValueError for a step that it does not have."""
+        for step in self.predictions_at:
+            if not -steps <= step < steps:
+                raise ValueError(
+                    f"Guidance Recorder: predictions_at asks for step {step}, and this run has the steps 0 to {steps - 1}"
+                )
+        self.kept_steps = {step % steps for step in self.predictions_at}
+        self.calls, self.predictions = [], {}
+
+    def add(self, call, step: Step, began: float, finish) -> None:
+        """One ModelCall that is over; `finish` turns a prediction into what a LATENT holds."""
+        entry = Call(step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began))
+        self.calls.append(entry)
+        if call.predictions is None or POSITIVE not in call.predictions:
+            return  # another guider's, which keeps its predictions to itself
+        before, directions, names = call.predictions[POSITIVE], [], []
+        for name, after in call.stages:
+            if name not in ("", "CFG") or not torch.equal(after, before):
+                directions.append((after - before).flatten().float())
+                names.append(f"{name} {names.count(name) + 1}" if name in names else name)
+            before = after
+        if directions:
+            stacked = torch.stack(directions)
+            entry.names, entry.products = tuple(names), stacked @ stacked.T / stacked.shape[1]
+        if step.index in self.kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
+            found = {"positive": call.predictions[POSITIVE], "guided": before}
+            if NEGATIVE in call.predictions:
+                found = {"positive": found["positive"], "negative": call.predictions[NEGATIVE], "guided": before}
+            self.predictions[step.index] = {name: finish(value[:1]).detach().cpu() for name, value in found.items()}
+
+    def end(self) -> None:
+        for call in self.calls:
+            if call.products is not None:
+                call.products = call.products.cpu()
+
+    @property
+    def names(self) -> list[str]:
+        """All directions of the run, in the order they came."""
+        return list(dict.fromkeys(name for call in self.calls for name in call.names))
+
+    def table(self) -> list[dict]:
+        """A line for each model call; what a call has no number for is left out of its line."""
+        lines = []
+        for call in self.calls:
+            line = {"step": call.step, "sigma": call.sigma, "forwards": call.forwards, "rows": call.rows}
+            line["milliseconds"] = round(call.milliseconds, 3)
+            line |= {f"size of {name}": size for name, size in call.sizes().items()}
+            lines.append(line | {f"angle of {one} and {other}": angle for (one, other), angle in call.angles().items()})
+        return lines
+
+    def save(self, prefix: str) -> list[Path]:
+        """The table as .csv and .json in the host's output folder."""
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        taken = {path.stem for path in Path(folder).glob(f"{name}_*")}
+        while f"{name}_{counter:05}" in taken:
+            counter += 1
+        stem, lines = Path(folder) / f"{name}_{counter:05}", self.table()
+        columns = list(dict.fromkeys(column for line in lines for column in line))
+        with open(stem.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(lines)
+        stem.with_suffix(".json").write_text(json.dumps(lines, indent=1, ensure_ascii=False), encoding="utf-8")
+        return [stem.with_suffix(".csv"), stem.with_suffix(".json")]

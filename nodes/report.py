@@ -1,0 +1,144 @@
+"""What guidances did, to look at: numbers, curves, the predictions themselves, and pictures side by side."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..guiders.base import About
+from ..guiders.host import Recorder, with_recorder
+from . import schema
+from .drawing import draw_report
+from .labelled_grid import grid
+
+REPORT = io.Custom("BEYOND_CFG_REPORT")
+
+
+class GuidanceRecorder(schema.Node):
+    about = About(
+        node_id="BeyondCFGRecorder",
+        title="Guidance Recorder",
+        summary=(
+            "Listens to the guidances on a model while a sampler runs, for Guidance Report. Put it between the last "
+            "guidance and the sampler or guider. The picture stays the same, bit for bit."
+        ),
+        aliases=("measure guidance", "debug", "record", "report", "log"),
+    )
+    inputs = [
+        io.Model.Input("model", tooltip="The model with its guidances."),
+        io.String.Input(
+            "predictions_at",
+            default="0, -1",
+            tooltip="Steps, from 0, at which the positive, negative and guided predictions are kept to look at; -1 is the "
+            "last. Empty: none.",
+        ),
+    ]
+    output = io.Model.Output(tooltip="The model, for the sampler or guider.")
+    further = (REPORT.Output(display_name="report", tooltip="For Guidance Report: what is heard in the run to come."),)
+
+    @classmethod
+    def build(cls, model, predictions_at):
+        try:
+            steps = tuple(int(part) for part in predictions_at.split(",") if part.strip())
+        except ValueError:
+            raise ValueError(f'predictions_at is "{predictions_at}"; write step numbers such as 0, 5, -1') from None
+        recorder = Recorder(steps)
+        return io.NodeOutput(with_recorder(model, recorder), recorder)
+
+
+class GuidanceReport(schema.Node):
+    about = About(
+        node_id="BeyondCFGReport",
+        title="Guidance Report",
+        summary=(
+            "After sampling: how far each guidance moved the prediction at every step, in which direction compared with "
+            "the others, and what the steps cost. As a picture, a file, and the predictions themselves to decode."
+        ),
+        aliases=("plot guidance", "debug", "analyse", "analyze", "angles", "statistics", "look at the negative"),
+    )
+    inputs = [
+        REPORT.Input("report", tooltip="From Guidance Recorder."),
+        io.Latent.Input("samples", tooltip="What the sampler made, so that the report comes after it."),
+        io.String.Input(
+            "filename_prefix",
+            default="guidance/report",
+            tooltip="Where in the output folder the numbers go, as .csv and .json. Empty: no file.",
+        ),
+    ]
+    output = io.Image.Output("IMAGE", tooltip="Sizes, angles and cost, step by step.")
+    further = (
+        io.Latent.Output(
+            display_name="predictions",
+            tooltip="Of the first picture, at the steps that Guidance Recorder was told: positive, negative where there is "
+            "one, and guided, in turn. VAE Decode shows them. Without such steps, the samples.",
+        ),
+        io.String.Output(display_name="files", tooltip="The files written, one per line."),
+    )
+    shows = True
+
+    @classmethod
+    def build(cls, report, samples, filename_prefix):
+        if not report.calls:
+            raise ValueError(
+                "nothing was recorded. The sampler that samples comes from must use the model that comes out of Guidance "
+                "Recorder"
+            )
+        picture = draw_report(report)
+        kept = [value for step in sorted(report.predictions) for value in report.predictions[step].values()]
+        predictions = {"samples": torch.cat(kept)} if kept else samples
+        files = report.save(filename_prefix.strip()) if filename_prefix.strip() else []
+        names = "\n".join(str(path) for path in files)
+        return io.NodeOutput(picture, predictions, names, ui=ui.PreviewImage(picture, cls=cls))
+
+
+class GuidanceGrid(schema.Node):
+    about = About(
+        node_id="BeyondCFGGrid",
+        title="Guidance Grid",
+        summary="Pictures side by side with labels, for comparisons on one seed and for sweeps.",
+        aliases=("compare", "comparison", "xy plot", "contact sheet", "A/B", "labelled grid", "sweep"),
+    )
+    inputs = [
+        io.Image.Input(
+            "images",
+            tooltip="The pictures, in rows from left to right, top to bottom. Several nodes' pictures can be joined with "
+            "Batch Images.",
+        ),
+        io.String.Input(
+            "columns",
+            multiline=True,
+            default="",
+            placeholder="CFG 4\nCFG 4 + PAG 3",
+            tooltip="Labels of the columns, one per line. Their number is the number of columns.",
+        ),
+        io.String.Input(
+            "rows",
+            multiline=True,
+            default="",
+            placeholder="seed 1\nseed 2",
+            tooltip="Labels of the rows, one per line. Empty: none.",
+        ),
+        io.String.Input("title", default="", tooltip="A line above all. Empty: none."),
+    ]
+    output = io.Image.Output("IMAGE", tooltip="The grid.")
+    shows = True
+
+    @classmethod
+    def build(cls, images, columns, rows, title):
+        columns, rows = columns.splitlines(), rows.splitlines()
+        across = len(columns) or (-(-len(images) // len(rows)) if rows else len(images))
+        down = -(-len(images) // across)
+        if rows and len(rows) != down:
+            raise ValueError(
+                f"rows has {len(rows)} lines, and {len(images)} pictures in {across} columns make {down} rows"
+            )
+        cells = [Image.fromarray(picture) for picture in (images * 255).round().clamp(0, 255).byte().cpu().numpy()]
+        labelled = [(rows[at] if rows else "", cells[at * across : (at + 1) * across]) for at in range(down)]
+        sheet = grid(labelled, columns, title)
+        pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
+        picture = pixels.view(1, sheet.height, sheet.width, 3).float() / 255
+        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+
+
+NODES = [GuidanceRecorder, GuidanceReport, GuidanceGrid]

@@ -1,0 +1,164 @@
+"""Guidance Recorder and Report: what they say is what happened, and nothing happens because of them."""
+
+import csv
+import json
+import math
+
+import folder_paths
+import networks
+import pytest
+import torch
+from harness import TERM_NODES, guider_of, network, pag, prompts, run, sample, sigmas_of
+from pack.guiders.host import Recorder, trace, with_recorder
+from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
+
+
+def seg(model):
+    node = TERM_NODES["BeyondCFGSEG"]
+    given = {given.id: given.default for given in node.inputs if getattr(given, "default", None) is not None}
+    return node.execute(**given, model=model).result[0]
+
+
+def recorded(model, steps=(0, -1)):
+    recorder = Recorder(steps)
+    return with_recorder(model, recorder), recorder
+
+
+@pytest.mark.parametrize("kind", ["unet", "flux"])
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_the_picture_is_the_same_bit_for_bit(kind, guided, cfg):
+    model = network(kind)
+    if guided:
+        model = seg(pag(model, end=0.6))
+    listening, recorder = recorded(model)
+    assert torch.equal(sample(listening, kind, cfg=cfg), sample(model, kind, cfg=cfg))
+    assert len(recorder.calls) == 4 and all(call.forwards for call in recorder.calls)
+
+
+class Naive:
+    """The predictions of each model call, taken by a post-CFG function of the host, and the terms' sums by hand."""
+
+    def __init__(self, model):
+        self.seen = []
+        self.model = model.clone()
+        self.model.set_model_sampler_post_cfg_function(self.look)
+
+    def look(self, args):
+        self.seen.append({name: args[name].clone() for name in ("cond_denoised", "uncond_denoised", "denoised")})
+        return args["denoised"]
+
+
+def test_sizes_angles_and_cost_are_those_counted_by_hand():
+    """CFG's direction from the host's own two predictions; PAG's and SEG's from models with one guidance each."""
+    kind, model, latent = "unet", network("unet"), networks.latent("unet", 2, 8, 12)
+    listening, recorder = recorded(seg(pag(model)))
+    with trace() as forwards:
+        sample(listening, kind, latent=latent, steps=1)
+    (call,) = recorder.calls
+    assert call.names == ("CFG", "PAG", "SEG")
+    assert call.forwards == len(forwards) == 1 and call.rows == 2 * len(forwards[0].roles) == 8
+
+    ends = []  # each step's end, by one Euler step to σ = 0, is the guided prediction itself
+    for guided, cfg in ((model, 1.0), (model, 4.0), (pag(model), 4.0), (seg(pag(model)), 4.0)):
+        watched = Naive(guided)
+        guider = guider_of(watched.model, *prompts(kind), cfg)
+        run(guider, latent, sigmas=torch.cat([sigmas_of(model, 1)[:1], torch.zeros(1)]))
+        ends.append(watched.seen[0]["denoised"].double())
+    moves = [(after - before).flatten() for before, after in zip(ends, ends[1:], strict=False)]
+    for name, move in zip(call.names, moves, strict=True):
+        assert call.sizes()[name] == pytest.approx(move.square().mean().sqrt().item(), rel=1e-4)
+    for i, one in enumerate(call.names):
+        for j in range(i + 1, 3):
+            cosine = torch.nn.functional.cosine_similarity(moves[i], moves[j], dim=0).item()
+            assert call.angles()[one, call.names[j]] == pytest.approx(math.degrees(math.acos(cosine)), abs=0.05)
+
+
+def test_the_predictions_are_the_hosts_own():
+    model, latent = network("unet"), networks.latent("unet", 2, 8, 8)
+    listening, recorder = recorded(model, (1, -1))
+    watched = Naive(listening)
+    sample(watched.model, "unet", latent=latent)
+    assert sorted(recorder.predictions) == [1, 3]
+    out = model.model.process_latent_out
+    for step, found in recorder.predictions.items():
+        seen = watched.seen[step]
+        for name, theirs in (("positive", "cond_denoised"), ("negative", "uncond_denoised"), ("guided", "denoised")):
+            assert torch.equal(found[name], out(seen[theirs][:1]).cpu()), name
+
+
+def test_outside_its_interval_a_guidance_has_no_number_and_costs_no_row():
+    listening, recorder = recorded(pag(network("unet"), end=0.5))
+    sample(listening, "unet", cfg=1.0, steps=6)
+    inside = [call for call in recorder.calls if "PAG" in call.names]
+    outside = [call for call in recorder.calls if "PAG" not in call.names]
+    assert inside and outside and {call.rows for call in inside} == {2} and {call.rows for call in outside} == {1}
+
+
+def test_a_weak_models_forwards_are_counted():
+    node = TERM_NODES["BeyondCFGAutoguidance"]
+    given = {given.id: given.default for given in node.inputs if getattr(given, "default", None) is not None}
+    model = node.execute(**given, model=network("unet"), weak_model=network("unet", seed=5)).result[0]
+    listening, recorder = recorded(model)
+    sample(listening, "unet", steps=2)
+    assert [(call.forwards, call.rows) for call in recorder.calls] == [(2, 3), (2, 3)]
+
+
+def test_two_guidances_of_one_kind_have_two_names():
+    listening, recorder = recorded(pag(pag(network("unet"), scale=1.0), scale=2.0, layers="output.1"))
+    sample(listening, "unet", cfg=1.0, steps=1)
+    assert recorder.names == ["PAG", "PAG 2"]
+
+
+def test_a_second_run_begins_anew():
+    listening, recorder = recorded(pag(network("unet")))
+    sample(listening, "unet", steps=3)
+    first = recorder.table()
+    sample(listening, "unet", steps=3)
+    drop = lambda lines: [{**line, "milliseconds": 0} for line in lines]  # noqa: E731
+    assert drop(recorder.table()) == drop(first) and len(first) == 3
+
+
+def test_the_nodes_write_what_was_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    model, report = GuidanceRecorder.execute(model=pag(network("unet")), predictions_at="0, 2").result
+    samples = {"samples": sample(model, "unet")}
+    shown = GuidanceReport.build(report, samples, "reports/run")
+    picture, predictions, files = shown.result
+    assert picture.ndim == 4 and picture.shape[-1] == 3 and picture.std() > 0.01
+    assert predictions["samples"].shape == (6, *samples["samples"].shape[1:])  # 2 steps × 3 predictions
+    paths = files.splitlines()
+    lines = json.loads((tmp_path / "reports" / "run_00001.json").read_text("utf-8"))
+    assert lines == json.loads(json.dumps(report.table())) and len(paths) == 2
+    with open(tmp_path / "reports" / "run_00001.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["size of PAG"]) for row in rows] == [line["size of PAG"] for line in lines]
+    assert GuidanceReport.build(report, samples, "reports/run").result[2].splitlines()[0].endswith("run_00002.csv")
+    assert GuidanceReport.build(report, samples, " ").result[2] == ""
+
+
+def test_what_cannot_be_is_said():
+    with pytest.raises(ValueError, match='Guidance Recorder: predictions_at is "now"'):
+        GuidanceRecorder.execute(model=network("unet"), predictions_at="now")
+    listening, _ = recorded(network("unet"), (9,))
+    with pytest.raises(ValueError, match="Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
+        sample(listening, "unet")
+    with pytest.raises(ValueError, match="Guidance Report: nothing was recorded"):
+        GuidanceReport.execute(report=Recorder(), samples={}, filename_prefix="")
+
+
+def test_a_grid_has_every_picture_at_its_place_and_room_for_its_labels():
+    colours = torch.rand(6, 3, generator=torch.Generator().manual_seed(0))
+    images = colours[:, None, None].expand(6, 160, 200, 3)
+    plain = GuidanceGrid.build(images, "", "", "").result[0]
+    assert plain.shape == (1, 160 + 16, 6 * 208 + 8, 3)
+    labelled = GuidanceGrid.build(images, "one\ntwo\nthree", "upper\nlower", "all of them").result[0][0]
+    found = [(labelled - colour).abs().amax(-1) < 1 / 255 for colour in colours]
+    centres = [mask.nonzero().float().mean(0) for mask in found]
+    assert all(mask.sum() == 160 * 200 for mask in found)
+    across = [centre[1].item() for centre in centres]
+    assert across[0] < across[1] < across[2] and across[:3] == across[3:]
+    assert {centre[0].item() for centre in centres[:3]} != {centre[0].item() for centre in centres[3:]}
+    assert labelled.shape[0] > 2 * 168 + 8 + 20 and across[0] > 100 + 8 + 30  # a title and headings; labels
+    with pytest.raises(ValueError, match="Guidance Grid: rows has 2 lines, and 6 pictures in 2 columns make 3 rows"):
+        GuidanceGrid.execute(images=images, columns="a\nb", rows="1\n2", title="")
