@@ -137,3 +137,45 @@ def test_a_hosts_memory_does_not_grow_with_its_runs_once_it_is_told_to_free_it(d
         free(dev, server)
         sizes.append(settled(process))
     assert min(sizes[5:]) - min(sizes[3:5]) < network_size / 2, [round(size / 2**20) for size in sizes]
+
+
+def short_prompt(number: int) -> dict:
+    """One step of one of two models under one of five guidances, in turn; each prompt has a text and a seed of its own."""
+    nodes = {
+        "BeyondCFGPAG": {"scale": 3.0, "layers": "auto"},
+        "BeyondCFGSEG": {"scale": 3.0, "layers": "auto", "blur_sigma": -1.0, "padding": "symmetric"},
+        "BeyondCFGSAG": {"scale": 0.5, "blur_sigma": 2.0, "mask": "attention", "layers": "auto"},
+        "BeyondCFGTSG": {"weight": 2.0, "noise": 0.5, "power": 0.0},
+        "BeyondCFGICG": {"weight": 2.0, "conditions": "gaussian", "pool_size": 2, "pool_seed": number},
+    }
+    window = {"start_percent": 0.0, "end_percent": 1.0}
+    key, settings = list(nodes.items())[number % len(nodes)]
+    model, clip = (["2", 0], ["3", 0]) if number % 2 else (["1", 0], ["1", 1])
+    empty = "EmptySD3LatentImage" if number % 2 else "EmptyLatentImage"
+    sampler = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, "seed": number}
+    graph = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": "tiny_sd15.ckpt"}),
+        "2": ("UNETLoader", {"unet_name": "demo_flux_small.safetensors", "weight_dtype": "default"}),
+        "3": ("CLIPLoader", {"clip_name": "demo_text.ckpt", "type": "stable_diffusion"}),
+        "4": (key, {"model": model, **settings, **window}),
+        "5": ("CLIPTextEncode", {"clip": clip, "text": f"number {number}"}),
+        "6": (empty, {"width": 64, "height": 64, "batch_size": 1}),
+        "7": ("KSampler", {"model": ["4", 0], "positive": ["5", 0], "negative": ["5", 0], "latent_image": ["6", 0]}),
+        "8": ("SaveLatent", {"samples": ["7", 0], "filename_prefix": "memory"}),
+    }
+    graph["7"][1].update(sampler)
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in graph.items()}
+
+
+def test_two_hundred_prompts_of_two_models_and_five_guidances_take_no_more_memory(dev, server):
+    """Less than 0.1 MB a prompt: the slope of a straight line through the sizes after prompts 50 to 200."""
+    process, sizes = psutil.Process(server.process.pid), []
+    for number in range(200):
+        body = {"prompt": short_prompt(number), "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
+        record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
+        assert record["status"]["status_str"] == "success", json.dumps(record["status"])
+        sizes.append(process.memory_info().rss / 2**20)
+    late = torch.tensor(sizes[50:], dtype=torch.float64)
+    at = torch.arange(len(late), dtype=torch.float64) - (len(late) - 1) / 2
+    slope = ((late - late.mean()) @ at / (at @ at)).item()
+    assert slope < 0.1, (slope, [round(size) for size in sizes[::10]])

@@ -1,0 +1,107 @@
+"""The nodes' texts in the page's languages: locales/, which benchmarks/locales.py writes."""
+
+import asyncio
+import importlib.util
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import folder_paths
+import pytest
+from app.custom_node_manager import CustomNodeManager
+from pack.nodes import BeyondCFG
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+spec = importlib.util.spec_from_file_location("locales", ROOT / "benchmarks/locales.py")
+spec.loader.exec_module(locales := importlib.util.module_from_spec(spec))
+SAME = {"Autoguidance", "SIMS", "ICG", "SAG", "PAG", "SEG", "TSG", "schedule", "report"}  # methods; named as inputs are
+OPTIONS = {  # of Guidance Options, which is not a node yet
+    "Guidance Options",
+    "How the guidances on a model are computed.",
+    "What they give stays the same.",
+    "A model with guidances on it, or before they are put on it.",
+    "auto: what the weak predictions of PAG, SEG, Skip Layer and others have in common with the positive's, all before "
+    "the first layer that is perturbed, is computed once where nothing of other nodes is in the way.",
+    "The log says what is shared.",
+    "off: each is computed whole.",
+    "The model with these options.",
+}
+
+
+@pytest.fixture(scope="module")
+def shown() -> dict[tuple, str]:
+    """Place in nodeDefs.json → what the page shows there without that file."""
+    found = {}
+    for node in asyncio.run(BeyondCFG().get_node_list()):
+        info = node.GET_NODE_INFO_V1()
+        name = info["name"]
+        found |= {(name, key): info[key] for key in ("display_name", "description")}
+        for key, (_, options) in (info["input"]["required"] | info["input"].get("optional", {})).items():
+            found[name, "inputs", key, "tooltip"] = options["tooltip"]
+        outputs = zip(info["output"], info["output_name"], info["output_tooltips"], strict=True)
+        for at, (kind, label, tooltip) in enumerate(outputs):
+            found[name, "outputs", str(at), "tooltip"] = tooltip
+            if label != kind:
+                found[name, "outputs", str(at), "name"] = label
+    return found
+
+
+def placed(entry: dict, place=()) -> dict[tuple, str]:
+    found = {}
+    for key, value in entry.items():
+        found |= placed(value, (*place, key)) if isinstance(value, dict) else {(*place, key): value}
+    return found
+
+
+@pytest.fixture(scope="module")
+def i18n(tmp_path_factory):
+    """What the host serves to the page as /i18n."""
+    packs = tmp_path_factory.mktemp("custom_nodes")
+    shutil.copytree(ROOT / "locales", packs / "pack" / "locales")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "get_folder_paths", lambda _: [str(packs)])
+        return CustomNodeManager().build_translations()
+
+
+def test_the_files_are_those_that_the_nodes_and_the_catalogue_give():
+    for path, content in locales.files(locales.schemas()).items():
+        assert (ROOT / "locales" / path).read_text("utf-8") == content, "run: python benchmarks/locales.py"
+
+
+def test_english_is_what_the_nodes_say_but_for_what_a_page_would_not_take_as_text(i18n, shown):
+    left_out = {place for place, text in shown.items() if locales.SYNTAX.search(text)}
+    assert left_out == {("BeyondCFGPostHocEMA", "inputs", "snapshots", "tooltip")}
+    assert placed(i18n["en"]["nodeDefs"]) == {place: shown[place] for place in shown.keys() - left_out}
+
+
+def test_chinese_has_every_text_in_chinese(i18n, shown):
+    chinese = placed(i18n["zh"]["nodeDefs"])
+    assert chinese.keys() == shown.keys()
+    assert {text for place, text in chinese.items() if text == shown[place]} == SAME
+    assert not [text for text in chinese.values() if text not in SAME and not re.search("[一-鿿]", text)]
+    assert not [text for text in chinese.values() if locales.SYNTAX.search(text)]
+
+
+def test_both_name_the_category(i18n):
+    for language in ("en", "zh"):
+        assert i18n[language].keys() == {"nodeDefs", "nodeCategories"}
+        assert i18n[language]["nodeCategories"].keys() == {"Beyond CFG"}
+
+
+def test_a_translation_has_the_numbers_and_names_of_its_sentence():
+    number, name = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"[A-Z]{3,}|[a-z]+_[a-z_]+|\.[a-z]{3,}")
+    for sentence, translation in locales.catalogue().items():
+        assert Counter(number.findall(sentence)) == Counter(number.findall(translation)), sentence
+        if sentence != "LIST":
+            assert Counter(name.findall(sentence)) <= Counter(name.findall(translation)), sentence
+
+
+def test_the_catalogue_holds_no_sentence_that_no_node_says(shown):
+    said = {sentence for text in shown.values() for sentence in locales.sentences(text)}
+    assert locales.catalogue().keys() - said <= OPTIONS | {"Beyond CFG"}
+
+
+def test_a_sentence_without_a_translation_is_named():
+    with pytest.raises(ValueError, match=r"translation of:\nUnheard of\.$"):
+        locales.translated({"description": "The model to guide. Unheard of. (arXiv:2404.07724)"}, locales.catalogue())
