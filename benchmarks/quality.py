@@ -89,7 +89,7 @@ SETTINGS = {
             "weak": files("_early"), "smaller": files("_small"), "smaller and weak": files("_small_early"),
             "snapshots": files("_early", "_ema_010", ""),
         },
-        (*FEW, "Autoguidance, less capacity", "Autoguidance, both", "Post-hoc EMA", "Truncation"),
+        (*FEW, "Autoguidance, both", "Post-hoc EMA"),
     ),
     "unconditional": Setting(
         "_early",

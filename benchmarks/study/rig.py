@@ -288,8 +288,9 @@ class PromptClassifier:
 
     def begin(self):
         networks = [network.to(torch.device("cpu"), torch.float32) for network in self.networks]
-        labels = torch.tensor([prompt.labels for prompt in self.rig.now])  # [n, 2 halves]
-        classes = labels[:, ::2] * 10 + labels[:, 1::2]
+        with torch.inference_mode(False):  # they stand in a backward pass
+            labels = torch.tensor([prompt.labels for prompt in self.rig.now])  # [n, 4]
+            classes = labels[:, ::2] * 10 + labels[:, 1::2]  # of both halves
 
         def log_probability(step):
             found = [network(step.x, step.noise, step.signal) for network in networks]
