@@ -26,6 +26,7 @@ class Rows:
         self._uuids: dict[Branch, list[uuid.UUID]] = {}
         self._copies: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy)
         self._branch_of: dict[uuid.UUID, Branch] = {}
+        self._copy_of: dict[uuid.UUID, tuple[Pool | None, uuid.UUID]] = {}
         self._role_of: dict[uuid.UUID, int] = {}
         self._controls: dict[int, _ControlWithRoles] = {}
 
@@ -43,6 +44,8 @@ class Rows:
             uuids = self._uuids.setdefault(branch, [])
             uuids.extend(uuid.uuid4() for _ in source[len(uuids) :])
             self._branch_of.update((key, branch) for key in uuids)
+            drawn = branch.conditioning if isinstance(branch.conditioning, Pool) else None
+            self._copy_of.update((key, (drawn, row["uuid"])) for key, row in zip(uuids, source, strict=False))
             self._copies[branch] = (source, [{**row, "uuid": key} for row, key in zip(source, uuids, strict=False)])
         return self._copies[branch][1]
 
@@ -76,6 +79,10 @@ class Rows:
     def branches(self, transformer_options: dict) -> tuple[Branch | None, ...]:
         """The branch of each equal share of a network call's rows; None for the guider's own."""
         return tuple(self._branch_of.get(row) for row in transformer_options["uuids"])
+
+    def copies(self, transformer_options: dict) -> tuple[tuple[Pool | None, uuid.UUID], ...]:
+        """Which row, of a pool's or the guider's own, each equal share of a network call's rows is or is a copy of."""
+        return tuple(self._copy_of.get(row, (None, row)) for row in transformer_options["uuids"])
 
 
 def _same_batch(row: dict, other: dict, samples: int) -> bool:
