@@ -15,7 +15,7 @@ are applied to its result.
 
 from .pools import prompts, random_tokens
 from .run import sample_with_terms
-from .terms import KEY, Term, add_term, make_guider
+from .terms import KEY, Term, add_term, make_guider, with_sharing
 from .trace import Forward, trace
 from .weak_models import with_weak_model
 
@@ -30,4 +30,4 @@ __all__ = [
     "sample_with_terms",
     "trace",
 ]
-__all__ += ["with_weak_model"]
+__all__ += ["with_sharing", "with_weak_model"]

@@ -83,6 +83,7 @@ class ModelCall:
         own: list[Latent] = []
         # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
         self.windowed = options.get("context_handler") is not None
+        self.copied = not self.windowed and "multigpu_clones" not in options
         self.hidden = self.windowed or "model_function_wrapper" in options
         rows, known = self.run.rows, {branch: value for branch, value in (known or {}).items() if value is not None}
         negative = rows.own(NEGATIVE)
@@ -171,7 +172,7 @@ class ModelCall:
             self.found[observation].setdefault(row, (sums, grid))  # of a block's transformers the first
 
         if any(shares):
-            copies = () if self.windowed else self.run.rows.copies(options)
+            copies = self.run.rows.copies(options) if self.copied else ()
             plan = Plan(shares, self.run.unproven, self.moment, report, copies, self.run.sharing)
             options = planned(options, plan)
         c = {**args["c"], "transformer_options": options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Hashable
 
 import comfy.samplers
 
@@ -80,9 +81,12 @@ class Rows:
         """The branch of each equal share of a network call's rows; None for the guider's own."""
         return tuple(self._branch_of.get(row) for row in transformer_options["uuids"])
 
-    def copies(self, transformer_options: dict) -> tuple[tuple[Pool | None, uuid.UUID], ...]:
-        """Which row, of a pool's or the guider's own, each equal share of a network call's rows is or is a copy of."""
-        return tuple(self._copy_of.get(row, (None, row)) for row in transformer_options["uuids"])
+    def copies(self, transformer_options: dict) -> tuple[Hashable, ...]:
+        """What each equal share of a network call's rows is or is a copy of: shares of the same have equal rows."""
+        own = [row["uuid"] for rows in self._guider.conds.values() for row in rows]
+        sources = [self._copy_of.get(row, (None, row)) for row in transformer_options["uuids"]]
+        # The host gives a row that it makes for another's area the uuid of that other.
+        return tuple(source if own.count(source[1]) == 1 else at for at, source in enumerate(sources))
 
 
 def _same_batch(row: dict, other: dict, samples: int) -> bool:

@@ -75,7 +75,7 @@ class Run:
         self.steps = Steps([float("inf")])
         self.used: set[Term] = set()
         self.cfg_mattered = False
-        self.sharing = Sharing(guider.model_options.get(SHARING, "auto") == "auto")
+        self.sharing = Sharing(guider.model_options.get(SHARING) != "off")
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
         self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})

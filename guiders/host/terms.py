@@ -12,7 +12,7 @@ from ...patches.host import KEY
 from ..base import GuidanceRule
 from ..classifier_free import SamplerCFG
 from ..schedule import Schedule
-from .run import sample_with_terms
+from .run import SHARING, sample_with_terms
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ def add_term(model, term: Term):
     model.model_options[KEY] = (*model.model_options.get(KEY, ()), term)
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_terms)
+    return model
+
+
+def with_sharing(model, sharing: str):
+    """A clone of MODEL whose terms share what rows have in common ("auto"), or compute all rows whole ("off")."""
+    model = model.clone()
+    model.model_options[SHARING] = sharing
     return model
 
 

@@ -193,11 +193,11 @@ def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice
 
 
 def by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:
-    """Each run of equal shares handled once, and put together in the batch's order."""
+    """Each run of equal shares handled once, but for those that draw by sample, and put together in the batch's order."""
     size = batch // len(shares)  # not the latent's batch: other packs cut tokens into tiles along the batch
     parts, start = [], 0
     for end in range(1, len(shares) + 1):
-        if end == len(shares) or shares[end] != shares[start]:
+        if end == len(shares) or shares[end] != shares[start] or getattr(shares[start], "random", False):
             rows = slice(start * size, end * size)
             parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
             start = end

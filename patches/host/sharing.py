@@ -33,10 +33,13 @@ class Sharing:
     """Whether and how the rows of a run are shared."""
 
     on: bool = True
-    refused: str | None = None  # why they are not, or ""; None until it has been asked
-    taken: list[int] = field(default_factory=list)  # by share, in how many modules it was not computed
+    refused: str = ""  # why rows are computed whole
+    _units: dict = field(default_factory=dict)  # what is shared of which batches
+    taken: list[int] = field(
+        default_factory=list
+    )  # by share of the last batch, in how many modules it was not computed
     modules: int = 0  # in which it could have been
-    _units: dict = field(default_factory=dict)
+    _told: set = field(default_factory=set)  # the perturbations that the log knows of
 
     def forwards(
         self,
@@ -50,39 +53,40 @@ class Sharing:
     ) -> list[Forward]:
         """What is put around the modules of `network` in which some `shares` equal others in a call with these inputs.
         `copies`: what each share is a copy of, but for its perturbation."""
+        self.taken = []
         if not (self.on and copies) or self.refused or (not architecture.stacks and architectures.has_frames(network)):
             return []
-        if (network, shares, copies) not in self._units:
-            self._units[network, shares, copies] = [*_units(architecture, uncompiled(network), shares, copies)]
-        units = self._units[network, shares, copies]
+        key, why = (network, shares, copies), _inside(options)
+        is_new = key not in self._units
+        if is_new:
+            self._units[key] = [*_units(architecture, uncompiled(network), shares, copies)]
+        units = self._units[key]
         shared = [unit for unit in units if unit.same != tuple(range(len(shares)))]
         if not shared:
             return []
-        why = _inside(options)
-        if self.refused is None:
+        if is_new:
             why = why or _changed(network, shared) or _unequal(inputs, _same(shares, copies, set()))
         if why:
             self.refused = why
             logging.info(f"Beyond CFG: all rows are computed whole, since {why}")
             return []
-        taken = [0] * len(shares)
-        if not self.taken:
-            self.taken, self.modules = taken, len(units)
-        make = partial(SharedModule, rows=inputs["x"].shape[0], present=present, taken=taken)
+        self.taken, self.modules = [0] * len(shares), len(units)
+        make = partial(SharedModule, rows=inputs["x"].shape[0], present=present, taken=self.taken)
         return [Forward(f"shared {unit.name}", unit.module, partial(make, unit=unit)) for unit in shared]
 
     def say(self, shares: Shares) -> None:
-        """Tell the log what the first call has shared."""
-        if self.refused is not None or not self.taken:
-            return
-        self.refused = ""
-        parts = [
-            f"{share.about.title} takes {count} of {self.modules} modules from the row that it is a copy of"
-            for share, count in zip(shares, self.taken, strict=True)
-            if count and share is not None
-        ]
-        if parts:
-            logging.info(f"Beyond CFG: {', '.join(parts)}")
+        """Tell the log once of each perturbation in the last batch what it has shared."""
+        new = {
+            share: count
+            for share, count in zip(shares, self.taken, strict=False)
+            if count and hasattr(share, "about") and share not in self._told
+        }
+        self._told.update(new)
+        if new:
+            parts = ", ".join(f"{share.about.title} {count}" for share, count in new.items())
+            logging.info(
+                f"Beyond CFG: of {self.modules} modules, computed once with the row that is perturbed: {parts}"
+            )
 
 
 def _inside(options: dict) -> str:
