@@ -34,11 +34,9 @@ class Sharing:
 
     on: bool = True
     refused: str = ""  # why rows are computed whole
-    _units: dict = field(default_factory=dict)  # what is shared of which batches
-    taken: list[int] = field(
-        default_factory=list
-    )  # by share of the last batch, in how many modules it was not computed
-    modules: int = 0  # in which it could have been
+    taken: list[int] = field(default_factory=list)  # by share of the last batch: modules that were not computed for it
+    modules: int = 0  # that there were
+    _units: dict = field(default_factory=dict)  # those of every batch that has come
     _told: set = field(default_factory=set)  # the perturbations that the log knows of
 
     def forwards(
@@ -113,6 +111,8 @@ def _changed(network, units: list[Unit]) -> str:
 def _unequal(inputs: dict, same: tuple[int, ...]) -> str:
     """Which input has other rows for a share than for the one it should be the same as."""
     rows = inputs["x"].shape[0]
+    if rows % len(same):
+        return "another node has changed how many rows the network gets"
     for name, given in inputs.items():
         for part in given if isinstance(given, list | tuple) else (given,):
             if isinstance(part, Tensor) and part.ndim and part.shape[0] == rows:
