@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..guiders.base import About
+from ..guiders.host import with_sharing
 from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
@@ -73,6 +74,31 @@ class GuidanceSchedule(schema.Node):
         return Curve(((0.0, start), (1.0, end)), curve_type, power)
 
 
+class GuidanceOptions(schema.Node):
+    about = About(
+        node_id="BeyondCFGOptions",
+        title="Guidance Options",
+        summary="How the guidances on a model are computed. What they give stays the same.",
+        aliases=("sharing", "shared prefix", "speed", "faster pag", "debug"),
+    )
+    inputs = [
+        io.Model.Input("model", tooltip="A model with guidances on it, or before they are put on it."),
+        io.Combo.Input(
+            "sharing",
+            options=["auto", "off"],
+            default="auto",
+            tooltip="auto: what the weak predictions of PAG, SEG, Skip Layer and others have in common with the "
+            "positive's, all before the first layer that is perturbed, is computed once where nothing of other nodes is "
+            "in the way. The log says what is shared. off: each is computed whole.",
+        ),
+    ]
+    output = io.Model.Output(tooltip="The model with these options.")
+
+    @classmethod
+    def build(cls, model, sharing):
+        return with_sharing(model, sharing)
+
+
 class LayerMap(schema.Node):
     about = About(
         node_id="BeyondCFGLayerMap",
@@ -112,4 +138,4 @@ class LayerMap(schema.Node):
         return io.NodeOutput(picture, found.text(), ui=ui.PreviewImage(picture, cls=cls))
 
 
-NODES = [GuidanceSchedule, LayerMap]
+NODES = [GuidanceSchedule, GuidanceOptions, LayerMap]

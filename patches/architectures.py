@@ -7,7 +7,7 @@ A network without a row is refused by name. To add one: a row here, and a networ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Stack:
     rows: int = 0  # the axis of the batch in the streams
     prefix: bool = False  # whether keys that have no queries come first
     grid: Callable | None = None  # (network, the latent's axes, block) → tokens on each axis, where blocks differ in it
+    shares: bool = True  # whether some rows of a block's inputs can be left out
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,26 @@ def patched(patch, spatial: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _unet_layers(network) -> tuple[Layer, ...]:
-    stacks = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
     return tuple(
         Layer(stack, index, part, len(module.transformer_blocks))
-        for stack, blocks in stacks.items()
-        for index, block in enumerate(blocks)
-        for module in block or ()
+        for stack, index, module in unet_modules(network)
         if hasattr(module, "transformer_blocks")
         for part in range(len(module.transformer_blocks))
     )
+
+
+def unet_modules(network) -> Iterator[tuple[str, int, Any]]:
+    """(stack, number of the block there, module) of what a UNet's rows pass through, in order."""
+    stacks = {"input": network.input_blocks, "middle": [network.middle_block], "output": network.output_blocks}
+    for stack, blocks in stacks.items():
+        for index, block in enumerate(blocks):
+            for module in block or ():
+                yield stack, index, module
+
+
+def has_frames(network) -> bool:
+    """Whether a UNet's rows are the frames of videos, which it mixes."""
+    return any(hasattr(module, "time_stack") for _, _, module in unet_modules(network))
 
 
 def _unet_grids(network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -464,7 +476,8 @@ ARCHITECTURES = (
     Architecture(
         name="PixArt",
         network="pixart.pixartms.PixArtMS",
-        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",)),),
+        # the text of all rows is one sequence
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",), shares=False),),
         auto="block.1",
         source="diffusers' PixArt-Σ PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",

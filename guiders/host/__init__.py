@@ -16,7 +16,7 @@ are applied to its result.
 from .pools import prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
-from .terms import KEY, Term, add_term, make_guider, with_recorder
+from .terms import KEY, Term, add_term, make_guider, with_recorder, with_sharing
 from .trace import Forward, trace
 from .weak_models import with_weak_model
 
@@ -32,5 +32,6 @@ __all__ = [
     "sample_with_terms",
     "trace",
     "with_recorder",
+    "with_sharing",
+    "with_weak_model",
 ]
-__all__ += ["with_weak_model"]

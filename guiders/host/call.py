@@ -89,7 +89,9 @@ class ModelCall:
         `known` are predictions that need no evaluation."""
         own: list[Latent] = []
         # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
-        self.hidden = "model_function_wrapper" in options or options.get("context_handler") is not None
+        self.windowed = options.get("context_handler") is not None
+        self.copied = not self.windowed and "multigpu_clones" not in options
+        self.hidden = self.windowed or "model_function_wrapper" in options
         rows, known = self.run.rows, {branch: value for branch, value in (known or {}).items() if value is not None}
         negative = rows.own(NEGATIVE)
         has_negative = NEGATIVE in known or (negative is not None and any(mine is negative for mine in conds))
@@ -182,7 +184,9 @@ class ModelCall:
             self.found[observation].setdefault(row, (sums, grid))  # of a block's transformers the first
 
         if any(shares):
-            options = planned(options, Plan(shares, self.run.unproven, self.moment, report))
+            copies = self.run.rows.copies(options) if self.copied else ()
+            plan = Plan(shares, self.run.unproven, self.moment, report, copies, self.run.sharing)
+            options = planned(options, plan)
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
         return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

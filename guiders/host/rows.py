@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Hashable
 
 import comfy.samplers
 
@@ -26,6 +27,7 @@ class Rows:
         self._uuids: dict[Branch, list[uuid.UUID]] = {}
         self._copies: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy)
         self._branch_of: dict[uuid.UUID, Branch] = {}
+        self._copy_of: dict[uuid.UUID, tuple[Pool | None, uuid.UUID]] = {}
         self._role_of: dict[uuid.UUID, int] = {}
         self._controls: dict[int, _ControlWithRoles] = {}
 
@@ -43,6 +45,8 @@ class Rows:
             uuids = self._uuids.setdefault(branch, [])
             uuids.extend(uuid.uuid4() for _ in source[len(uuids) :])
             self._branch_of.update((key, branch) for key in uuids)
+            drawn = branch.conditioning if isinstance(branch.conditioning, Pool) else None
+            self._copy_of.update((key, (drawn, row["uuid"])) for key, row in zip(uuids, source, strict=False))
             self._copies[branch] = (source, [{**row, "uuid": key} for row, key in zip(source, uuids, strict=False)])
         return self._copies[branch][1]
 
@@ -76,6 +80,13 @@ class Rows:
     def branches(self, transformer_options: dict) -> tuple[Branch | None, ...]:
         """The branch of each equal share of a network call's rows; None for the guider's own."""
         return tuple(self._branch_of.get(row) for row in transformer_options["uuids"])
+
+    def copies(self, transformer_options: dict) -> tuple[Hashable, ...]:
+        """What each equal share of a network call's rows is or is a copy of: shares of the same have equal rows."""
+        own = [row["uuid"] for rows in self._guider.conds.values() for row in rows]
+        sources = [self._copy_of.get(row, (None, row)) for row in transformer_options["uuids"]]
+        # The host gives a row that it makes for another's area the uuid of that other.
+        return tuple(source if own.count(source[1]) == 1 else at for at, source in enumerate(sources))
 
 
 def _same_batch(row: dict, other: dict, samples: int) -> bool:

@@ -15,7 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...patches.base import Moment
-from ...patches.host import KEY
+from ...patches.host import KEY, Sharing
 from ..base import POSITIVE, Branch, Step
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
@@ -30,6 +30,8 @@ from .weak_models import WeakModels
 
 if TYPE_CHECKING:
     from .terms import Term
+
+SHARING = "beyond_cfg_sharing"  # in model_options: "auto", or "off" where all rows are to be computed whole
 
 
 def sample_with_terms(executor, *args, **kwargs):
@@ -77,6 +79,7 @@ class Run:
         self.steps = Steps([float("inf")])
         self.used: set[Term] = set()
         self.cfg_mattered = False
+        self.sharing = Sharing(guider.model_options.get(SHARING) != "off")
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
         self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})

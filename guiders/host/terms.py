@@ -13,7 +13,7 @@ from ..base import GuidanceRule
 from ..classifier_free import SamplerCFG
 from ..schedule import Schedule
 from .recorder import RECORDER, Recorder
-from .run import sample_with_terms
+from .run import SHARING, sample_with_terms
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ def _heard(model):
     model = model.clone()
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_terms)
+    return model
+
+
+def with_sharing(model, sharing: str):
+    """A clone of MODEL whose terms share what rows have in common ("auto"), or compute all rows whole ("off")."""
+    model = model.clone()
+    model.model_options[SHARING] = sharing
     return model
 
 

@@ -10,6 +10,18 @@ replaced: what was there before is called from ours.
 from .call import KEY, Plan, planned
 from .lookup import architecture_of, check_time, is_compiled, layer_map, select_layers, uncompiled
 from .modules import Forward, Streams, around
+from .sharing import Sharing
 
-__all__ = ["KEY", "Forward", "Plan", "Streams", "architecture_of", "around", "check_time", "is_compiled", "planned"]
+__all__ = [
+    "KEY",
+    "Forward",
+    "Plan",
+    "Sharing",
+    "Streams",
+    "architecture_of",
+    "around",
+    "check_time",
+    "is_compiled",
+    "planned",
+]
 __all__ += ["layer_map", "select_layers", "uncompiled"]

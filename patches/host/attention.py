@@ -21,6 +21,16 @@ Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs 
 Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
 
 
+@dataclass
+class Present:
+    """Which shares of a network call's batch there are in the module that is running."""
+
+    kept: tuple[int, ...] | None = None  # None: all
+
+    def of(self, shares: Shares) -> Shares:
+        return shares if self.kept is None else tuple(shares[at] for at in self.kept)
+
+
 @dataclass(frozen=True)
 class UNetAttention:
     """The UNet's attn1 replace patch: it is asked for the self-attention alone, text is attended to elsewhere."""
@@ -32,6 +42,7 @@ class UNetAttention:
     moment: Moment | None
     report: Report | None
     reached: set = field(compare=False)
+    present: Present = field(compare=False)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
         witness(self.reached, self.shares)
@@ -65,7 +76,7 @@ class UNetAttention:
                 return clean(rows)
             return _from_heads(perturbation.attention(call))
 
-        return by_share(q.shape[0], self.shares, clean, perturbed)
+        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed)
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,7 @@ class TransformerAttention:
     moment: Moment | None
     report: Report | None
     reached: set = field(compare=False)
+    present: Present = field(compare=False)
 
     def __call__(
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
@@ -166,23 +178,26 @@ class TransformerAttention:
             out = out if order is None else out[:, :, order.argsort()]
             return out if skip_output_reshape else _from_heads(out)
 
-        return clean(slice(None)) if image is None else by_share(q.shape[0], self.shares, clean, perturbed)
+        if image is None:
+            return clean(slice(None))
+        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed)
 
 
 def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int) -> None:
     """Report what `perturbation` sees of these rows, share by share."""
     if call.grid is not None:
-        size = batch // len(patch.shares)
-        for share, seen in enumerate(perturbation.observe(call).split(size), rows.start // size):
+        present = patch.present.of(tuple(range(len(patch.shares))))
+        size = batch // len(present)
+        for share, seen in zip(present[rows.start // size :], perturbation.observe(call).split(size), strict=False):
             patch.report(share, perturbation, seen, call.grid)
 
 
 def by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:
-    """Each run of equal shares handled once, and put together in the batch's order."""
+    """Each run of equal shares handled once, but for those that draw by sample, and put together in the batch's order."""
     size = batch // len(shares)  # not the latent's batch: other packs cut tokens into tiles along the batch
     parts, start = [], 0
     for end in range(1, len(shares) + 1):
-        if end == len(shares) or shares[end] != shares[start]:
+        if end == len(shares) or shares[end] != shares[start] or getattr(shares[start], "random", False):
             rows = slice(start * size, end * size)
             parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
             start = end

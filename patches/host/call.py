@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import partial
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from .. import architectures
 from ..base import Moment, Perturbation
 from ..layers import Layer
-from .attention import ATTENTION, Layout, Report, Shares, TransformerAttention, UNetAttention
+from .attention import ATTENTION, Layout, Present, Report, Shares, TransformerAttention, UNetAttention
 from .lookup import is_compiled, uncompiled
 from .modules import (
     AttendingModule,
@@ -26,6 +26,7 @@ from .modules import (
     attention_told,
     takes_options,
 )
+from .sharing import Sharing
 
 KEY = "beyond_cfg"
 
@@ -38,6 +39,8 @@ class Plan:
     unproven: set[Perturbation]
     moment: Moment
     report: Report | None = None  # told what is observed
+    copies: tuple[Hashable, ...] = ()  # what each share is a copy of, but for its perturbation
+    sharing: Sharing = field(default_factory=Sharing)  # of the run
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -54,20 +57,23 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     compiled = executor.class_obj.diffusion_model
     network = uncompiled(compiled)
     reached: set[Perturbation] = set()
+    present = Present()
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
     architecture = architectures.find(network)
     unproven = plan.unproven.intersection(plan.shares)
     for perturbation in unproven:
         _check_layers(architecture, network, perturbation)
+    inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+    shared = plan.sharing.forwards(architecture, compiled, inputs, options, plan.shares, plan.copies, present)
     forwards, untold = _time(architecture, network, x, kwargs, plan, reached), []
     if architecture.stacks:
-        transformer = _Transformer(architecture, network, x, kwargs, plan, reached)
+        transformer = _Transformer(architecture, network, x, kwargs, plan, reached, present)
         forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
         if untold:
             options = {**options, ATTENTION: ToldAttention(options.get(ATTENTION))}
     else:
-        options = _with_attn1_patches(options, network, plan, reached)
-    with attention_told(untold), around(forwards, options) as options:
+        options = _with_attn1_patches(options, network, plan, reached, present)
+    with attention_told(untold), around(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
         for perturbation in unproven - reached:
@@ -77,6 +83,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
                 f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
                 f"effect. Another pack may have replaced a part of the network; take its node out, or choose other layers."
             )
+    plan.sharing.say(plan.shares)
     plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
     return denoised
 
@@ -108,24 +115,24 @@ def _moment(plan: Plan) -> Moment | None:
     return plan.moment if any(getattr(p, "random", False) for p in plan.shares) else None
 
 
-def _with_attn1_patches(options: dict, network, plan: Plan, reached: set) -> dict:
+def _with_attn1_patches(options: dict, network, plan: Plan, reached: set, present: Present) -> dict:
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
     attn1 = replace.setdefault("attn1", {})
-    has_frames = any(hasattr(part, "time_stack") for block in network.input_blocks for part in block)
-    pictures = set() if has_frames else None
+    pictures = set() if architectures.has_frames(network) else None
     for layer, shares in _layers(plan).items():
         key = (layer.stack, layer.index, layer.part)
         previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
         shares = _those(("attention", "observe"), shares)
-        attn1[key] = UNetAttention(shares, previous, str(layer), pictures, _moment(plan), plan.report, reached)
+        attn1[key] = UNetAttention(shares, previous, str(layer), pictures, _moment(plan), plan.report, reached, present)
     return {**options, "patches_replace": replace}
 
 
 class _Transformer:
     """What is put around the modules of a transformer in one call."""
 
-    def __init__(self, architecture: architectures.Architecture, network, x, conds: dict, plan: Plan, reached: set):
-        self.architecture, self.network, self.plan, self.reached = architecture, network, plan, reached
+    def __init__(self, architecture, network, x, conds: dict, plan: Plan, reached: set, present: Present):
+        self.architecture, self.network, self.plan = architecture, network, plan
+        self.reached, self.present = reached, present
         self.tokens = partial(architecture.tokens, network, tuple(x.shape), conds)
         self.grid = self.tokens()
         self.shift = architecture.shift(network, conds, self.grid)
@@ -146,13 +153,20 @@ class _Transformer:
                 layout = Layout(grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
                 where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
                 attention = TransformerAttention(
-                    attending, previous, layout, where, moment, self.plan.report, self.reached
+                    attending, previous, layout, where, moment, self.plan.report, self.reached, self.present
                 )
                 found.append(Forward(f"attention of {layer}", module, self._attending(module, attention, stack)))
             if any(skipped := _those(("skips",), shares)):
                 block = self.architecture.block(self.network, layer)
                 streams = Streams.of(block, stack.streams)
-                skip = partial(SkippedBlock, streams=streams, axis=stack.rows, shares=skipped, reached=self.reached)
+                skip = partial(
+                    SkippedBlock,
+                    streams=streams,
+                    axis=stack.rows,
+                    shares=skipped,
+                    reached=self.reached,
+                    present=self.present,
+                )
                 found.append(Forward(f"skipped {layer}", block, skip))
         return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base import Moment
-from .attention import ATTENTION, PARTS, TEXT, Shares, TransformerAttention, by_share, witness
+from .attention import ATTENTION, PARTS, TEXT, Present, Shares, TransformerAttention, by_share, witness
 from .lookup import uncompiled
 
 AROUND = "beyond_cfg_around"  # name → what a forward of ours does, in the options of a call
@@ -68,7 +68,8 @@ class _Named:
 
 class _Told(_Named):
     def __call__(self, *args, **kwargs):
-        return kwargs["transformer_options"][AROUND][self.name](*args, **kwargs)
+        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
+        return options[AROUND][self.name](*args, **kwargs)
 
 
 class _Untold(_Named):
@@ -157,18 +158,19 @@ class SkippedBlock:
     axis: int  # of the batch in them
     shares: Shares
     reached: set = field(compare=False)
+    present: Present = field(compare=False)
 
     def __call__(self, *args, **kwargs):
         witness(self.reached, self.shares)
-        before = self.streams.read(args, kwargs)
-        if all(self.shares):
+        before, shares = self.streams.read(args, kwargs), self.present.of(self.shares)
+        if all(shares):
             return before[0] if len(before) == 1 else tuple(before)
         before = [tokens.clone() for tokens in before]  # blocks add to their inputs in place
         out = self.forward(*args, **kwargs)
 
         def left_out(stream: int, after: Tensor) -> Tensor:
             old, new = before[stream].movedim(self.axis, 0), after.movedim(self.axis, 0)
-            kept = by_share(new.shape[0], self.shares, lambda at: new[at], lambda at, _: old[at])
+            kept = by_share(new.shape[0], shares, lambda at: new[at], lambda at, _: old[at])
             return kept.movedim(0, self.axis)
 
         return self.streams.changed(out, left_out)

@@ -19,7 +19,7 @@ from pack.patches.host import select_layers
 KINDS = ("unet", "sd3", "flux")
 NODES = {node.define_schema().node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}
 OTHERS = {"BeyondCFGClassifier", "BeyondCFGNoisyClassifier"}  # want a VAE, a file
-OTHERS |= {"BeyondCFGDegradedModel", "BeyondCFGRecorder"}  # no terms
+OTHERS |= {"BeyondCFGDegradedModel", "BeyondCFGRecorder", "BeyondCFGOptions"}  # no terms
 TERMS = sorted(
     key
     for key, node in NODES.items()
