@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Hashable
 
 import comfy.samplers
+import torch
 
 from ..base import POSITIVE, REFERENCE, Branch
 from ..independent_condition import Pool
@@ -20,8 +21,8 @@ class Rows:
     the place of the guider's conditioning that the row is a copy of.
     """
 
-    def __init__(self, guider, pools: Pools):
-        self._guider, self._pools = guider, pools
+    def __init__(self, guider, pools: Pools, share_controls: bool):
+        self._guider, self._pools, self.share_controls = guider, pools, share_controls
         self.now = (0, 0, 1)  # seed, step, samples of the model call under way
         self.reference = "positive"  # which of the guider's own REFERENCE stands for in it
         self._uuids: dict[Branch, list[uuid.UUID]] = {}
@@ -102,14 +103,42 @@ def _same_batch(row: dict, other: dict, samples: int) -> bool:
 
 
 class _ControlWithRoles:
-    """A control whose get_control sees roles; the host calls it before any wrapper of the network."""
+    """A control whose get_control sees roles; the host calls it before any wrapper of the network. Residuals of rows that
+    are copies of one another are computed once, where control and all before it are the host's own."""
 
     def __init__(self, control, rows: Rows):
         self._control, self._rows = control, rows
 
     def get_control(self, x, t, cond, batched_number, transformer_options):
         self._rows.give_roles(transformer_options)
-        return self._control.get_control(x, t, cond, batched_number, transformer_options)
+        copies = self._rows.copies(transformer_options)
+        kept = [at for at, source in enumerate(copies) if copies.index(source) == at]
+        if len(kept) == len(copies) or not self._can_share(transformer_options):
+            return self._control.get_control(x, t, cond, batched_number, transformer_options)
+        size = len(x) // len(copies)
+
+        def few(given):
+            if not isinstance(given, torch.Tensor) or not given.ndim or len(given) != len(x):
+                return given
+            return torch.cat([given[at * size : (at + 1) * size] for at in kept])
+
+        def all_of(residual):
+            if residual is None or len(residual) != len(kept) * size:
+                return residual
+            parts = residual.split(size)
+            return torch.cat([parts[kept.index(copies.index(source))] for source in copies])
+
+        own = {name: [transformer_options[name][at] for at in kept] for name in ("cond_or_uncond", "uuids")}
+        options = {**transformer_options, **own}
+        cond = {**{name: few(given) for name, given in cond.items()}, "transformer_options": options}
+        found = self._control.get_control(few(x), few(t), cond, len(kept), options)
+        return found and {name: [all_of(residual) for residual in residuals] for name, residuals in found.items()}
+
+    def _can_share(self, transformer_options: dict) -> bool:
+        control = self._control
+        while control is not None and type(control).__module__ == "comfy.controlnet":
+            control = control.previous_controlnet
+        return control is None and self._rows.share_controls and "context_window" not in transformer_options
 
     def __getattr__(self, name):
         return getattr(self._control, name)

@@ -83,7 +83,7 @@ class Run:
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
         self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})
-        self.rows = Rows(guider, self.pools)
+        self.rows = Rows(guider, self.pools, self.sharing.on)
         observations = {term.rule.observation: term.node for term in terms if getattr(term.rule, "observation", None)}
         if len(observations) > 1:
             raise ValueError(

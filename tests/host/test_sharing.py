@@ -7,6 +7,7 @@ another, to a few times what the size of a batch does to rounding by itself, mea
 import logging
 import random
 
+import comfy.controlnet
 import comfy.ldm.modules.attention
 import comfy.samplers
 import networks
@@ -16,7 +17,7 @@ import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from harness import Counter, close, network, pag, sample
+from harness import Counter, close, network, pag, prompts, sample
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttention
@@ -317,3 +318,35 @@ def test_the_log_says_once_what_was_shared(caplog):
     sample(pag(network("unet"), layers="middle"))
     said = [record.getMessage() for record in caplog.records if "Beyond CFG" in record.getMessage()]
     assert said == ["Beyond CFG: of 26 modules, computed once with the row that is perturbed: PAG 11"]
+
+
+class Residuals(torch.nn.Module):
+    """A ControlNet's network: residuals for the middle, of x, text, hint and time."""
+
+    dtype = torch.float64
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def forward(self, x, hint, timesteps, context, **more):
+        self.rows.append(len(x))
+        own = (x.mean((1, 2, 3)) + context.mean((1, 2)) + hint.mean((1, 2, 3)) + timesteps / 1000)[:, None, None, None]
+        return {"middle": [own.repeat(1, 64, 8, 8)], "output": []}
+
+
+@pytest.mark.parametrize("cfg, rows", [(4.0, 2), (1.0, 1)])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_controlnets_residuals_are_computed_once_for_copies(cfg, rows, samples):
+    plain, latent, found = network("unet"), networks.latent("unet", samples), []
+    for sharing in ("auto", "off"):
+        residuals = Residuals()
+        control = comfy.controlnet.ControlNet(residuals, load_device=torch.device("cpu"))
+        control = control.set_cond_hint(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+        conds = [node_helpers.conditioning_set_values(prompt, {"control": control}) for prompt in prompts("unet")]
+        out = sample(host.with_sharing(pag(plain), sharing), cfg=cfg, conds=conds, latent=latent)
+        found.append((residuals.rows, out))
+    (few, shared), (whole, batched) = found
+    assert set(few) == {rows * samples} and set(whole) == {(rows + 1) * samples}
+    assert close(shared, batched) < 2e-6
+    assert close(sample(pag(plain), cfg=cfg, latent=latent), batched) > 1e-4  # it acts
