@@ -46,11 +46,11 @@ from .study.report import write_report
 from .study.rig import EMPTY, Files, Rig, start_host
 from .study.suites import DemoDigits, PromptFile
 
-RECIPE = 2  # raise it when what a cell means changes: cells of an older recipe are then sampled again
+RECIPE = 3  # raise it when what a cell means changes: cells of an older recipe are then sampled again
 RESULTS = ROOT / "benchmarks/results"
 REPORT_SEEDS = (1, 2)
 POOL_SEED = 1000  # of the prompts that ICG draws from
-LAYERS = "single.2"  # the best of SETTINGS["layers"]
+LAYERS = "single.3"  # the best of SETTINGS["layers"]
 
 
 @dataclass(frozen=True)

@@ -49,25 +49,35 @@ def best_weight(pair: str, name: str = "sw1") -> Callable[[Runs], float]:
 
 NONE, EVERYWHERE, NARROW = "no guidance", "CFG, w = 4", "CFG, w = 4, σ in (0.02, 0.2]"
 MATCHED, DROPPED = "noise 10 % guided by noise 20 %", "dropout 5 % guided by dropout 10 %, w = 1.5"
+
+
+def outliers_and_mean(run: str) -> tuple[Statement, Statement]:
+    return (
+        Statement(f"{run}: far outliers, of those without guidance", "tree", measure(run, "far", NONE), 1),
+        Statement(f"{run}: shift of the mean", "tree", measure(run, "shift"), 0.02),
+    )
+
+
 HOLD = (
+    *outliers_and_mean("autoguidance, w = 2"),
     Statement("autoguidance, w = 2: outliers, of those without guidance", "tree",
-              measure("autoguidance, w = 2", "out", NONE), 0.98, asked=False),
+              measure("autoguidance, w = 2", "out", NONE), 0.83, asked=False),
     Statement("autoguidance, w = 3: variation of the branches' shares, of that of CFG, w = 4", "tree",
-              measure("autoguidance, w = 3", "tv", EVERYWHERE), 0.65, asked=False),
+              measure("autoguidance, w = 3", "tv", EVERYWHERE), 0.56, asked=False),
     Statement("CFG, w = 4: shift of the mean", "tree", measure(EVERYWHERE, "shift"), 0.2, above=True),
     Statement("CFG, w = 4: share in the other class, of the data's", "tree", measure(EVERYWHERE, "other", "data"), 1e-9),
-    Statement("CFG, w = 4, σ in (0.02, 0.2]: shift of the mean", "tree", measure(NARROW, "shift"), 0.033,
+    Statement("CFG, w = 4, σ in (0.02, 0.2]: shift of the mean", "tree", measure(NARROW, "shift"), 0.032,
               asked=False),
     Statement("CFG, w = 4, σ in (0.02, 0.2]: sw1, of that of CFG everywhere", "tree",
-              measure(NARROW, "sw1", EVERYWHERE), 0.12, asked=False),
+              measure(NARROW, "sw1", EVERYWHERE), 0.094, asked=False),
     Statement("score × 1.4: outliers, of the data's", "tree", measure("score × 1.4", "out", "data"), 1),
-    Statement("score × 1.4: standard deviation, of the data's", "tree", measure("score × 1.4", "std", "data"), 0.29,
+    Statement("score × 1.4: standard deviation, of the data's", "tree", measure("score × 1.4", "std", "data"), 0.286,
               asked=False),
     Statement(f"{MATCHED}: distance of the best weight from 2", "degraded",
               lambda runs: abs(best_weight(MATCHED)(runs) - 2), 0.3),
     Statement(f"{MATCHED}, w = 2: sw1, of that of noise 10 %", "degraded",
-              measure(f"{MATCHED}, w = 2", "sw1", "noise 10 %"), 0.82, asked=False),
-    Statement(f"{DROPPED}: sw1, of that of dropout 5 %", "degraded", measure(DROPPED, "sw1", "dropout 5 %"), 0.55,
+              measure(f"{MATCHED}, w = 2", "sw1", "noise 10 %"), 0.83, asked=False),
+    Statement(f"{DROPPED}: sw1, of that of dropout 5 %", "degraded", measure(DROPPED, "sw1", "dropout 5 %"), 0.42,
               asked=False),
     *(
         Statement(f"{one} guided by {other}, w = 1.5: sw1, of that of {one}", "degraded",
@@ -75,14 +85,7 @@ HOLD = (
         for one, other in (("noise 10 %", "dropout 10 %"), ("dropout 5 %", "noise 20 %"))
     ),
 )  # fmt: skip
-FAIL = tuple(
-    statement
-    for run in ("autoguidance, w = 2", "autoguidance, w = 3")
-    for statement in (
-        Statement(f"{run}: far outliers, of those without guidance", "tree", measure(run, "far", NONE), 1),
-        Statement(f"{run}: shift of the mean", "tree", measure(run, "shift"), 0.02),
-    )
-)
+FAIL = outliers_and_mean("autoguidance, w = 3")
 
 
 def page(results: Mapping) -> str:
@@ -101,8 +104,8 @@ def page(results: Mapping) -> str:
         tree_table(results["degraded"]),
         "## What holds of every seed, and what does not",
         "A bound was asked for before anything was measured, or (*) is from these seeds: the worst of them, and the range "
-        "of the three once more beyond it. Where far outliers grow, a few points run away: those of seed 0, "
-        "whose main network leaves the most of them without guidance.",
+        "of the three once more beyond it. Far outliers are 19 to 27 of 8192 points without guidance, so that at w = 3 "
+        "their parts are within chance of 1.",
         statement_table(results),
         "## An interval of CFG, in one dimension",
         "![](toy2d_interval.png)",

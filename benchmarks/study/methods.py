@@ -63,16 +63,16 @@ def average(rig, model, strength):
     return rig.average(strength), 1.0
 
 
-def attention(name: str, node_id: str) -> Method:
-    build = node(node_id, layers=lambda rig: rig.layers)
-    return Method(name, "scale", (0.25, 0.5, 1, 2), (1, 2, 3, 5), build, settings="{layers}")
+def attention(name: str, node_id: str, scales: tuple[float, ...]) -> Method:
+    return Method(
+        name, "scale", scales, (1, 2, 3, 5), node(node_id, layers=lambda rig: rig.layers), settings="{layers}"
+    )
 
 
 def away_from(name: str, file: str, node_id: str = "BeyondCFGAutoguidance", given: str = "weak_model") -> Method:
     """Guidance by another model, from the rig's file of that kind."""
     build = node(node_id, **{given: lambda rig: rig.file_model(file)})
-    weights = {"BeyondCFGSIMS": (1.25, 1.5, 2, 3)}.get(node_id, (1.5, 2, 3, 4))
-    return Method(name, "weight", weights, (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
+    return Method(name, "weight", (1.25, 1.5, 2, 3), (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
 
 
 DEGRADATIONS = {"input noise 10 %": ("input noise", 0.1), "input noise 20 %": ("input noise", 0.2)}
@@ -97,24 +97,24 @@ def degraded(main: str, weak: str = "") -> Method:
 
 METHODS = (
     Method(NONE, "", (0.0,), (0.0,), none, adds=False),
-    Method("CFG", "cfg", (1.5, 2, 3, 4), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
+    Method("CFG", "cfg", (1.25, 1.5, 2, 3), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
     Method(
-        "CFG + interval", "cfg", (2, 3, 4, 6), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
+        "CFG + interval", "cfg", (1.5, 2, 3, 4), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
         settings="{} to {} of sampling".format(*PERCENT),
     ),
-    attention("PAG", "BeyondCFGPAG"),
-    attention("SEG", "BeyondCFGSEG"),
-    Method("SAG", "scale", (0.25, 0.5, 1, 2), (0.25, 0.5, 0.75, 1.5), node("BeyondCFGSAG")),
+    attention("PAG", "BeyondCFGPAG", (0.25, 0.5, 1, 2)),
+    attention("SEG", "BeyondCFGSEG", (0.1, 0.25, 0.5, 1)),
+    Method("SAG", "scale", (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5), node("BeyondCFGSAG")),
     Method(
-        "ICG", "weight", (1.5, 2, 3, 4), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
+        "ICG", "weight", (1.1, 1.25, 1.5, 2), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
         build=node("BeyondCFGICG", conditions="prompts", prompts=lambda rig: rig.pool),
     ),
-    Method("TSG", "weight", (1.5, 2, 3, 4), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
+    Method("TSG", "weight", (1.1, 1.25, 1.5, 2), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
     away_from("Autoguidance", "weak"),
     away_from("Autoguidance, less capacity", "smaller"),
     away_from("Autoguidance, both", "smaller and weak"),
     away_from("SIMS", "own pictures", "BeyondCFGSIMS", "auxiliary_model"),
-    Method("Classifier", "scale", (1, 2, 4, 8), (1, 2, 4, 8), classifier, needs=("classifiers",)),
+    Method("Classifier", "scale", (0.5, 1, 2, 4), (0.5, 1, 2, 4), classifier, needs=("classifiers",)),
     Method("Post-hoc EMA", "σ_rel", (0.06, 0.075, 0.1, 0.125), (), average, needs=("snapshots",), adds=False),
     degraded("input noise 10 %"),
     degraded("input noise 10 %", "input noise 20 %"),
@@ -138,7 +138,9 @@ def pair(one: Method, one_strength: float, other: Method, other_strength: float)
             weights.append(weight)
         return model, max(weights)  # one of them is 1, that of a method without the sampler's cfg
 
-    settings = "1 is " + " and ".join(f"{method.name} {strength:g} {method.settings}".rstrip() for method, strength in both)
+    settings = "1 is " + " and ".join(
+        f"{method.name} {strength:g} {method.settings}".rstrip() for method, strength in both
+    )
     needs = tuple(dict.fromkeys((*one.needs, *other.needs)))
     return Method(f"{one.name} + {other.name}", "share of both", SHARES, SHARES, build, 0.0, needs, settings)
 

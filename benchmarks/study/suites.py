@@ -101,14 +101,18 @@ class DemoDigits:
         return torch.cat(logits).numpy(), torch.cat(features).numpy()
 
     def reference(self) -> np.ndarray:
-        return self._trained.pictures_of("reference", self.REFERENCE)[0].permute(0, 2, 3, 1).numpy()
+        return self._as_the_vae_shows("reference", self.REFERENCE, 0)[0]
 
     def real(self, count: int, seed: int) -> tuple[np.ndarray, list[Prompt]]:
-        """Training pictures through encoder and decoder."""
-        pictures, labels = self._trained.pictures_of("generator", count, 10_000 * seed)
-        seen = torch.cat([self._trained.decode(self._trained.encode(chunk)) for chunk in pictures.split(250)])
-        prompts = [Prompt(self._trained.prompt_of(label), tuple(label)) for label in labels.tolist()]
-        return seen.permute(0, 2, 3, 1).numpy(), prompts
+        pictures, labels = self._as_the_vae_shows("generator", count, 10_000 * seed)
+        return pictures, [Prompt(self._trained.prompt_of(label), tuple(label)) for label in labels]
+
+    def _as_the_vae_shows(self, split: str, count: int, start: int) -> tuple[np.ndarray, list]:
+        """Real pictures through encoder and decoder, with their labels: as they are, sharper than anything that the
+        generator could show, they would make every guidance that draws thicker and brighter strokes look right."""
+        pictures, labels = self._trained.pictures_of(split, count, start)
+        seen = torch.cat([self.decode(self._trained.encode(chunk)) for chunk in pictures.split(250)])
+        return seen.permute(0, 2, 3, 1).numpy(), labels.tolist()
 
 
 class Reference:
