@@ -45,9 +45,10 @@ from .study.methods import METHODS, NEGATIVE, NONE, POOL_SIZE, Method
 from .study.report import write_report
 from .study.rig import EMPTY, Files, Rig, start_host
 from .study.suites import DemoDigits, PromptFile
+from .study.summary import in_step
 
 RECIPE = 3  # raise it when what a cell means changes: cells of an older recipe are then sampled again
-RESULTS = ROOT / "benchmarks/results"
+RESULTS, README = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
 REPORT_SEEDS = (1, 2)
 POOL_SEED = 1000  # of the prompts that ICG draws from
 LAYERS = "single.3"  # the best of SETTINGS["layers"]
@@ -175,6 +176,8 @@ def main(arguments: Sequence[str]) -> int:
         finally:
             if path.exists():
                 print(path, *write_report(path), sep="\n")
+    if options.results == RESULTS:
+        README.write_text(in_step(README.read_text("utf-8"), RESULTS), "utf-8")
     return 0
 
 

@@ -1,5 +1,7 @@
 """What README and the help pages say that can be computed is what is computed."""
 
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -9,3 +11,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_the_table_of_what_works_is_that_of_the_tests_there_and_in_the_help_pages():
     """Else: python benchmarks/support.py"""
     assert runpy.run_path(str(ROOT / "benchmarks" / "support.py"))["main"](["--check"]) == 0
+
+
+def test_the_tables_of_the_evidence_are_those_of_its_results():
+    """Else: python benchmarks/quality.py --only-report"""
+    from pack.benchmarks.study.summary import in_step
+
+    text = (ROOT / "benchmarks/README.md").read_text("utf-8")
+    assert in_step(text, ROOT / "benchmarks/results") == text and text.count("| none |") >= 3
+
+
+def test_the_page_of_costs_is_that_of_its_results():
+    from pack.benchmarks import cost
+
+    results = ROOT / "benchmarks/results/cost.json"
+    assert cost.page(json.loads(results.read_text("utf-8"))) == results.with_suffix(".md").read_text("utf-8")
+
+
+def test_every_picture_and_file_that_a_page_names_is_there():
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("benchmarks/*/*.md")):
+        for name in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
+            assert (page.parent / name).exists(), f"{page.name}: {name}"
