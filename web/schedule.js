@@ -42,6 +42,12 @@ function show(node, box) {
     };
 }
 
+function fit(node) {
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    node.setDirtyCanvas(true, true);
+}
+
 app.registerExtension({
     name: "BeyondCFG.Schedule",
     nodeCreated(node) {
@@ -52,5 +58,9 @@ app.registerExtension({
         const widget = node.addDOMWidget("picture", "picture", box, { serialize: false, getMinHeight: () => 150 });
         widget.serialize = false;
         show(node, box);
+        requestAnimationFrame(() => fit(node));
+    },
+    loadedGraphNode(node) {
+        if (node.comfyClass === NODE) fit(node); // saved without the picture, perhaps
     },
 });
