@@ -132,7 +132,7 @@ def guided(kind: str, model) -> dict[str, tuple]:
         runs["CFG + PAG, the host's node"] = (PerturbedAttentionGuidance.execute(model, 3.0).result[0], CFG)
         runs["CFG + SAG, the host's node"] = (SelfAttentionGuidance.execute(model, 0.5, 2.0).result[0], CFG)
     else:
-        three = ours("SkipLayer", three, layers="0.75")
+        three = ours("SkipLayer", three, layers="0.75", start_percent=0.0, end_percent=1.0)
     runs["CFG + PAG, rows computed whole"] = (with_sharing(pag, "off"), CFG)
     runs["CFG + PAG"] = (pag, CFG)
     runs["CFG + SAG"] = (ours("SAG", model, layers=layers), CFG)
@@ -232,7 +232,7 @@ def table(head: Sequence[str], rows) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER", default=os.environ.get("COMFYUI_PATH"))
     options = parser.parse_args(arguments)
