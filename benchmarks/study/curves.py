@@ -34,7 +34,7 @@ def draw(records: Sequence[dict], path: Path) -> list[Path]:
             panel.plot(*zip(*points, strict=True), **style, markersize=5, linewidth=1.2, label=method)
         values = start[0]["values"]
         panel.plot(values[across][0], values[measure][0], "k*", markersize=14, label="none")
-        panel.set(xlabel=across, ylabel=title)
+        panel.set(xlabel=across, ylabel=title, yscale="log" if measure.startswith("fd") else "linear")
         panel.grid(alpha=0.3)
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)

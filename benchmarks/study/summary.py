@@ -29,8 +29,9 @@ def summary(records: Sequence[dict]) -> list[str]:
         errors = [cell["against_none"]["fd"] for cell in cells if "fd" in cell["against_none"]]
         paired = ", ".join(f"{value / error:+.0f}" for value, _, _, error in errors if error > 0)
         cost = "" if name == REAL else f"{cells[0]['rows_per_step']:g}"
-        seeds = "" if len(cells) == whole else f", seed {cells[0]['key']['seed']} only"
-        rows.append([name, setting(cells[0]["key"]) + seeds, *shown, paired, cost])
+        seeds = "" if len(cells) == whole else f"seed {cells[0]['key']['seed']} only"
+        settings = ", ".join(filter(None, (setting(cells[0]["key"]), seeds)))
+        rows.append([name, settings, *shown, paired, cost])
     order = {REAL: 0, NONE: 1}
     rows.sort(key=lambda row: order.get(row[0], 2))
     return table(["method", "setting", *TITLES, "ΔFD / error", "rows"], rows)
