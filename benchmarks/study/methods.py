@@ -69,10 +69,12 @@ def attention(name: str, node_id: str, scales: tuple[float, ...]) -> Method:
     )
 
 
-def away_from(name: str, file: str, node_id: str = "BeyondCFGAutoguidance", given: str = "weak_model") -> Method:
+def away_from(
+    name: str, file: str, weights: tuple[float, ...], node_id: str = "BeyondCFGAutoguidance", given: str = "weak_model"
+) -> Method:
     """Guidance by another model, from the rig's file of that kind."""
     build = node(node_id, **{given: lambda rig: rig.file_model(file)})
-    return Method(name, "weight", (1.25, 1.5, 2, 3), (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
+    return Method(name, "weight", weights, (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
 
 
 DEGRADATIONS = {"input noise 10 %": ("input noise", 0.1), "input noise 20 %": ("input noise", 0.2)}
@@ -91,30 +93,30 @@ def degraded(main: str, weak: str = "") -> Method:
 
     if not weak:
         return Method(main, "", (1.0,), (1.0,), build, adds=False)
-    weights = (1.25, 1.5, 2, 2.5)
+    weights = (1.5, 2, 3, 4)
     return Method(f"{main} ← {weak}", "weight", weights, weights, build, off=1.0, adds=False)
 
 
 METHODS = (
     Method(NONE, "", (0.0,), (0.0,), none, adds=False),
-    Method("CFG", "cfg", (1.25, 1.5, 2, 3), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
+    Method("CFG", "cfg", (1.1, 1.25, 1.5, 2), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
     Method(
-        "CFG + interval", "cfg", (1.5, 2, 3, 4), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
+        "CFG + interval", "cfg", (1.25, 1.5, 2, 3), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
         settings="{} to {} of sampling".format(*PERCENT),
     ),
     attention("PAG", "BeyondCFGPAG", (0.25, 0.5, 1, 2)),
-    attention("SEG", "BeyondCFGSEG", (0.1, 0.25, 0.5, 1)),
+    attention("SEG", "BeyondCFGSEG", (0.05, 0.1, 0.25, 1)),
     Method("SAG", "scale", (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5), node("BeyondCFGSAG")),
     Method(
-        "ICG", "weight", (1.1, 1.25, 1.5, 2), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
+        "ICG", "weight", (1.05, 1.1, 1.25, 1.5), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
         build=node("BeyondCFGICG", conditions="prompts", prompts=lambda rig: rig.pool),
     ),
-    Method("TSG", "weight", (1.1, 1.25, 1.5, 2), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
-    away_from("Autoguidance", "weak"),
-    away_from("Autoguidance, less capacity", "smaller"),
-    away_from("Autoguidance, both", "smaller and weak"),
-    away_from("SIMS", "own pictures", "BeyondCFGSIMS", "auxiliary_model"),
-    Method("Classifier", "scale", (0.5, 1, 2, 4), (0.5, 1, 2, 4), classifier, needs=("classifiers",)),
+    Method("TSG", "weight", (1.05, 1.1, 1.5, 2), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
+    away_from("Autoguidance", "weak", (1.1, 1.25, 1.5, 2)),
+    away_from("Autoguidance, less capacity", "smaller", (1.25, 1.5, 2, 3)),
+    away_from("Autoguidance, both", "smaller and weak", (1.1, 1.25, 1.5, 2)),
+    away_from("SIMS", "own pictures", (1.25, 1.5, 2, 3), "BeyondCFGSIMS", "auxiliary_model"),
+    Method("Classifier", "scale", (0.25, 0.5, 1, 4), (0.5, 1, 2, 4), classifier, needs=("classifiers",)),
     Method("Post-hoc EMA", "σ_rel", (0.06, 0.075, 0.1, 0.125), (), average, needs=("snapshots",), adds=False),
     degraded("input noise 10 %"),
     degraded("input noise 10 %", "input noise 20 %"),
