@@ -29,6 +29,7 @@ if not __package__:
 import argparse
 import json
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ import torch
 from .provenance import facts_of_run
 from .study.rig import start_host
 
-RESULTS = ROOT / "benchmarks/results/cost.json"
+RESULTS, README = ROOT / "benchmarks/results/cost.json", ROOT / "README.md"
 STEPS, SEED, CFG = 2, 0, 4.0
 FORKS = {  # where each network's perturbations are in the count: PAG, SEG, Skip Layer; a UNet has no layer to skip
     "SD 1.5": ("middle", "output.3", None),
@@ -226,6 +227,31 @@ def page(results: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+SHOWN = {  # what the pack's README shows, and by which runs
+    "CFG": ("CFG",),
+    "PAG": ("PAG",),
+    "CFG + PAG, the host's node": ("CFG + PAG, the host's node",),
+    "CFG + PAG": ("CFG + PAG",),
+    "CFG + PAG + SEG + Skip Layer": ("CFG + PAG + SEG + Skip Layer", "CFG + PAG + SEG"),
+    "CFG + Autoguidance": ("CFG + Autoguidance by a network of this size",),
+}
+
+
+def in_step(text: str, results: dict) -> str:
+    """A README's text with the table of operations, over those without guidance, made again."""
+    rows = []
+    for title, runs in SHOWN.items():
+        cells = []
+        for lines in results["counted"].values():
+            line = next(line for run in runs for line in lines if line["run"] == run)
+            cells.append(f"{line['flops'] / lines[0]['flops']:.2f}")
+        rows.append((title, *cells))
+    made = table(("", *results["counted"]), rows)
+    return re.sub(
+        r"(<!-- cost -->\n).*?(<!-- /cost -->)", lambda mark: f"{mark[1]}{made}\n{mark[2]}", text, flags=re.DOTALL
+    )
+
+
 def table(head: Sequence[str], rows) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *rows))
 
@@ -248,5 +274,7 @@ def main(arguments: Sequence[str]) -> int:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1), "utf-8")
     options.results.with_suffix(".md").write_text(page(results), "utf-8")
+    if options.results == RESULTS:
+        README.write_text(in_step(README.read_text("utf-8"), results), "utf-8")
     print(options.results, options.results.with_suffix(".md"), sep="\n")
     return 0

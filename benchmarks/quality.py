@@ -48,7 +48,7 @@ from .study.suites import DemoDigits, PromptFile
 from .study.summary import in_step
 
 RECIPE = 3  # raise it when what a cell means changes: cells of an older recipe are then sampled again
-RESULTS, README = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
+RESULTS, PAGES = ROOT / "benchmarks/results", (ROOT / "benchmarks/README.md", ROOT / "README.md")
 REPORT_SEEDS = (3, 4)  # 1 and 2 had been looked at while the strengths to try were settled
 POOL_SEED = 1000  # of the prompts that ICG draws from
 LAYERS = "single.3"  # the best of SETTINGS["layers"]
@@ -178,7 +178,8 @@ def main(arguments: Sequence[str]) -> int:
             if path.exists():
                 print(path, *write_report(path), sep="\n")
     if options.results == RESULTS:
-        README.write_text(in_step(README.read_text("utf-8"), RESULTS), "utf-8")
+        for page in PAGES:
+            page.write_text(in_step(page.read_text("utf-8"), RESULTS), "utf-8")
     return 0
 
 

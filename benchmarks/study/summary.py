@@ -1,4 +1,4 @@
-"""The study in a README: one line for each method of a setting, over all reported seeds, between two marks."""
+"""The study in a README, between two marks: a setting's methods, over all reported seeds, or all settings side by side."""
 
 from __future__ import annotations
 
@@ -7,27 +7,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import read_records
-from .methods import NONE, REAL
+from .methods import DEGRADATIONS, NONE, REAL
 from .report import number, setting, table
 
 COLUMNS = ("accuracy", "fd", "fd_pixel", "precision", "recall", "diversity")
 TITLES = ("accuracy", "FD", "FD pixel", "precision", "recall", "diversity")
+OVERVIEW = {  # the settings that stand side by side in the pack's own README
+    "early": "under-trained", "better": "trained to the end", "unconditional": "no prompt", "no-dropout": "no empty prompt",
+}  # fmt: skip
+WORSE = tuple(DEGRADATIONS)  # the model made worse on purpose
+CLEAR = 3  # paired standard errors, on each seed
 BLOCK = r"(<!-- quality: ([\w-]+) -->\n).*?(<!-- /quality -->)"
 
 
-def summary(records: Sequence[dict]) -> list[str]:
-    """Means over the seeds; of each seed, the difference of FD from none in paired standard errors."""
-    reported = [record for record in records if record["kind"] == "cell" and record["key"]["stage"] == "report"]
+def by_method(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """The reported cells, one for each seed."""
     methods: dict[str, list[dict]] = {}
-    for cell in reported:
-        methods.setdefault(cell["key"]["method"], []).append(cell)
+    for record in records:
+        if record["kind"] == "cell" and record["key"]["stage"] == "report":
+            methods.setdefault(record["key"]["method"], []).append(record)
+    return methods
+
+
+def mean(cells: Sequence[dict], column: str) -> str:
+    found = [cell["values"][column][0] for cell in cells if column in cell["values"]]
+    return number(sum(found) / len(found)) if found else ""
+
+
+def in_errors(cells: Sequence[dict]) -> list[float]:
+    """Of each seed, the difference of FD from none in paired standard errors."""
+    found = [cell["against_none"]["fd"] for cell in cells if "fd" in cell["against_none"]]
+    return [value / error for value, _, _, error in found if error > 0]
+
+
+def summary(records: Sequence[dict]) -> list[str]:
+    """Means over the seeds."""
+    methods = by_method(records)
     whole = max((len(cells) for cells in methods.values()), default=0)
     rows = []
     for name, cells in methods.items():
-        values = [[cell["values"][column][0] for cell in cells if column in cell["values"]] for column in COLUMNS]
-        shown = [number(sum(found) / len(found)) if found else "" for found in values]
-        errors = [cell["against_none"]["fd"] for cell in cells if "fd" in cell["against_none"]]
-        paired = ", ".join(f"{value / error:+.0f}" for value, _, _, error in errors if error > 0)
+        shown = [mean(cells, column) for column in COLUMNS]
+        paired = ", ".join(f"{value:+.0f}" for value in in_errors(cells))
         cost = "" if name == REAL else f"{cells[0]['rows_per_step']:g}"
         seeds = "" if len(cells) == whole else f"seed {cells[0]['key']['seed']} only"
         settings = ", ".join(filter(None, (setting(cells[0]["key"]), seeds)))
@@ -35,6 +55,26 @@ def summary(records: Sequence[dict]) -> list[str]:
     order = {REAL: 0, NONE: 1}
     rows.sort(key=lambda row: order.get(row[0], 2))
     return table(["method", "setting", *TITLES, "ΔFD / error", "rows"], rows)
+
+
+def overview(results: Path) -> list[str]:
+    """FD (accuracy) of each method in each setting; bold where clearly better than none on each seed, struck out where
+    clearly worse."""
+    found = {title: by_method(read_records(results / f"quality_{name}.jsonl")) for name, title in OVERVIEW.items()}
+    names = dict.fromkeys(name for methods in found.values() for name in methods if not name.startswith(WORSE))
+
+    def shown(cells: Sequence[dict]) -> str:
+        if not cells:
+            return ""
+        text, errors = f"{mean(cells, 'fd')} ({mean(cells, 'accuracy')})", in_errors(cells)
+        if errors and max(errors) <= -CLEAR:
+            return f"**{text}**"
+        return f"~~{text}~~" if errors and min(errors) >= CLEAR else text
+
+    rows = [[name, *(shown(methods.get(name, ())) for methods in found.values())] for name in names]
+    order = {REAL: 0, NONE: 1}
+    rows.sort(key=lambda row: (order.get(row[0], 2), " + " in row[0] and row[0] != "CFG + interval"))
+    return table(["", *OVERVIEW.values()], rows)
 
 
 def facts(records: Sequence[dict]) -> str:
@@ -48,9 +88,11 @@ def facts(records: Sequence[dict]) -> str:
 
 
 def in_step(text: str, results: Path) -> str:
-    """A README's text with every block made again from results/quality_NAME.jsonl."""
+    """A README's text with every block made again from results/quality_NAME.jsonl, or from all of them."""
 
     def block(match: re.Match) -> str:
+        if match[2] == "overview":
+            return match[1] + "\n".join(overview(results)) + match[3]
         path = results / f"quality_{match[2]}.jsonl"
         records = read_records(path)
         lines = [*summary(records), f"From `results/{path.name}`: {facts(records)}", ""]
