@@ -51,7 +51,9 @@ class Results:
     def __init__(self, path: Path, arrays: Path):
         self.path, self.arrays = path, arrays
         self.run: str | None = None
-        self.records = {record["id"]: record for record in read_records(path) if record["kind"] == "cell"}
+        known = read_records(path)
+        self.records = {record["id"]: record for record in known if record["kind"] == "cell"}
+        self.comparisons = {record["id"]: record for record in known if record["kind"] == "comparison"}
 
     def begin(self, run: dict) -> None:
         """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
@@ -59,13 +61,14 @@ class Results:
 
     def add(self, key: dict, result: dict, found: dict[str, np.ndarray]) -> dict:
         self.keep(key, found)
-        if self.run is None:
-            self._append(self._run)
-            self.run = self._run["id"]
-        record = {"kind": "cell", "id": name_of(key), "run": self.run, "key": key, **result}
-        self._append(record)
+        record = self._append({"kind": "cell", "id": name_of(key), "key": key, **result})
         self.records[record["id"]] = record
         return record
+
+    def compare(self, key: dict, result: dict) -> None:
+        """How a cell differs from another of the same prompts and noise."""
+        record = self._append({"kind": "comparison", "id": name_of(key), "key": key, **result})
+        self.comparisons[record["id"]] = record
 
     def keep(self, key: dict, found: dict[str, np.ndarray]) -> None:
         self.arrays.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,15 @@ class Results:
         path = self.arrays / f"{name_of(key)}.npz"
         return dict(np.load(path)) if path.exists() else None
 
-    def _append(self, record: dict) -> None:
+    def _append(self, record: dict) -> dict:
+        if self.run is None:
+            self.run = self._run["id"]
+            self._write(self._run)
+        record["run"] = self.run
+        self._write(record)
+        return record
+
+    def _write(self, record: dict) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_bytes() if self.path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]  # without a line that a killed run has left unfinished
@@ -124,13 +135,12 @@ class Study:
     def _do(self, cell: Cell) -> dict:
         base = None if cell.method.name in (NONE, REAL) else self._without_guidance(cell)
         sampled, found = self._sample(cell)
-        groups = np.arange(cell.count) // (1 if cell.method.name == REAL else self.per_prompt)
         cost = {
             "forwards_per_step": round(sampled.forwards, 4), "rows_per_step": round(sampled.rows, 4),
             "cpu_seconds": round(sampled.cpu_seconds, 3), "wall_seconds": round(sampled.wall_seconds, 3),
             "cpu_ms_per_picture": round(1000 * sampled.cpu_seconds / cell.count, 3),
         }  # fmt: skip
-        result = measured(found, groups, self.reference, base, self.draws)
+        result = measured(found, self._groups(cell), self.reference, base, self.draws)
         return self.results.add(self.key(cell), {**cost, **result}, found)
 
     def _without_guidance(self, cell: Cell) -> dict[str, np.ndarray]:
@@ -138,13 +148,29 @@ class Study:
         same = replace(cell, method=METHODS[0], strength=0.0)
         place = (same.stage, same.seed, same.count)
         if place not in self.now:
-            self.do(same)
-            found = self.results.found(self.key(same))
-            if found is None:
-                found = self._sample(same)[1]
-                self.results.keep(self.key(same), found)
-            self.now[place] = found
+            self.now[place] = self._features(same)
         return self.now[place]
+
+    def _features(self, cell: Cell) -> dict[str, np.ndarray]:
+        """What is measured of the cell's pictures: from beside the results, else sampled again."""
+        self.do(cell)
+        found = self.results.found(self.key(cell))
+        if found is None:
+            found = self._sample(cell)[1]
+            self.results.keep(self.key(cell), found)
+        return found
+
+    def _compare(self, one: Cell, other: Cell) -> None:
+        names = {"method": one.method.name, "than": other.method.name, "seed": one.seed, "n": one.count}
+        key = {**names, "cells": [name_of(self.key(cell)) for cell in (one, other)]}
+        if name_of(key) not in self.results.comparisons:
+            found, base = self._features(one), self._features(other)
+            result = measured(found, self._groups(one), self.reference, base, self.draws)
+            self.results.compare(key, {"differences": result["against_none"]})
+
+    def _groups(self, cell: Cell) -> np.ndarray:
+        """Of each picture the number of its prompt."""
+        return np.arange(cell.count) // (1 if cell.method.name == REAL else self.per_prompt)
 
     def _sample(self, cell: Cell) -> tuple[Sampled, dict[str, np.ndarray]]:
         self.progress.begin(cell)
@@ -176,6 +202,11 @@ class Study:
         real = Method(REAL, "", (0.0,), (0.0,), none, adds=False)
         strengths = {real: 0.0, **{m: chosen[m][0] if m in chosen else tried(m)[0] for m in tries}}
         self._all([Cell("report", m, at, seed, report) for seed in seeds for m, at in strengths.items()], 0)
+        reported = {m.name: (m, at) for m, at in strengths.items()}
+        for name, (method, _) in reported.items():
+            for other in (one for one in method.made_of if one in reported):
+                for seed in seeds:
+                    self._compare(*(Cell("report", *reported[each], seed, report) for each in (name, other)))
 
     def _all(self, cells: list[Cell], after: int) -> None:
         missing = [cell for cell in cells if self.record(cell) is None]

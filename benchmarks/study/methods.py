@@ -26,6 +26,7 @@ class Method:
     needs: tuple[str, ...] = ()  # NEGATIVE, or files of the rig by what they are
     settings: str = ""  # what else is set, as shown in the report; {layers} are the rig's
     adds: bool = True  # whether it is a term that others can stand beside
+    made_of: tuple[str, ...] = ()  # methods that it is compared with, beside none
 
 
 def node(node_id: str, **fixed) -> Callable:
@@ -94,7 +95,7 @@ def degraded(main: str, weak: str = "") -> Method:
     if not weak:
         return Method(main, "", (1.0,), (1.0,), build, adds=False)
     weights = (1.5, 2, 3, 4)
-    return Method(f"{main} ← {weak}", "weight", weights, weights, build, off=1.0, adds=False)
+    return Method(f"{main} ← {weak}", "weight", weights, weights, build, off=1.0, adds=False, made_of=(main,))
 
 
 METHODS = (
@@ -144,7 +145,10 @@ def pair(one: Method, one_strength: float, other: Method, other_strength: float)
         f"{method.name} {strength:g} {method.settings}".rstrip() for method, strength in both
     )
     needs = tuple(dict.fromkeys((*one.needs, *other.needs)))
-    return Method(f"{one.name} + {other.name}", "share of both", SHARES, SHARES, build, 0.0, needs, settings)
+    return Method(
+        f"{one.name} + {other.name}", "share of both", SHARES, SHARES, build, 0.0, needs, settings,
+        made_of=(one.name, other.name),
+    )  # fmt: skip
 
 
 def best_pair(chosen: dict[Method, tuple[float, float]]) -> Method | None:

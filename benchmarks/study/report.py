@@ -19,11 +19,13 @@ COLUMNS = (
     ("diversity_pixel", "diversity (pixels)"), ("contrast", "contrast"), ("saturation", "saturation"),
     ("clipped", "clipped"),
 )  # fmt: skip
+SHOWN = ("accuracy", "fd", "fd_pixel", "precision", "recall", "diversity", "contrast", "saturation")  # of differences
 WORDS = (
     "Intervals of 95 %: prompts drawn anew, for recall halves of them. FD: Fréchet distance in the judge's features, in "
     "units of their mean deviation; FD pixel: in 32 components of the pixels. Both are biased upwards, alike for all of "
     "one n. change: mean difference of pixels from none, same noise. forwards and rows: per step, all networks together.",
     "Differences from none on the same prompts and noise; in brackets in paired standard errors. Below 3 it may be chance.",
+    "Differences on the same prompts and noise; in brackets in paired standard errors.",
 )
 
 
@@ -62,13 +64,21 @@ def value_table(cells: Sequence[dict]) -> list[str]:
 
 
 def difference_table(cells: Sequence[dict]) -> list[str]:
-    shown = ("accuracy", "fd", "fd_pixel", "precision", "recall", "diversity", "contrast", "saturation")
-    header, rows = ["method", "setting", "seed", *shown], []
+    header, rows = ["method", "setting", "seed", *SHOWN], []
     for cell in cells:
         if found := cell["against_none"]:
-            values = [in_errors(found.get(name)) for name in shown]
+            values = [in_errors(found.get(name)) for name in SHOWN]
             rows.append([cell["key"]["method"], setting(cell["key"]), str(cell["key"]["seed"]), *values])
     return table(header, rows) if rows else []
+
+
+def comparison_table(comparisons: Sequence[dict]) -> list[str]:
+    """Of what is made of other methods: how it differs from each."""
+    rows = []
+    for record in comparisons:
+        values = [in_errors(record["differences"].get(name)) for name in SHOWN]
+        rows.append([record["key"]["method"], record["key"]["than"], str(record["key"]["seed"]), *values])
+    return table(["method", "less", "seed", *SHOWN], rows) if rows else []
 
 
 def in_errors(estimate: Sequence[float] | None) -> str:
@@ -136,6 +146,8 @@ def report(records: Sequence[dict]) -> str:
             lines += ["### All strengths, on the seed that they were chosen on", "", *value_table(tries)]
             if matched := matched_table(tries):
                 lines += ["### At the same accuracy, between those strengths", "", *matched]
+    if compared := comparison_table([record for record in records if record["kind"] == "comparison"]):
+        lines += ["", "## Against what they are made of", "", *compared, WORDS[2], ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -34,10 +34,27 @@ def mean(cells: Sequence[dict], column: str) -> str:
     return number(sum(found) / len(found)) if found else ""
 
 
-def in_errors(cells: Sequence[dict]) -> list[float]:
-    """Of each seed, the difference of FD from none in paired standard errors."""
-    found = [cell["against_none"]["fd"] for cell in cells if "fd" in cell["against_none"]]
+def in_errors(differences: Sequence[dict]) -> list[float]:
+    """Of each seed, the difference of FD in paired standard errors."""
+    found = [each["fd"] for each in differences if "fd" in each]
     return [value / error for value, _, _, error in found if error > 0]
+
+
+def listed(errors: Sequence[float]) -> str:
+    return ", ".join(f"{error:+.0f}" for error in errors)
+
+
+def from_none(cells: Sequence[dict]) -> list[float]:
+    return in_errors([cell["against_none"] for cell in cells])
+
+
+def from_parts(name: str, records: Sequence[dict]) -> str:
+    """The same from each method that this one is made of."""
+    found: dict[str, list[dict]] = {}
+    for record in records:
+        if record["kind"] == "comparison" and record["key"]["method"] == name:
+            found.setdefault(record["key"]["than"], []).append(record["differences"])
+    return "; ".join(f"{than}: {listed(in_errors(differences))}" for than, differences in found.items())
 
 
 def summary(records: Sequence[dict]) -> list[str]:
@@ -47,14 +64,13 @@ def summary(records: Sequence[dict]) -> list[str]:
     rows = []
     for name, cells in methods.items():
         shown = [mean(cells, column) for column in COLUMNS]
-        paired = ", ".join(f"{value:+.0f}" for value in in_errors(cells))
         cost = "" if name == REAL else f"{cells[0]['rows_per_step']:g}"
         seeds = "" if len(cells) == whole else f"seed {cells[0]['key']['seed']} only"
         settings = ", ".join(filter(None, (setting(cells[0]["key"]), seeds)))
-        rows.append([name, settings, *shown, paired, cost])
+        rows.append([name, settings, *shown, listed(from_none(cells)), from_parts(name, records), cost])
     order = {REAL: 0, NONE: 1}
     rows.sort(key=lambda row: order.get(row[0], 2))
-    return table(["method", "setting", *TITLES, "ΔFD / error", "rows"], rows)
+    return table(["method", "setting", *TITLES, "ΔFD / error", "from its parts", "rows"], rows)
 
 
 def overview(results: Path) -> list[str]:
@@ -66,7 +82,7 @@ def overview(results: Path) -> list[str]:
     def shown(cells: Sequence[dict]) -> str:
         if not cells:
             return ""
-        text, errors = f"{mean(cells, 'fd')} ({mean(cells, 'accuracy')})", in_errors(cells)
+        text, errors = f"{mean(cells, 'fd')} ({mean(cells, 'accuracy')})", from_none(cells)
         if errors and max(errors) <= -CLEAR:
             return f"**{text}**"
         return f"~~{text}~~" if errors and min(errors) >= CLEAR else text

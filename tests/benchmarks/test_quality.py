@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -176,6 +177,35 @@ def test_features_that_were_lost_are_sampled_again_and_the_differences_stay(done
     assert again.calls[0][:3] == (NONE, 0.0, CHOOSE_SEED) and len(again.calls) == len(done[1]) - 6 + 1
     for name, cell in cells_of(tmp_path).items():
         assert cell["against_none"] == cells_of(done[0])[name]["against_none"]
+
+
+def test_the_pair_is_compared_with_each_of_its_parts_on_every_seed(done):
+    records = read_records(done[0] / "quality.jsonl")
+    ids = {(m, seed): cell["id"] for (stage, m, _, seed), cell in cells_of(done[0]).items() if stage == "report"}
+    keys = [record["key"] for record in records if record["kind"] == "comparison"]
+    assert {key["method"] for key in keys} == {"CFG + interval + PAG"}
+    assert [(key["than"], key["seed"]) for key in keys] == [(m, s) for m in ("CFG + interval", "PAG") for s in (1, 2)]
+    for key in keys:
+        assert key["cells"] == [ids[key[name], key["seed"]] for name in ("method", "than")]
+
+
+def test_a_comparison_with_none_is_the_difference_from_none(done, tmp_path):
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    results = Results(tmp_path / "quality.jsonl", tmp_path / "arrays")
+    results.begin({"command": "test", "time": "later"})
+    run = Study(Painter(), Halves(), results, COMMON, draws=8, progress=Silent())
+    run.reference = reference()
+    (pag, cell) = next(
+        (method, cell)
+        for (stage, name, _, seed), cell in cells_of(tmp_path).items()
+        for method in USED
+        if (stage, name, seed) == ("report", method.name, 1) and name == "PAG"
+    )
+    run._compare(
+        *(Cell("report", method, at, 1, 44) for method, at in ((pag, cell["key"]["strength"]), (USED[0], 0.0)))
+    )
+    (record,) = (one for one in read_records(tmp_path / "quality.jsonl") if one.get("key", {}).get("than") == NONE)
+    assert record["differences"] == cell["against_none"] and record["differences"]["fd"][0] < 0
 
 
 # ------------------------------------------------------------------------------------------------- one prompt, one noise
