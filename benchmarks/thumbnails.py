@@ -1,0 +1,186 @@
+"""Draw the thumbnails of the example workflows: their own output, by the small demo model.
+
+    .venv/bin/python benchmarks/thumbnails.py [--comfyui PATH] [NAME ...]
+
+Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg. The demo model takes the
+place of the checkpoints, early in its training, with its prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths
+below were chosen by eye on these very pictures; the labels say what was set.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "benchmarks/models"
+WIDTH, QUALITY = 400, 85
+PROMPTS = {"Positive prompt": "red seven blue two", "Another prompt": "white four green nine", "And another": "yellow one red five"}
+EARLY, WEAK = "demo_flux_early.safetensors", "demo_flux_weak.safetensors"
+SNAPSHOTS = f"{WEAK} @ 560\n{EARLY} @ 1400\ndemo_flux.safetensors @ 5600"
+SAMPLING = {"steps": 12, "sampler_name": "euler", "scheduler": "simple"}
+SAME = {  # class_type, or title: what is set in every example
+    "KSampler": SAMPLING,
+    "KSamplerSelect": SAMPLING,
+    "BasicScheduler": SAMPLING,
+    "ImageFromBatch": {"batch_index": 0},
+    "CLIPVisionLoader": {"clip_name": "random_clip.ckpt"},
+    "Load CLIP: the labels": {"clip_name": "random_clip.ckpt"},
+    "TrainLoraNode": {"steps": 60, "training_dtype": "fp32", "learning_rate": 0.002},
+}
+PAG = {"scale": 1, "layers": "single.2"}
+EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or title what is set besides
+    "autoguidance": (1, 1, ["Autoguidance 2", "no guidance"], {"BeyondCFGAutoguidanceGuider": {"weight": 2}}),
+    "cfg": (1, 3, ["CFG 3", "no guidance"], {}),
+    "cfg_interval_pag": (1, 2, ["CFG 2, 0.2 to 0.75 + PAG 1, single.2", "CFG 2 all the way"],
+                         {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}, "BeyondCFGPAG": PAG}),
+    "cfg_interval_sdxl": (1, 5, ["CFG 5, 0.2 to 0.75", "CFG 5 all the way"],
+                          {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}}),
+    "cfg_pag_seg_compose": (1, 2, ["CFG 2, 0.2 to 0.75 + PAG 1, fading + SEG 1, rescaled 0.7", "CFG 2"],
+                            {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}, "BeyondCFGPAG": PAG,
+                             "BeyondCFGSEG": PAG}),
+    "classifier_guidance": (1, 1, ["Classifier 30, random CLIP", "no guidance"], {"BeyondCFGClassifier": {"scale": 30}}),
+    "degraded_autoguidance": (1, 1, ["Autoguidance 2 (dropout 0.1)", "no guidance"], {"BeyondCFGAutoguidance": {"weight": 2}}),
+    "guidance_report": (1, 2, [], {"BeyondCFGPAG": PAG}),
+    "high_cfg": (1, 6, ["CFG 6, Adaptive Projected", "CFG 6, Rescale 0.7", "CFG 6"],
+                 {"BeyondCFGAdaptiveProjected": {"norm_threshold": 0, "momentum": 0}}),
+    "icg_guider": (1, 1, ["ICG 2, prompts", "no guidance"], {"BeyondCFGICGGuider": {"weight": 2, "conditions": "prompts"}}),
+    "layer_map": (1, 1, [], {}),
+    "masked_attention": (1, 1.5, ["CFG 1.5 + Masked Attention 2, single.2", "CFG 1.5"],
+                         {"BeyondCFGMaskedAttention": {"scale": 2, "layers": "single.2"}}),
+    "noisy_classifier": (1, 1, ["Classifier 2, red seven", "no guidance"],
+                         {"BeyondCFGNoisyClassifier": {"classifier": "demo_left.safetensors", "label": "red 7", "scale": 2}}),
+    "pag_flux": (1, 1, ["PAG 1, single.2", "no PAG"], {"BeyondCFGPAG": PAG}),
+    "pag_guider": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAGGuider": PAG}),
+    "pag_ksampler": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAG": PAG}),
+    "pag_sdxl": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAG": PAG}),
+    "post_hoc_ema": (1, 1, ["Autoguidance 2", "no guidance"],
+                     {"Post-hoc EMA: main model": {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05, "ema": 0.1},
+                      "Post-hoc EMA: weak model": {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05, "ema": 0.25}}),
+    "sag_guider": (1, 1.5, ["CFG 1.5 + SAG 0.5", "CFG 1.5"], {"BeyondCFGSAGGuider": {"scale": 0.5}}),
+    "seg_ksampler": (1, 1.5, ["CFG 1.5 + SEG 1, single.2", "CFG 1.5"], {"BeyondCFGSEG": PAG}),
+    "sims_lora": (1, 1, ["SIMS 1", "no guidance"],
+                  {"LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"}, "BeyondCFGSIMS": {"scale": 1}}),
+    "sims_training": (1, 1, ["SIMS 1, 60 steps", "no guidance"], {"BeyondCFGSIMS": {"scale": 1}}),
+    "skip_layer_sd3": (1, 1.5, ["CFG 1.5 + Skip Layer 1, single.2", "CFG 1.5"],
+                       {"BeyondCFGSkipLayer": {**PAG, "end_percent": 0.5}}),
+    "skip_layer_wan": (1, 1.5, ["CFG 1.5 + Skip Layer 1, single.2", "CFG 1.5"],
+                       {"BeyondCFGSkipLayer": {**PAG, "end_percent": 0.5}}),
+    "sweep": (1, 1.5, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],
+              {"PAG 0": {"scale": 0}, "PAG 1.5": {**PAG, "scale": 0.5}, "PAG 3": PAG, "PAG 5": {**PAG, "scale": 2}}),
+    "tsg": (1, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
+}  # fmt: skip
+
+
+def title_of(node: dict) -> str:
+    return node.get("_meta", {}).get("title", "")
+
+
+def on_demo_model(workflow: dict) -> dict:
+    """The same with the demo's three loaders in place of its own, its prompts, and the smallest pictures."""
+    texts = {"class_type": "CLIPLoader", "inputs": {"clip_name": "demo_text.ckpt", "type": "stable_diffusion"}}
+    demo = {"demo text": texts, "demo vae": {"class_type": "VAELoader", "inputs": {"vae_name": "demo_vae.ckpt"}}}
+    instead = {}  # (node, output): the output that takes its place
+    for id, node in workflow.items():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind in ("CheckpointLoaderSimple", "UNETLoader"):
+            name = WEAK if title_of(node).startswith("Weak") else EARLY
+            demo[id] = {**node, "class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
+            if kind == "CheckpointLoaderSimple":
+                instead |= {(id, 1): ["demo text", 0], (id, 2): ["demo vae", 0]}
+        elif kind == "VAELoader":
+            instead[id, 0] = ["demo vae", 0]
+        elif kind == "CLIPLoader" and inputs["type"] == "wan":
+            instead[id, 0] = ["demo text", 0]
+        elif kind == "ModelSamplingSD3":
+            instead[id, 0] = inputs["model"]
+        elif kind.startswith("Empty"):
+            size = {"width": 128, "height": 128, "batch_size": inputs["batch_size"]}
+            demo[id] = {**node, "class_type": "EmptySD3LatentImage", "inputs": size}
+        elif kind == "CLIPTextEncode":
+            demo[id] = {**node, "inputs": {**inputs, "text": PROMPTS.get(title_of(node), "")}}
+        else:
+            demo[id] = node
+    for node in demo.values():
+        links = {key: instead.get(tuple(value), value) for key, value in node["inputs"].items() if isinstance(value, list)}
+        node["inputs"] = {**node["inputs"], **links}
+    return demo
+
+
+def what_it_needs(workflow: dict, target: str) -> dict:
+    kept, ahead = {}, [target]
+    while ahead:
+        kept[id] = node = workflow[id := ahead.pop()]
+        ahead += [value[0] for value in node["inputs"].values() if isinstance(value, list)]
+    return kept
+
+
+def as_drawn(name: str, workflow: dict) -> dict:
+    """The example as its thumbnail shows it: one output, and what that needs."""
+    seed, cfg, columns, settings = EXAMPLES[name]
+    workflow = on_demo_model(workflow)
+    shown = {"guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice"}.get(name, "Guidance Grid")
+    target = next(id for id, node in workflow.items() if title_of(node) == shown)
+    workflow = what_it_needs(workflow, target)
+    for node in workflow.values():
+        kind, inputs = node["class_type"], node["inputs"]
+        known = SAME.get(kind, {}) | SAME.get(title_of(node), {}) | settings.get(kind, {}) | settings.get(title_of(node), {})
+        known |= {"cfg": cfg, "seed": seed, "noise_seed": seed, "filename_prefix": ""}
+        known |= {"value": seed} if kind == "PrimitiveInt" else {}
+        inputs |= {key: value for key, value in known.items() if key in inputs and not isinstance(inputs[key], list)}
+        if kind == "BeyondCFGLayerMap":
+            inputs |= {"layers": "single.2-3", "width": 128, "height": 128}
+        if kind == "BeyondCFGGrid":
+            side = max(128, WIDTH // len(columns) - 8)
+            scale = {"image": inputs["images"], "width": side, "height": side, "upscale_method": "bicubic", "crop": "disabled"}
+            inputs |= {"columns": "\n".join(columns), "images": ["larger", 0], "title": ""}
+    if columns:
+        workflow["larger"] = {"class_type": "ImageScale", "inputs": scale}
+    return workflow
+
+
+def jpeg(content: bytes) -> bytes:
+    from PIL import Image
+
+    picture, out = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
+    if picture.width > WIDTH * 1.4:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    picture.save(out, "JPEG", quality=QUALITY, optimize=True)
+    return out.getvalue()
+
+
+def module(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
+    return loaded
+
+
+def main() -> int:
+    dev = module(ROOT / "dev.py")
+    options, names = dev.parse_arguments(["test", *sys.argv[1:]]), None
+    names = options.pytest_args or sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
+    host = dev.setup(options)
+    with tempfile.TemporaryDirectory() as folder:
+        import torch
+
+        tiny = module(ROOT / "benchmarks/tiny_models.py")
+        torch.save(tiny.half(tiny.clip_l(0)), Path(folder) / "random_clip.ckpt")
+        paths = dev.MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
+        known = json.loads(paths.read_text("utf-8"))
+        known["thumbnails"] = {name: str(MODELS / name) for name in ("loras", "classifiers")}
+        known["thumbnails"] |= {name: folder for name in ("clip_vision", "text_encoders")}
+        paths.write_text(json.dumps(known), "utf-8")
+        with dev.running(host, options) as server:
+            for name in names:
+                workflow = as_drawn(name, dev.load_workflow(ROOT / f"workflows/api/{name}.json"))
+                (_, content), *_ = dev.run_workflow(server, workflow, dev.Waiting(name))
+                (ROOT / f"workflows/{name}.jpg").write_bytes(jpeg(content))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
