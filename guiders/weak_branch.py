@@ -17,8 +17,8 @@ from .base import POSITIVE, Apply, Branch, check_params, param
 class WeakBranch:
     scale: float = param(
         3.0,
-        "How far to move away from the perturbed prediction. 0 is off and costs nothing; the papers use 2 to 5. "
-        "−1 gives the perturbed prediction itself.",
+        "How far to move away from the perturbed prediction. 0 is off and costs nothing; PAG and SEG are published with "
+        "3 to 5, Skip Layer with 1 to 3. −1 gives the perturbed prediction itself.",
         low=-1.0,
         high=100.0,
         step=0.1,

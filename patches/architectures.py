@@ -229,7 +229,7 @@ def _cascade_level(network, spatial, block) -> tuple[int, ...]:
             return tuple(side // factor for side in spatial)
 
 
-_KJ_NODES = "a peer's default (KJNodes' Skip Layer Guidance for Wan); not tried on real weights"
+_WAN_STG = "diffusers' STG pipeline for Wan 2.1 14B (block 8); not tried on real weights"
 _FLUX = (
     Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
     Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
@@ -377,16 +377,16 @@ ARCHITECTURES = (
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
         time="time_embedding",
         time_rows="tokens",
-        auto_skip="block.10",
-        skip_source=_KJ_NODES,
+        auto_skip="block.8",
+        skip_source=_WAN_STG,
         shift=_wan_reference,
     ),
     Architecture(
         name="Wan S2V",
         network="wan.model.WanModel_S2V",  # its references have times of their own among the video's
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
-        auto_skip="block.10",
-        skip_source=_KJ_NODES,
+        auto_skip="block.8",
+        skip_source=_WAN_STG,
     ),
     Architecture(
         name="LTX-Video",
@@ -396,8 +396,8 @@ ARCHITECTURES = (
         source="the default of Lightricks' own nodes for it (STG: 14, 19)",
         time="adaln_single.emb",
         time_rows="tokens",
-        auto_skip="block.14, block.19",
-        skip_source="the default of Lightricks' own nodes for it (STG: 14, 19)",
+        auto_skip="block.19",
+        skip_source="diffusers' STG pipeline for it (block 19); not tried on real weights",
         grid=lambda network, spatial: spatial,
         latent=_ltx_latent,
     ),
@@ -434,6 +434,8 @@ ARCHITECTURES = (
         network="genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
         stacks=(Stack("block", "blocks", "attn", image=first, streams=("x", "y")),),
         time="t_embedder",
+        auto_skip="block.34",
+        skip_source="the STG authors' own example for it (block 34); not tried on real weights",
     ),
     Architecture(
         name="Kandinsky 5",
