@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/thumbnails.py [--comfyui PATH] [NAME ...]
 
-Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg. The demo model takes the
-place of the checkpoints, early in its training, with its prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths
-below were chosen by eye on these very pictures; the labels say what was set.
+Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg. The demo model takes
+the place of the checkpoints, with its prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths below were chosen
+by eye on these very pictures; the labels say what was set.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "benchmarks/models"
 WIDTH, QUALITY = 400, 85
-PROMPTS = {"Positive prompt": "red seven blue two", "Another prompt": "white four green nine", "And another": "yellow one red five"}
-EARLY, WEAK = "demo_flux_early.safetensors", "demo_flux_weak.safetensors"
-SNAPSHOTS = f"{WEAK} @ 560\n{EARLY} @ 1400\ndemo_flux.safetensors @ 5600"
+PROMPTS = {
+    "Positive prompt": "red seven blue two",
+    "Another prompt": "white four green nine",
+    "And another": "yellow one red five",
+}
+MAIN, EARLY = "demo_flux.safetensors", "demo_flux_early.safetensors"
+SNAPSHOTS = f"demo_flux_weak.safetensors @ 560\n{EARLY} @ 1400\n{MAIN} @ 5600"
 SAMPLING = {"steps": 12, "sampler_name": "euler", "scheduler": "simple"}
 SAME = {  # class_type, or title: what is set in every example
     "KSampler": SAMPLING,
@@ -32,47 +36,48 @@ SAME = {  # class_type, or title: what is set in every example
     "Load CLIP: the labels": {"clip_name": "random_clip.ckpt"},
     "TrainLoraNode": {"steps": 60, "training_dtype": "fp32", "learning_rate": 0.002},
 }
-PAG = {"scale": 1, "layers": "single.2"}
+MIDDLE = {"start_percent": 0.2, "end_percent": 0.75}
+AT = {"layers": "single.2"}
+PERTURBED, SKIPPED = {"scale": 1, **AT}, {"scale": 1, **AT, "end_percent": 0.9}
+AVERAGE = {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05}
+OWN = {"Load Checkpoint": {"unet_name": EARLY}, "BeyondCFGSIMS": {"scale": 2}}  # what it is trained on, EARLY has drawn
+RED_SEVEN = {"classifier": "demo_left.safetensors", "label": "red seven", "scale": 8}
 EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or title what is set besides
     "autoguidance": (1, 1, ["Autoguidance 2", "no guidance"], {"BeyondCFGAutoguidanceGuider": {"weight": 2}}),
-    "cfg": (1, 3, ["CFG 3", "no guidance"], {}),
-    "cfg_interval_pag": (1, 2, ["CFG 2, 0.2 to 0.75 + PAG 1, single.2", "CFG 2 all the way"],
-                         {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}, "BeyondCFGPAG": PAG}),
-    "cfg_interval_sdxl": (1, 5, ["CFG 5, 0.2 to 0.75", "CFG 5 all the way"],
-                          {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}}),
-    "cfg_pag_seg_compose": (1, 2, ["CFG 2, 0.2 to 0.75 + PAG 1, fading + SEG 1, rescaled 0.7", "CFG 2"],
-                            {"BeyondCFGInterval": {"start_percent": 0.2, "end_percent": 0.75}, "BeyondCFGPAG": PAG,
-                             "BeyondCFGSEG": PAG}),
-    "classifier_guidance": (1, 1, ["Classifier 30, random CLIP", "no guidance"], {"BeyondCFGClassifier": {"scale": 30}}),
-    "degraded_autoguidance": (1, 1, ["Autoguidance 2 (dropout 0.1)", "no guidance"], {"BeyondCFGAutoguidance": {"weight": 2}}),
-    "guidance_report": (1, 2, [], {"BeyondCFGPAG": PAG}),
-    "high_cfg": (1, 6, ["CFG 6, Adaptive Projected", "CFG 6, Rescale 0.7", "CFG 6"],
+    "cfg": (9, 3, ["CFG 3", "no guidance"], {}),
+    "cfg_interval_pag": (9, 2, ["CFG 2, 0.2 to 0.75 + PAG 1, single.2", "CFG 2 all the way"],
+                         {"BeyondCFGInterval": MIDDLE, "BeyondCFGPAG": PERTURBED}),
+    "cfg_interval_sdxl": (1, 8, ["CFG 8, 0.2 to 0.75", "CFG 8 all the way"], {"BeyondCFGInterval": MIDDLE}),
+    "cfg_pag_seg_compose": (9, 1.5, ["CFG 1.5, 0.2 to 0.75 + PAG 1, fading + SEG 1, single.2, rescaled 0.7", "CFG 1.5"],
+                            {"BeyondCFGInterval": MIDDLE, "BeyondCFGPAG": PERTURBED, "BeyondCFGSEG": PERTURBED}),
+    "classifier_guidance": (1, 1, ["Classifier 30, a random CLIP", "no guidance"], {"BeyondCFGClassifier": {"scale": 30}}),
+    "degraded_autoguidance": (7, 1, ["Autoguidance 3 (dropout 0.2)", "no guidance"],
+                              {"BeyondCFGAutoguidance": {"weight": 3}, "BeyondCFGDegradedModel": {"amount": 0.2}}),
+    "guidance_report": (1, 1.5, [], {"BeyondCFGPAG": PERTURBED}),
+    "high_cfg": (7, 6, ["CFG 6, Adaptive Projected", "CFG 6, Rescale 0.7", "CFG 6"],
                  {"BeyondCFGAdaptiveProjected": {"norm_threshold": 0, "momentum": 0}}),
-    "icg_guider": (1, 1, ["ICG 2, prompts", "no guidance"], {"BeyondCFGICGGuider": {"weight": 2, "conditions": "prompts"}}),
-    "layer_map": (1, 1, [], {}),
-    "masked_attention": (1, 1.5, ["CFG 1.5 + Masked Attention 2, single.2", "CFG 1.5"],
-                         {"BeyondCFGMaskedAttention": {"scale": 2, "layers": "single.2"}}),
-    "noisy_classifier": (1, 1, ["Classifier 2, red seven", "no guidance"],
-                         {"BeyondCFGNoisyClassifier": {"classifier": "demo_left.safetensors", "label": "red 7", "scale": 2}}),
-    "pag_flux": (1, 1, ["PAG 1, single.2", "no PAG"], {"BeyondCFGPAG": PAG}),
-    "pag_guider": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAGGuider": PAG}),
-    "pag_ksampler": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAG": PAG}),
-    "pag_sdxl": (1, 1.5, ["CFG 1.5 + PAG 1, single.2", "CFG 1.5"], {"BeyondCFGPAG": PAG}),
-    "post_hoc_ema": (1, 1, ["Autoguidance 2", "no guidance"],
-                     {"Post-hoc EMA: main model": {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05, "ema": 0.1},
-                      "Post-hoc EMA: weak model": {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05, "ema": 0.25}}),
-    "sag_guider": (1, 1.5, ["CFG 1.5 + SAG 0.5", "CFG 1.5"], {"BeyondCFGSAGGuider": {"scale": 0.5}}),
-    "seg_ksampler": (1, 1.5, ["CFG 1.5 + SEG 1, single.2", "CFG 1.5"], {"BeyondCFGSEG": PAG}),
-    "sims_lora": (1, 1, ["SIMS 1", "no guidance"],
-                  {"LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"}, "BeyondCFGSIMS": {"scale": 1}}),
-    "sims_training": (1, 1, ["SIMS 1, 60 steps", "no guidance"], {"BeyondCFGSIMS": {"scale": 1}}),
-    "skip_layer_sd3": (1, 1.5, ["CFG 1.5 + Skip Layer 1, single.2", "CFG 1.5"],
-                       {"BeyondCFGSkipLayer": {**PAG, "end_percent": 0.5}}),
-    "skip_layer_wan": (1, 1.5, ["CFG 1.5 + Skip Layer 1, single.2", "CFG 1.5"],
-                       {"BeyondCFGSkipLayer": {**PAG, "end_percent": 0.5}}),
-    "sweep": (1, 1.5, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],
-              {"PAG 0": {"scale": 0}, "PAG 1.5": {**PAG, "scale": 0.5}, "PAG 3": PAG, "PAG 5": {**PAG, "scale": 2}}),
-    "tsg": (1, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
+    "icg_guider": (9, 1, ["ICG 2, prompts", "no guidance"], {"BeyondCFGICGGuider": {"weight": 2, "conditions": "prompts"}}),
+    "layer_map": (1, 1, [], {"BeyondCFGLayerMap": {"layers": "single.2-3", "width": 128, "height": 128}}),
+    "masked_attention": (5, 1, ["Masked Attention 6, single.2", "no guidance"],
+                         {"BeyondCFGMaskedAttention": {**AT, "scale": 6}}),
+    "noisy_classifier": (9, 1, ["Classifier 8, red seven", "no guidance"], {"BeyondCFGNoisyClassifier": RED_SEVEN}),
+    "pag_flux": (9, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAG": PERTURBED}),
+    "pag_guider": (7, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAGGuider": PERTURBED}),
+    "pag_ksampler": (1, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAG": PERTURBED}),
+    "pag_sdxl": (5, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAG": PERTURBED}),
+    "post_hoc_ema": (7, 1, ["Autoguidance 4, EMA 0.25", "no guidance"],
+                     {"BeyondCFGAutoguidance": {"weight": 4}, "Post-hoc EMA: main model": {**AVERAGE, "ema": 0.1},
+                      "Post-hoc EMA: weak model": {**AVERAGE, "ema": 0.25}}),
+    "sag_guider": (7, 1, ["SAG 1", "no guidance"], {"BeyondCFGSAGGuider": {"scale": 1}}),
+    "seg_ksampler": (9, 1, ["SEG 2, single.2", "no guidance"], {"BeyondCFGSEG": {**AT, "scale": 2}}),
+    "sims_lora": (5, 1, ["SIMS 2", "no guidance"],
+                  {**OWN, "LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"}}),
+    "sims_training": (7, 1, ["SIMS 2, 60 steps", "no guidance"], OWN),
+    "skip_layer_sd3": (1, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
+    "skip_layer_wan": (7, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
+    "sweep": (1, 1, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],
+              {"PAG 0": {"scale": 0}, "PAG 1.5": {**AT, "scale": 0.5}, "PAG 3": PERTURBED, "PAG 5": {**AT, "scale": 2}}),
+    "tsg": (9, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
 }  # fmt: skip
 
 
@@ -88,7 +93,7 @@ def on_demo_model(workflow: dict) -> dict:
     for id, node in workflow.items():
         kind, inputs = node["class_type"], node["inputs"]
         if kind in ("CheckpointLoaderSimple", "UNETLoader"):
-            name = WEAK if title_of(node).startswith("Weak") else EARLY
+            name = EARLY if title_of(node).startswith("Weak") else MAIN
             demo[id] = {**node, "class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
             if kind == "CheckpointLoaderSimple":
                 instead |= {(id, 1): ["demo text", 0], (id, 2): ["demo vae", 0]}
@@ -106,7 +111,9 @@ def on_demo_model(workflow: dict) -> dict:
         else:
             demo[id] = node
     for node in demo.values():
-        links = {key: instead.get(tuple(value), value) for key, value in node["inputs"].items() if isinstance(value, list)}
+        links = {
+            key: instead.get(tuple(value), value) for key, value in node["inputs"].items() if isinstance(value, list)
+        }
         node["inputs"] = {**node["inputs"], **links}
     return demo
 
@@ -128,15 +135,24 @@ def as_drawn(name: str, workflow: dict) -> dict:
     workflow = what_it_needs(workflow, target)
     for node in workflow.values():
         kind, inputs = node["class_type"], node["inputs"]
-        known = SAME.get(kind, {}) | SAME.get(title_of(node), {}) | settings.get(kind, {}) | settings.get(title_of(node), {})
+        known = (
+            SAME.get(kind, {})
+            | SAME.get(title_of(node), {})
+            | settings.get(kind, {})
+            | settings.get(title_of(node), {})
+        )
         known |= {"cfg": cfg, "seed": seed, "noise_seed": seed, "filename_prefix": ""}
         known |= {"value": seed} if kind == "PrimitiveInt" else {}
         inputs |= {key: value for key, value in known.items() if key in inputs and not isinstance(inputs[key], list)}
-        if kind == "BeyondCFGLayerMap":
-            inputs |= {"layers": "single.2-3", "width": 128, "height": 128}
         if kind == "BeyondCFGGrid":
             side = max(128, WIDTH // len(columns) - 8)
-            scale = {"image": inputs["images"], "width": side, "height": side, "upscale_method": "bicubic", "crop": "disabled"}
+            scale = {
+                "image": inputs["images"],
+                "width": side,
+                "height": side,
+                "upscale_method": "bicubic",
+                "crop": "disabled",
+            }
             inputs |= {"columns": "\n".join(columns), "images": ["larger", 0], "title": ""}
     if columns:
         workflow["larger"] = {"class_type": "ImageScale", "inputs": scale}
@@ -161,7 +177,7 @@ def module(path: Path):
 
 def main() -> int:
     dev = module(ROOT / "dev.py")
-    options, names = dev.parse_arguments(["test", *sys.argv[1:]]), None
+    options = dev.parse_arguments(["test", *sys.argv[1:]])  # a command that takes any further arguments
     names = options.pytest_args or sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
     host = dev.setup(options)
     with tempfile.TemporaryDirectory() as folder:
@@ -172,7 +188,7 @@ def main() -> int:
         paths = dev.MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
         known = json.loads(paths.read_text("utf-8"))
         known["thumbnails"] = {name: str(MODELS / name) for name in ("loras", "classifiers")}
-        known["thumbnails"] |= {name: folder for name in ("clip_vision", "text_encoders")}
+        known["thumbnails"] |= dict.fromkeys(("clip_vision", "text_encoders"), folder)
         paths.write_text(json.dumps(known), "utf-8")
         with dev.running(host, options) as server:
             for name in names:
