@@ -106,15 +106,18 @@ def draw_report(recorder) -> Tensor:
     cost.set_ylabel("rows", fontsize=8)
     cost.set_xlabel("model call (noise level falls to the right)", fontsize=8)
     time = cost.twinx()
-    time.plot([call.milliseconds for call in calls], color=INK, linewidth=1, label="milliseconds")
+    (milliseconds,) = time.plot([call.milliseconds for call in calls], color=INK, linewidth=1, label="milliseconds")
     time.set_ylim(bottom=0)
     time.tick_params(labelsize=7, pad=1)
-    time.set_ylabel("ms", fontsize=8, labelpad=1)
+    time.set_ylabel("ms", fontsize=8, labelpad=3)
+    for axis in (cost.xaxis, cost.yaxis):
+        axis.get_major_locator().set_params(integer=True)  # calls and rows are counted
     for axes in (sizes, *between, cost):
         axes.tick_params(labelsize=7)
         axes.margins(x=0.02)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper left", bbox_to_anchor=(1.07, 1.0), fontsize=7, frameon=False)
+        lines = axes.get_legend_handles_labels()[0] + ([milliseconds] if axes is cost else [])
+        if lines:
+            axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.07, 1.0), fontsize=7, frameon=False)
     return _image(figure)
 
 

@@ -95,6 +95,7 @@ class Graph:
                 app.canvas.deselectAll()
                 app.rootGraph.clear()
                 const node = LiteGraph.createNode(type)
+                node.id = Math.ceil(performance.now()) // the page keeps the values of a number that has been used
                 node.pos = [300, 200]
                 app.rootGraph.add(node)
                 app.canvas.ds.scale = 1
@@ -166,7 +167,18 @@ class Graph:
 
     def photograph(self, name: str):
         PICTURES.mkdir(parents=True, exist_ok=True)
+        self.page.evaluate(
+            """() => {
+                app.canvas.setDirty(true, true)
+                return new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))
+            }"""
+        )
         self.page.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
+
+
+@pytest.fixture
+def graph_of():
+    return Graph
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def nodes(drawn_by_vue, page):
 def test_layer_map_shows_the_network_and_another_choice_of_layers(nodes, graph):
     graph.load({
         "1": ("CheckpointLoaderSimple", {"ckpt_name": "tiny_sd15.ckpt"}),
-        "2": ("BeyondCFGLayerMap", {"model": ["1", 0], "width": 512, "height": 512}),
+        "2": ("BeyondCFGLayerMap", {"model": ["1", 0], "layers": "auto", "width": 512, "height": 512}),
     })  # fmt: skip
     graph.look_at("BeyondCFGLayerMap", (700, 500))
     graph.run_to_the_picture_in("BeyondCFGLayerMap")
