@@ -40,7 +40,7 @@ MIDDLE = {"start_percent": 0.2, "end_percent": 0.75}
 AT = {"layers": "single.2"}
 PERTURBED, SKIPPED = {"scale": 1, **AT}, {"scale": 1, **AT, "end_percent": 0.9}
 AVERAGE = {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05}
-OWN = {"Load Checkpoint": {"unet_name": EARLY}, "BeyondCFGSIMS": {"scale": 2}}  # what it is trained on, EARLY has drawn
+OWN = {"Load Checkpoint": {"unet_name": EARLY}, "BeyondCFGSIMS": {"scale": 1}}  # what it is trained on, EARLY has drawn
 RED_SEVEN = {"classifier": "demo_left.safetensors", "label": "red seven", "scale": 8}
 EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or title what is set besides
     "autoguidance": (1, 1, ["Autoguidance 2", "no guidance"], {"BeyondCFGAutoguidanceGuider": {"weight": 2}}),
@@ -50,7 +50,8 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "cfg_interval_sdxl": (1, 8, ["CFG 8, 0.2 to 0.75", "CFG 8 all the way"], {"BeyondCFGInterval": MIDDLE}),
     "cfg_pag_seg_compose": (9, 1.5, ["CFG 1.5, 0.2 to 0.75 + PAG 1, fading + SEG 1, single.2, rescaled 0.7", "CFG 1.5"],
                             {"BeyondCFGInterval": MIDDLE, "BeyondCFGPAG": PERTURBED, "BeyondCFGSEG": PERTURBED}),
-    "classifier_guidance": (1, 1, ["Classifier 30, a random CLIP", "no guidance"], {"BeyondCFGClassifier": {"scale": 30}}),
+    "classifier_guidance": (1, 1, ["Classifier 300, a random CLIP", "no guidance"],
+                            {"BeyondCFGClassifier": {"scale": 300}}),
     "degraded_autoguidance": (7, 1, ["Autoguidance 3 (dropout 0.2)", "no guidance"],
                               {"BeyondCFGAutoguidance": {"weight": 3}, "BeyondCFGDegradedModel": {"amount": 0.2}}),
     "guidance_report": (1, 1.5, [], {"BeyondCFGPAG": PERTURBED}),
@@ -71,8 +72,9 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "sag_guider": (7, 1, ["SAG 1", "no guidance"], {"BeyondCFGSAGGuider": {"scale": 1}}),
     "seg_ksampler": (9, 1, ["SEG 2, single.2", "no guidance"], {"BeyondCFGSEG": {**AT, "scale": 2}}),
     "sims_lora": (5, 1, ["SIMS 2", "no guidance"],
-                  {**OWN, "LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"}}),
-    "sims_training": (7, 1, ["SIMS 2, 60 steps", "no guidance"], OWN),
+                  {**OWN, "BeyondCFGSIMS": {"scale": 2},
+                   "LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"}}),
+    "sims_training": (7, 1, ["SIMS 1, 60 steps", "no guidance"], OWN),
     "skip_layer_sd3": (1, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
     "skip_layer_wan": (7, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
     "sweep": (1, 1, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],

@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import json
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -12,46 +14,112 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
 SMALL = {  # class_type: what makes the example small enough for a test
-    "CheckpointLoaderSimple": {"ckpt_name": "tiny_sd15.ckpt"},
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptySD3LatentImage": {"width": 64, "height": 64},
+    "EmptyHunyuanLatentVideo": {"width": 64, "height": 64, "length": 5},
+    "ImageFromBatch": {"batch_index": 1},
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 4},
     "TrainLoraNode": {"steps": 2, "training_dtype": "fp32"},
-    "BeyondCFGClassifier": {"start_percent": 0.6},  # one step: the smallest CLIP that the host loads has 300 M weights
+    "BeyondCFGClassifier": {
+        "start_percent": 0.6,
+        "end_percent": 0.9,
+    },  # one step: the smallest CLIP that the host loads has 300 M weights
     "BeyondCFGPostHocEMA": {"snapshots": "tiny_sd15.ckpt @ 1\ntiny_sd15.ckpt @ 2"},
+    "BeyondCFGLayerMap": {"layers": "middle"},
+    "LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"},
+    "BeyondCFGNoisyClassifier": {"classifier": "demo_left.safetensors", "label": "red seven"},
 }
+FAMILIES = {"sd3": "tiny_sd3.ckpt", "flux": "tiny_flux.ckpt", "wan": "WAN"}  # how a name ends; all others are UNets
+OF_THE_DEMO = {"sims_lora": "loras", "noisy_classifier": "classifiers"}  # what they need is trained for the demo model
+LOADED = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # which output of Load Checkpoint does for it
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
+    return loaded
+
+
+def tiny_wan() -> dict:
+    """Network and VAE of Wan 2.1 as a checkpoint, by the host's own classes."""
+    from comfy import ops
+    from comfy.ldm.wan import model, vae
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 11}  # Skip Layer's auto is the last of them
+        network = model.WanModel(**size, in_dim=16, out_dim=16, text_dim=4096, operations=ops.manual_cast)
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.02)
+        decoder = vae.WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True])
+        for weight in decoder.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+    parts = {"model.diffusion_model.": network, "vae.": decoder}
+    return {prefix + key: value.half() for prefix, part in parts.items() for key, value in part.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
-def whole_clip(server):
-    """The name of a CLIP with text and vision that has 1 MB, in the host's own folders for as long as these tests run."""
-    spec = importlib.util.spec_from_file_location("tiny_models", ROOT / "benchmarks/tiny_models.py")
-    spec.loader.exec_module(tiny := importlib.util.module_from_spec(spec))
+def files(server):
+    """The names of a CLIP with text and vision and of a Wan, of 1 MB and 7, in the host's own folders for as long as these
+    tests run; so are the demo's LoRA and classifier."""
     folders = {folder["name"]: Path(folder["folders"][0]) for folder in server.ask("/experiment/models")}
-    name = f"beyond_cfg_test_{uuid.uuid4().hex}.ckpt"
-    files = [folders["clip_vision"] / name, folders["text_encoders"] / name]
+    tiny, unique = module("tiny_models"), uuid.uuid4().hex
+    names = {kind: f"beyond_cfg_test_{kind}_{unique}.ckpt" for kind in ("CLIP", "WAN")}
+    made = {folders[kind] / names["CLIP"]: tiny.half(tiny.clip_l(0)) for kind in ("clip_vision", "text_encoders")}
+    made[folders["checkpoints"] / names["WAN"]] = tiny_wan()
+    demo = [path for kind in OF_THE_DEMO.values() for path in (ROOT / "benchmarks/models" / kind).glob("*.safetensors")]
+    copies = [folders[path.parent.name] / path.name for path in demo]
+    copies = [(path, place) for path, place in zip(demo, copies, strict=True) if not place.exists()]
     try:
-        for file in files:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(tiny.half(tiny.clip_l(0)), file)
-        yield name
+        for place, tensors in made.items():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(tensors, place)
+        for path, place in copies:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        yield names
     finally:
-        for file in files:
-            file.unlink(missing_ok=True)
+        for place in (*made, *(place for _, place in copies)):
+            place.unlink(missing_ok=True)
+
+
+def on_tiny_model(workflow: dict, checkpoint: str) -> dict:
+    """With Load Checkpoint in place of all loaders. Flux's and Wan's text encoder, a T5, is never tiny: SD3's does."""
+    instead = {}  # (node, output): the output that takes its place
+    for id, node in workflow.items():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind in LOADED and inputs.get("type") in (None, "wan"):
+            instead[id, 0] = ["text" if kind == "CLIPLoader" else "tiny", LOADED[kind]]
+        if kind == "CheckpointLoaderSimple":
+            inputs["ckpt_name"] = checkpoint
+            instead |= {(id, 1): ["text", 1]} if checkpoint == "tiny_flux.ckpt" else {}
+    for node in workflow.values():
+        links = {key: value for key, value in node["inputs"].items() if isinstance(value, list)}
+        node["inputs"] |= {key: instead.get(tuple(value), value) for key, value in links.items()}
+    load = {"tiny": checkpoint, "text": "tiny_sd3.ckpt"}
+    loaders = {id: {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}} for id, name in load.items()}
+    kept = {id: node for id, node in workflow.items() if (id, 0) not in instead}
+    return {**kept, **loaders} if instead else kept
 
 
 @pytest.fixture
-def workflow(dev, whole_clip):
-    def load(name, **inputs):
-        """The example, small and with four steps; further inputs as class_type__input=value."""
+def workflow(dev, files):
+    def load(name, whole=False, **inputs):
+        """The example, small and with four steps; further inputs as class_type__input=value. Not whole: without its
+        Guidance Grid, and so without the sampling that is for comparison only."""
         loaded = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
+        if not whole:
+            loaded = {id: node for id, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
+        if name in OF_THE_DEMO:
+            loaded = module("thumbnails").on_demo_model(loaded)
+        else:
+            family = FAMILIES.get(name.rpartition("_")[2], "tiny_sd15.ckpt")
+            loaded = on_tiny_model(loaded, files.get(family, family))
         for node in loaded.values():
             node["inputs"].update(SMALL.get(node["class_type"], {}))
-            if "clip_name" in node["inputs"]:
-                node["inputs"]["clip_name"] = whole_clip
-            if "sd3" in name and node["class_type"] == "CheckpointLoaderSimple":
-                node["inputs"]["ckpt_name"] = "tiny_sd3.ckpt"
+            if node["inputs"].get("clip_name", "").startswith("clip-vit"):
+                node["inputs"]["clip_name"] = files["CLIP"]
             for key, value in inputs.items():
                 class_type, _, given = key.partition("__")
                 if node["class_type"] == class_type:
@@ -76,8 +144,41 @@ def failure(dev, server, workflow) -> str:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_example_runs_to_a_picture(name, workflow, picture):
-    assert picture(workflow(name))[:4] == b"\x89PNG"
+def test_every_example_runs_to_success(name, dev, server, workflow):
+    whole = workflow(name, whole=True)
+    pictures = dev.run_workflow(server, whole, dev.Waiting("test"))
+    show = ("BeyondCFGGrid", "BeyondCFGReport", "BeyondCFGLayerMap", "SaveImage", "SaveAnimatedWEBP", "PreviewImage")
+    assert len(pictures) >= sum(node["class_type"] in show for node in whole.values())
+    for file, content in pictures:
+        assert content[:4] == (b"RIFF" if file.endswith(".webp") else b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map"}))  # which samples nothing
+def test_every_example_compares_on_one_seed(name, dev):
+    workflow = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
+    (batch,) = (node for node in workflow.values() if node["class_type"] == "BatchImagesNode")
+    assert any(
+        workflow[node["inputs"]["images"][0]] is batch
+        for node in workflow.values()
+        if node["class_type"] == "BeyondCFGGrid"
+    )
+    samplers = []
+    for source, _ in batch["inputs"].values():
+        while not (inputs := workflow[source]["inputs"]).keys() & {"seed", "noise"}:
+            source, _ = inputs.get("samples") or inputs["image"]
+        samplers.append(inputs)
+    assert len(samplers) > 1 and all(
+        len({str(each.get(key)) for each in samplers}) == 1 for key in ("seed", "noise", "cfg")
+    )
+    assert len({str(each.get("model") or each["guider"]) for each in samplers}) == len(samplers)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_example_has_a_note_that_says_whose_picture_its_thumbnail_is(name):
+    nodes = json.loads((ROOT / f"workflows/{name}.json").read_text("utf-8"))["nodes"]
+    (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    assert note.splitlines()[-1].startswith("The thumbnail ") and "small demo model of two digits" in note
+    assert 1000 < (ROOT / f"workflows/{name}.jpg").stat().st_size < 40_000
 
 
 def test_the_ksampler_and_the_guider_give_the_same_picture(dev, server, workflow):
