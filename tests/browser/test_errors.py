@@ -4,7 +4,7 @@ dialog that a user can choose instead. What had no effect is said in its console
 
 import pytest
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("newest_page")]
 
 
 def layer_that_is_not_there(graph):

@@ -8,7 +8,10 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def nodes(drawn_by_vue, page):
+def nodes(drawn_by_vue, page, request):
+    if drawn_by_vue:
+        request.getfixturevalue("newest_page")
+
     def draw_by_vue(yes):
         page.evaluate("yes => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', yes)", yes)
 

@@ -65,7 +65,7 @@ def test_of_a_workflow_that_opens_the_saved_curve_is_drawn_and_follows_too(page,
     graph.photograph("schedule_opened")
 
 
-def test_it_follows_the_mouse_where_the_page_draws_nodes_in_the_new_way(open_page, graph_of):
+def test_it_follows_the_mouse_where_the_page_draws_nodes_in_the_new_way(newest_page, open_page, graph_of):
     with open_page(**{"VueNodes.Enabled": True}) as page:
         graph = graph_of(page)
         graph.only("BeyondCFGSchedule")

@@ -17,7 +17,7 @@ WORDS = {
     "compare": "Guidance Grid",
 }
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("newest_page")]
 
 
 @pytest.fixture
