@@ -476,7 +476,8 @@ def make_models(host: Host) -> None:
         run_step("Making the tests' tiny models", [host.python, maker, "--out", folder], env)
         stamp.write_text(recipe)
     paths = {"checkpoints": str(folder)}
-    paths |= {name: str(DEMO_MODELS / name) for name in ("diffusion_models", "text_encoders", "vae")}
+    kinds = ("diffusion_models", "text_encoders", "vae", "loras", "classifiers")
+    paths |= {kind: str(DEMO_MODELS / kind) for kind in kinds}
     text = json.dumps({"beyond_cfg": paths}, ensure_ascii=False, indent=2)  # YAML reads it too
     (MODELS / "extra_model_paths.yaml").write_text(text, "utf-8")
 
@@ -499,7 +500,9 @@ def fetch_host(host: Host) -> None:
 def install_packages(host: Host, options) -> None:
     """All hosts share .venv (they differ in little but the page's packages); the stamp names whose needs it meets."""
     requirements = [host.folder / "requirements.txt", ROOT / "requirements.txt"]
-    state = hashlib.sha256("\n".join([*PACKAGES, *(path.read_text("utf-8") for path in requirements)]).encode()).hexdigest()
+    state = hashlib.sha256(
+        "\n".join([*PACKAGES, *(path.read_text("utf-8") for path in requirements)]).encode()
+    ).hexdigest()
     stamp = VENV / "made-by-dev-py"
     before = stamp.read_text() if stamp.is_file() else ""
     if before == state and host.python.exists():
@@ -696,7 +699,8 @@ def load_workflow(path: Path) -> dict:
 
 
 def parse_setting(workflow: dict, setting: str) -> tuple:
-    """'NODE.INPUT=VALUE' → (node id, input, value). Titles and inputs may hold dots, so every dot is tried."""
+    """'NODE.INPUT=VALUE' → (ids of all nodes that NODE is the id, class or title of, input, value). Titles and inputs may
+    hold dots, so every dot is tried."""
     target, equals, text = setting.partition("=")
     if not equals or "." not in target:
         raise Failure(f"--set {setting} is not of the form NODE.INPUT=VALUE.")
@@ -705,17 +709,15 @@ def parse_setting(workflow: dict, setting: str) -> tuple:
         nodes = [name] if name in workflow else []
         nodes = nodes or [id for id, node in workflow.items() if node["class_type"] == name]
         nodes = nodes or [id for id, node in workflow.items() if (node.get("_meta") or {}).get("title") == name]
-        if len(nodes) > 1:
-            raise Failure(f"--set {setting}: {name} is the name of several nodes; use an id: {', '.join(nodes)}.")
         if nodes:
             break
     else:
         listing = ", ".join(f"{id} ({node['class_type']})" for id, node in workflow.items())
         raise Failure(f"--set {setting}: there is no such node; the nodes are {listing}.")
-    inputs = workflow[nodes[0]]["inputs"]
-    if key not in inputs:
-        raise Failure(f"--set {setting}: {name} has no input {key}; its inputs are {', '.join(inputs) or 'none'}.")
-    return nodes[0], key, parse_value(text)
+    for inputs in (workflow[node]["inputs"] for node in nodes):
+        if key not in inputs:
+            raise Failure(f"--set {setting}: {name} has no input {key}; its inputs are {', '.join(inputs) or 'none'}.")
+    return nodes, key, parse_value(text)
 
 
 def parse_value(text: str):
@@ -732,8 +734,11 @@ def set_seed(workflow: dict, seed: int) -> None:
     found = False
     for node in workflow.values():
         for key in ("seed", "noise_seed"):
-            if key in node["inputs"] and not isinstance(node["inputs"][key], list):
-                node["inputs"][key], found = seed, True
+            inputs = node["inputs"]
+            if isinstance(inputs.get(key), list):  # of a node for several
+                inputs, key = workflow.get(inputs[key][0], node)["inputs"], "value"
+            if key in inputs and not isinstance(inputs[key], list):
+                inputs[key], found = seed, True
     if not found:
         raise Failure("No node of this workflow has a seed or noise_seed to set.")
 
@@ -844,8 +849,9 @@ def command_serve(options) -> int:
 def command_run(options) -> int:
     path = Path(options.workflow)
     workflow = load_workflow(path)
-    for node, key, value in [parse_setting(workflow, setting) for setting in options.set]:
-        workflow[node]["inputs"][key] = value
+    for nodes, key, value in [parse_setting(workflow, setting) for setting in options.set]:
+        for node in nodes:
+            workflow[node]["inputs"][key] = value
     if options.seed is not None:
         set_seed(workflow, options.seed)
     with contextlib.ExitStack() as stack:

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = ROOT / "benchmarks/models"
 WIDTH, QUALITY = 400, 85
 PROMPTS = {
     "Positive prompt": "red seven blue two",
@@ -189,8 +188,7 @@ def main() -> int:
         torch.save(tiny.half(tiny.clip_l(0)), Path(folder) / "random_clip.ckpt")
         paths = dev.MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
         known = json.loads(paths.read_text("utf-8"))
-        known["thumbnails"] = {name: str(MODELS / name) for name in ("loras", "classifiers")}
-        known["thumbnails"] |= dict.fromkeys(("clip_vision", "text_encoders"), folder)
+        known["thumbnails"] = dict.fromkeys(("clip_vision", "text_encoders"), folder)
         paths.write_text(json.dumps(known), "utf-8")
         with dev.running(host, options) as server:
             for name in names:

@@ -17,7 +17,7 @@ class CFGGuider(schema.Node):
     about = dataclasses.replace(
         SamplerCFG.about,
         node_id="BeyondCFGGuider",
-        title="CFG Guider",
+        title="CFG Interval Guider",
         summary=(
             "Classifier-free guidance for SamplerCustomAdvanced, with the part of sampling in which it acts. "
             "The negative may stay unconnected where cfg is 1."

@@ -50,15 +50,15 @@ def workflow():
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ("1.steps=8", ("1", "steps", 8)),
-        ("KSampler.steps=2.5", ("1", "steps", 2.5)),
-        ("Model v1.5.name=file.ckpt", ("2", "name", "file.ckpt")),
-        ("1.kind.blocks=all", ("1", "kind.blocks", "all")),
-        ("3.text=a = b", ("3", "text", "a = b")),
-        ('3.text="8"', ("3", "text", "8")),
-        ('1.model=["3", 0]', ("1", "model", ["3", 0])),
-        ("3.text=NaN", ("3", "text", "NaN")),
-        ("3.text=", ("3", "text", "")),
+        ("1.steps=8", (["1"], "steps", 8)),
+        ("KSampler.steps=2.5", (["1"], "steps", 2.5)),
+        ("Model v1.5.name=file.ckpt", (["2"], "name", "file.ckpt")),
+        ("1.kind.blocks=all", (["1"], "kind.blocks", "all")),
+        ("3.text=a = b", (["3"], "text", "a = b")),
+        ('3.text="8"', (["3"], "text", "8")),
+        ('1.model=["3", 0]', (["1"], "model", ["3", 0])),
+        ("3.text=NaN", (["3"], "text", "NaN")),
+        ("3.text=", (["3"], "text", "")),
     ],
 )
 def test_set_takes_ids_classes_and_titles(workflow, setting, expected):
@@ -70,7 +70,7 @@ def test_set_takes_ids_classes_and_titles(workflow, setting, expected):
     [
         ("1.stepz=8", "its inputs are seed, steps, model, kind.blocks"),
         ("9.steps=8", r"the nodes are 1 \(KSampler\), 2 \(Loader\)"),
-        ("Text.text=b", "several nodes; use an id: 3, 4"),
+        ("Text.text=b", "its inputs are noise_seed"),  # of the second
         ("steps", "NODE.INPUT=VALUE"),
         ("steps=8", "NODE.INPUT=VALUE"),
     ],
@@ -80,10 +80,18 @@ def test_a_wrong_set_names_the_choices(workflow, setting, says):
         dev.parse_setting(workflow, setting)
 
 
-def test_seed_reaches_every_seed_but_no_link(workflow):
+def test_set_reaches_all_nodes_of_a_class(workflow):
+    workflow["5"] = {"class_type": "KSampler", "inputs": {"steps": 3}}
+    assert dev.parse_setting(workflow, "KSampler.steps=8") == (["1", "5"], "steps", 8)
+
+
+def test_seed_reaches_every_seed_and_the_node_that_several_have_it_from_but_no_other_link(workflow):
     workflow["2"]["inputs"]["seed"] = ["1", 0]
+    workflow["5"] = {"class_type": "PrimitiveInt", "inputs": {"value": 1}}
+    workflow["6"] = {"class_type": "KSampler", "inputs": {"seed": ["5", 0]}}
     dev.set_seed(workflow, 7)
     assert workflow["1"]["inputs"]["seed"] == workflow["4"]["inputs"]["noise_seed"] == 7
+    assert workflow["5"]["inputs"]["value"] == 7 and workflow["6"]["inputs"]["seed"] == ["5", 0]
     assert workflow["2"]["inputs"]["seed"] == ["1", 0]
     with pytest.raises(dev.Failure, match="No node"):
         dev.set_seed({"3": workflow["3"]}, 7)

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import json
-import shutil
 import time
 import uuid
 from pathlib import Path
@@ -31,7 +30,7 @@ SMALL = {  # class_type: what makes the example small enough for a test
     "BeyondCFGNoisyClassifier": {"classifier": "demo_left.safetensors", "label": "red seven"},
 }
 FAMILIES = {"sd3": "tiny_sd3.ckpt", "flux": "tiny_flux.ckpt", "wan": "WAN"}  # how a name ends; all others are UNets
-OF_THE_DEMO = {"sims_lora": "loras", "noisy_classifier": "classifiers"}  # what they need is trained for the demo model
+OF_THE_DEMO = ("sims_lora", "noisy_classifier")  # what they need is trained for the demo model
 LOADED = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # which output of Load Checkpoint does for it
 
 
@@ -62,25 +61,19 @@ def tiny_wan() -> dict:
 @pytest.fixture(scope="module")
 def files(server):
     """The names of a CLIP with text and vision and of a Wan, of 1 MB and 7, in the host's own folders for as long as these
-    tests run; so are the demo's LoRA and classifier."""
+    tests run."""
     folders = {folder["name"]: Path(folder["folders"][0]) for folder in server.ask("/experiment/models")}
     tiny, unique = module("tiny_models"), uuid.uuid4().hex
     names = {kind: f"beyond_cfg_test_{kind}_{unique}.ckpt" for kind in ("CLIP", "WAN")}
     made = {folders[kind] / names["CLIP"]: tiny.half(tiny.clip_l(0)) for kind in ("clip_vision", "text_encoders")}
     made[folders["checkpoints"] / names["WAN"]] = tiny_wan()
-    demo = [path for kind in OF_THE_DEMO.values() for path in (ROOT / "benchmarks/models" / kind).glob("*.safetensors")]
-    copies = [folders[path.parent.name] / path.name for path in demo]
-    copies = [(path, place) for path, place in zip(demo, copies, strict=True) if not place.exists()]
     try:
         for place, tensors in made.items():
             place.parent.mkdir(parents=True, exist_ok=True)
             torch.save(tensors, place)
-        for path, place in copies:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
         yield names
     finally:
-        for place in (*made, *(place for _, place in copies)):
+        for place in made:
             place.unlink(missing_ok=True)
 
 

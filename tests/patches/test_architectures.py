@@ -59,7 +59,10 @@ def levels(*counts: int) -> dict[str, torch.nn.ModuleList]:
     def level(count: int) -> torch.nn.ModuleList:
         return torch.nn.ModuleList(block(has) for _ in range(count or 1) for has in (False, count > 0))
 
-    return {"down_blocks": torch.nn.ModuleList(map(level, counts)), "up_blocks": torch.nn.ModuleList(map(level, counts))}
+    return {
+        "down_blocks": torch.nn.ModuleList(map(level, counts)),
+        "up_blocks": torch.nn.ModuleList(map(level, counts)),
+    }
 
 
 NETWORKS = {
@@ -75,7 +78,9 @@ NETWORKS = {
     ),
     "wan.model.WanModel": lambda: network("comfy.ldm.wan.model.WanModel", blocks=blocks(40), patch_size=(1, 2, 2)),
     "wan.model.WanModel_S2V": lambda: network("comfy.ldm.wan.model.WanModel_S2V", blocks=blocks(40)),
-    "lightricks.model.LTXVModel": lambda: network("comfy.ldm.lightricks.model.LTXVModel", transformer_blocks=blocks(28)),
+    "lightricks.model.LTXVModel": lambda: network(
+        "comfy.ldm.lightricks.model.LTXVModel", transformer_blocks=blocks(28)
+    ),
     "lightricks.av_model.LTXAVModel": lambda: network(
         "comfy.ldm.lightricks.av_model.LTXAVModel", transformer_blocks=blocks(48)
     ),
