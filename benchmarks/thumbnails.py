@@ -1,10 +1,11 @@
-"""Draw the thumbnails of the example workflows: their own output, by the small demo model.
+"""Draw the thumbnails of the example workflows, their own output by the small demo model, and the pictures of help pages.
 
     .venv/bin/python benchmarks/thumbnails.py [--comfyui PATH] [NAME ...]
 
-Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg. The demo model takes
-the place of the checkpoints, with its prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths below were chosen
-by eye on these very pictures; the labels say what was set.
+Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg, and the same as the
+picture of the nodes that it is about, web/docs/NODE.jpg. The demo model takes the place of the checkpoints, with its
+prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths below were chosen by eye on these very pictures; the
+labels say what was set.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import io
 import json
 import sys
 import tempfile
+import urllib.parse
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH, QUALITY = 400, 85
+WIDTH, WIDE, QUALITY = 400, 720, 85  # of thumbnails, and at most of help pages' pictures
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
@@ -80,6 +82,24 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
               {"PAG 0": {"scale": 0}, "PAG 1.5": {**AT, "scale": 0.5}, "PAG 3": PERTURBED, "PAG 5": {**AT, "scale": 2}}),
     "tsg": (9, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
 }  # fmt: skip
+
+SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrates
+    "autoguidance": ("Autoguidance", "AutoguidanceGuider"), "cfg": ("Guider",), "cfg_interval_sdxl": ("Interval",),
+    "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
+    "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
+    "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
+    "noisy_classifier": ("NoisyClassifier",), "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
+    "post_hoc_ema": ("PostHocEMA",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
+    "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",), "sweep": ("Grid",), "tsg": ("TSG",),
+}  # fmt: skip
+SCHEDULE = {
+    "curve_type": "points",
+    "points": "0: 0, 0.3: 1, 0.6: 0",
+    "start": 1,
+    "end": 0,
+    "power": 2,
+    "over": "percent",
+}
 
 
 def title_of(node: dict) -> str:
@@ -160,12 +180,12 @@ def as_drawn(name: str, workflow: dict) -> dict:
     return workflow
 
 
-def jpeg(content: bytes) -> bytes:
+def jpeg(content: bytes, width: int = WIDTH) -> bytes:
     from PIL import Image
 
     picture, out = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
-    if picture.width > WIDTH * 1.4:
-        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    if picture.width > width * 1.4:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     picture.save(out, "JPEG", quality=QUALITY, optimize=True)
     return out.getvalue()
 
@@ -195,6 +215,10 @@ def main() -> int:
                 workflow = as_drawn(name, dev.load_workflow(ROOT / f"workflows/api/{name}.json"))
                 (_, content), *_ = dev.run_workflow(server, workflow, dev.Waiting(name))
                 (ROOT / f"workflows/{name}.jpg").write_bytes(jpeg(content))
+                for node in SHOWS.get(name, ()):
+                    (ROOT / f"web/docs/BeyondCFG{node}.jpg").write_bytes(jpeg(content, WIDE))
+            curve = server.get("/beyond_cfg_schedule?" + urllib.parse.urlencode(SCHEDULE))
+            (ROOT / "web/docs/BeyondCFGSchedule.jpg").write_bytes(jpeg(curve, WIDE))
     return 0
 
 

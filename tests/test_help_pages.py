@@ -61,5 +61,14 @@ def test_a_page_names_no_input_that_its_node_lacks(node_id):
     assert {name for cell in first for name in re.findall(r"`(.*?)`", cell)} == names
 
 
+def test_every_page_has_its_picture():
+    """Else: python benchmarks/thumbnails.py"""
+    found = {node_id: re.findall(r"!\[.+?\]\((.+?)\)", page) for node_id, page in PAGES.items()}
+    assert found.pop("BeyondCFGOptions") == []  # what it changes cannot be seen
+    assert found == {node_id: [f"{node_id}.jpg"] for node_id in found}
+    files = {path.stem: path.stat().st_size for path in (ROOT / "web/docs").glob("*.jpg")}
+    assert files.keys() == found.keys() and all(1000 < size < 60_000 for size in files.values())
+
+
 def test_pages_of_what_depends_on_the_architecture_have_the_table():
     assert {node_id for node_id, page in PAGES.items() if TABLE in page} == {f"BeyondCFG{name}" for name in WITH_TABLE}

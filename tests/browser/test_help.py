@@ -35,6 +35,10 @@ def test_a_nodes_help_opens_beside_it(path, page, graph):
     assert shown.get_by_role("heading").all_inner_texts() == [title, *sections]
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert shown.locator("tr").count() == len([row for row in rows if not set(row) <= set("|-: ")])
+    for picture in shown.locator("img").all():
+        picture.scroll_into_view_if_needed()
+        page.wait_for_function("picture => picture.naturalWidth > 100", arg=picture.element_handle(), timeout=30_000)
+    assert shown.locator("img").count() == text.count("![")
     graph.photograph(f"help_{path.stem}")
 
 
