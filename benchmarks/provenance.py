@@ -28,8 +28,9 @@ def facts_of_run(script: str, arguments: Sequence[str], **more) -> dict:
         dirty = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         commit = (git("rev-parse", "--short=12", "HEAD") or commit) + dirty
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    arguments = [Path(each).name if os.path.isabs(each) else each for each in map(str, arguments)]  # no one's folders
     return {
-        "command": " ".join([f"python benchmarks/{script}", *map(str, arguments)]),
+        "command": " ".join([f"python benchmarks/{script}", *arguments]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
         "machine": f"{platform.machine()} {device}, threads: {torch.get_num_threads()}",
