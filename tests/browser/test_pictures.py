@@ -28,10 +28,10 @@ def test_layer_map_shows_the_network_and_another_choice_of_layers(nodes, graph):
     })  # fmt: skip
     graph.look_at("BeyondCFGLayerMap", (700, 500))
     graph.run_to_the_picture_in("BeyondCFGLayerMap")
-    graph.photograph(f"layer_map{nodes}")
+    graph.photograph(f"node_layer_map{nodes}")
     graph.set("BeyondCFGLayerMap", "layers", "all")
     graph.run_to_the_picture_in("BeyondCFGLayerMap")
-    graph.photograph(f"layer_map_all{nodes}")
+    graph.photograph(f"node_layer_map_all{nodes}")
 
 
 @NODES
@@ -49,4 +49,4 @@ def test_guidance_report_shows_what_the_run_did(nodes, graph):
     })  # fmt: skip
     graph.look_at("BeyondCFGReport", (800, 520))
     graph.run_to_the_picture_in("BeyondCFGReport")
-    graph.photograph(f"report{nodes}")
+    graph.photograph(f"node_report{nodes}")

@@ -15,7 +15,6 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
-PICTURES = ROOT / "output" / "browser"
 
 pytestmark = pytest.mark.browser
 
@@ -31,16 +30,6 @@ def converted(page) -> dict:
 
 def about_us(errors: list[str]) -> list[str]:
     return [error for error in errors if "beyond" in error.lower()]
-
-
-def set_widget(page, node_type: str, name: str, value):
-    page.evaluate(
-        """([type, name, value]) => {
-            for (const node of app.rootGraph.nodes.filter(node => node.type === type))
-                node.widgets.find(widget => widget.name === name).value = value
-        }""",
-        [node_type, name, value],
-    )
 
 
 def bypass(page, *titles: str):
@@ -62,7 +51,7 @@ def sampled(prompt: dict, server) -> int:
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, server, request):
+def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, graph, server, request):
     open_in(page, workflow)
     missing = page.evaluate(
         "() => app.rootGraph.nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
@@ -71,7 +60,7 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, 
     saved = json.loads(workflow.read_text(encoding="utf-8"))
     assert page.evaluate("() => app.rootGraph.nodes.length") == len(saved["nodes"])
     assert page.evaluate("() => app.rootGraph.links.size") == len(saved["links"])
-    picture(page, workflow.stem)
+    whole(graph, workflow.stem)
 
     api = ROOT / "workflows" / "api" / workflow.name
     prompt = converted(page)
@@ -85,23 +74,23 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, 
     assert not about_us(page.errors)
 
 
-def picture(page, name: str):
-    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.wait_for_timeout(1500)  # the view moves there
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=PICTURES / f"{name}.png")
+def whole(graph, name: str):
+    """A picture of all of it."""
+    graph.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    graph.page.wait_for_timeout(1500)  # the view moves there
+    graph.photograph(name)
 
 
 @pytest.mark.parametrize("name", ["cfg_pag_seg_compose", "pag_guider", "guidance_report"])
-def test_a_workflow_runs_from_the_page_to_pictures(name, page, server):
+def test_a_workflow_runs_from_the_page_to_pictures(name, page, graph, server):
     server.get("/history", {"clear": True})
     open_in(page, ROOT / "workflows" / f"{name}.json")
-    set_widget(page, "CheckpointLoaderSimple", "ckpt_name", "tiny_sd15.ckpt")
+    graph.set("CheckpointLoaderSimple", "ckpt_name", "tiny_sd15.ckpt")
     for side in "width", "height":
-        set_widget(page, "EmptyLatentImage", side, 128)
+        graph.set("EmptyLatentImage", side, 128)
     for node in "KSampler", "BasicScheduler":
-        set_widget(page, node, "steps", 4)
-    page.evaluate("() => app.queuePrompt(0)")
+        graph.set(node, "steps", 4)
+    graph.run()
 
     deadline = time.monotonic() + 120
     while not (history := server.ask("/history")):
@@ -119,7 +108,7 @@ def test_a_workflow_runs_from_the_page_to_pictures(name, page, server):
         """() => app.rootGraph.nodes.filter(node => ["SaveImage", "BeyondCFGGrid", "BeyondCFGReport"].includes(node.type))
             .every(node => node.imgs?.length)"""
     )
-    picture(page, f"after_a_run_{name}")
+    whole(graph, f"after_a_run_{name}")
     assert not about_us(page.errors)
 
 
