@@ -142,8 +142,10 @@ def test_every_example_runs_to_success(name, dev, server, workflow):
     try:
         pictures = dev.run_workflow(server, whole, dev.Waiting("test"))
     except dev.Failure as failure:
-        if name.startswith("sims") and "this one cannot copy a loaded model" in str(failure):
-            pytest.skip("SIMS with a LoRA says that this host is too old")
+        version = server.ask("/system_stats")["system"]["comfyui_version"]
+        is_old = tuple(map(int, version.split("."))) < (0, 30)  # on the newest it must run
+        if is_old and name.startswith("sims") and "this one cannot copy a loaded model" in str(failure):
+            pytest.skip(f"SIMS with a LoRA says that ComfyUI {version} is too old")
         raise
     show = ("BeyondCFGGrid", "BeyondCFGReport", "BeyondCFGLayerMap", "SaveImage", "SaveAnimatedWEBP", "PreviewImage")
     assert len(pictures) >= sum(node["class_type"] in show for node in whole.values())
