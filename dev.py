@@ -78,6 +78,7 @@ PACKAGES = (
     "playwright",
 )
 PYTHONS = ((3, 10), (3, 13))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 TINY_MODELS = ("tiny_sd15", "tiny_sd3", "tiny_flux")
 DEMO_MODELS = ROOT / "benchmarks/models"
 DEMO_MODEL, DEMO_WEAK = "demo_flux.safetensors", "demo_flux_early.safetensors"
@@ -541,8 +542,30 @@ def install_packages(host: Host, options) -> None:
     stamp.write_text(state)
 
 
+def get_browser(host: Host, pytest_args: list[str]) -> None:
+    """A Chromium for the tests in the real page, where none is installed: Playwright's own, or the system's package.
+
+    Without one these tests are skipped, and the last line of the tests says so."""
+    chosen = [argument for argument in pytest_args if argument.startswith("tests")]
+    if (chosen and not any("browser" in argument for argument in chosen)) or any(map(shutil.which, BROWSERS)):
+        return
+    env, attempts = environment(), [[host.python, "-m", "playwright", "install", "--only-shell", "chromium"]]
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        env["DEBIAN_FRONTEND"] = "noninteractive"
+        attempts += [["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]]
+    for command in attempts:
+        try:
+            run_step("Getting a Chromium for the tests in the real page", command, env)
+        except Failure:
+            continue  # the next may do
+        if command[-1] == "chromium":
+            return
+    say("No Chromium could be fetched: the tests in the real page will be skipped. Install Chromium or Chrome.")
+
+
 def environment() -> dict:
     env = dict(os.environ, PYTHONIOENCODING="utf-8", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    env.setdefault("PLAYWRIGHT_BROWSERS_PATH", str(HOSTS / "browsers"))
     env["UV_DEFAULT_INDEX"] = env["PIP_INDEX_URL"] = package_index()
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -827,6 +850,8 @@ def command_test(options) -> int:
     host = setup(options)
     if not host.version and not host.python_gives("import pytest; print(1)"):
         raise Failure(f"The Python {host.python} has no pytest: install it with  {host.python} -m pip install pytest")
+    if host.version:
+        get_browser(host, options.pytest_args)
     env = dict(environment(), COMFYUI_PATH=str(host.folder), BEYOND_CFG_MODELS=str(MODELS / "checkpoints"))
     # Two at a time, or more: a worker takes a core and about 2 GB. -n0 in the arguments runs all in one process.
     workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadgroup"] if host.version else []

@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import os
+import re
 import runpy
 import sys
 import types
@@ -55,6 +56,61 @@ def pytest_addoption(parser):
     parser.addoption(
         "--update-support", action="store_true", help="rewrite what tests/golden/support.json says of this host"
     )
+    parser.addoption(
+        "--uneven", action="store_true", help="play a processor that rounds by the number of rows in a batch"
+    )
+    parser.addoption(
+        "--no-skips", action="store_true", help="fail if a test is skipped that this host and this Python could run"
+    )
+
+
+# What a skip may say: that the host or the system lacks what the test is about. Anything else fails under --no-skips.
+MAY_SKIP = re.compile(
+    r"this host (has no|cannot) |of ComfyUI [\d.]+ is built another way|ComfyUI [\d.]+ is too old"
+    r"|could not import 'comfy\.|Windows has no "
+)
+
+
+def _refuse_skip(report, config) -> None:
+    """Under --no-skips a skipped test, or a skipped file, is a failure that says why it would have been skipped."""
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if config.getoption("--no-skips") and reason and not MAY_SKIP.search(reason) and not hasattr(report, "wasxfail"):
+        report.outcome, report.longrepr = "failed", f"not run, and --no-skips was given: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    _refuse_skip(report, item.config)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _refuse_skip(report, collector.config)
+    return report
+
+
+def pytest_unconfigure(config):
+    """After pytest's own last line, since nobody reads the list of skips above it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", ()) if reporter and not hasattr(config, "workerinput") else ()
+    reasons = {report.longrepr[2].removeprefix("Skipped: ") for report in skipped if "tests/browser" in report.nodeid}
+    for reason in sorted(reason for reason in reasons if not MAY_SKIP.search(reason)):
+        print(f"The browser tests did not run: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def processor(request):
+    """The one there is, or under --uneven one that is played."""
+    if not request.config.getoption("--uneven"):
+        yield
+        return
+    from uneven import Uneven
+
+    with Uneven():
+        yield
 
 
 SUPPORT = ROOT / "tests" / "golden" / "support.json"

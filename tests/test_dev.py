@@ -366,7 +366,7 @@ def test_the_pack_is_linked_once_and_copies_are_respected(tmp_path, monkeypatch,
         dev.link_pack(other)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="process groups")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups")
 def test_stopping_leaves_no_process_behind(tmp_path):
     """A child that ignores the polite signal's sender still goes, and its own child with it."""
     code = (

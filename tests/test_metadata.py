@@ -1,13 +1,14 @@
 """What the registry reads: pyproject.toml, the icon, and what a published archive leaves out."""
 
 import re
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings tomli to 3.10
 DATA = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT, COMFY = DATA["project"], DATA["tool"]["comfy"]
 OUR_FILES = PROJECT["urls"]["Repository"].replace("github.com", "raw.githubusercontent.com") + "/main/"

@@ -35,7 +35,7 @@ class Mixture:
     def __call__(self, x: Latent, sigma: float) -> Latent:
         means = torch.tensor(self.means, dtype=x.dtype)
         likely = (-((x[..., None] - means) ** 2) / (2 * (self.std**2 + sigma**2))).softmax(-1)
-        return (self.std**2 * x + sigma**2 * (likely @ means)) / (self.std**2 + sigma**2)
+        return (self.std**2 * x + sigma**2 * (likely * means).sum(-1)) / (self.std**2 + sigma**2)
 
 
 @dataclass

@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = ROOT / "output" / "browser"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -27,13 +26,20 @@ READY = "() => window.LiteGraph?.registered_node_types.BeyondCFGPAG && window.ap
 
 
 @pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here; pip install playwright")
-    if not CHROMIUM:
-        pytest.skip("no Chromium here; apt install chromium")
-    with playwright.sync_playwright() as playwright:
-        with contextlib.closing(playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)) as chromium:
-            yield chromium
+def browser(dev):
+    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
+    with api.sync_playwright() as playwright, contextlib.closing(launched(playwright, dev.BROWSERS, api.Error)) as chromium:
+        yield chromium
+
+
+def launched(playwright, names, error):
+    """The browser that is installed, the user's own Chrome or Edge where Windows and macOS keep them, or Playwright's."""
+    installed = filter(None, map(shutil.which, names))
+    ways = [{"executable_path": path} for path in installed] + [{"channel": "chrome"}, {"channel": "msedge"}, {}]
+    for way in ways:
+        with contextlib.suppress(error):
+            return playwright.chromium.launch(args=FLAGS, **way)
+    pytest.skip("there is no Chromium, Chrome or Edge that starts; install one")
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,7 @@ def test_the_symmetric_blur_keeps_the_mean(grid, sigma):
         torch.testing.assert_close(matrix, matrix.T, rtol=0, atol=2e-16)
     q = random(1, 1, math.prod(grid), 4)
     change = (blur(q, grid, sigma).sum(2) - q.sum(2)).abs().max().item()
-    assert change < 1e-15 * math.prod(grid)
+    assert change < 4e-15 * math.prod(grid)  # a few roundings of each token, two products' among them
 
 
 def test_the_reflecting_blur_does_not_keep_the_mean():
