@@ -23,6 +23,18 @@ def close(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
+def rounding(model, kind="unet", cfg=4.0, **kwargs) -> float:
+    """How far the size of a batch alone moves a result of `model` on this processor, as `close` counts: one sample by
+    itself, and beside copies of itself. What rows are computed together with may change a result by as much."""
+    latent = networks.latent(kind)
+
+    def first_of(copies: int) -> torch.Tensor:
+        return sample(model, kind, cfg, latent=latent.repeat(copies, *[1] * (latent.ndim - 1)), **kwargs)[:1]
+
+    alone = first_of(1)
+    return max(close(first_of(copies), alone) for copies in (2, 3))
+
+
 def network(kind: str, **kwargs):
     """A fresh small model. In float64 where the host's kernels allow it: what is left of the rounding that depends on
     the size of a batch cannot hide a difference then."""

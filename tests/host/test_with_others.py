@@ -20,7 +20,7 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
-from harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
+from harness import Counter, close, guider_of, network, pag, prompts, rounding, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.base import POSITIVE, Branch
 from pack.guiders.schedule import Schedule
@@ -61,8 +61,9 @@ def test_a_hook_of_the_host_gives_what_it_gives_alone_plus_our_term(hook, cfg):
     kind, add = HOOKS[hook]
     model = network(kind)
     expected = sample(with_reference_pag(add(model), kind), kind, cfg, steps=3)
+    floor = rounding(add(mine(model, kind)), kind, cfg, steps=3)
     for chained in (add(mine(model, kind)), mine(add(model), kind)):
-        assert close(sample(chained, kind, cfg, steps=3), expected) < 2e-6
+        assert close(sample(chained, kind, cfg, steps=3), expected) < 2e-6 + 4 * floor
     if cfg != 1:  # where there is no CFG some of them have nothing to do
         assert close(sample(add(model), kind, cfg, steps=3), expected) > 1e-3
         assert close(sample(mine(model, kind), kind, cfg, steps=3), expected) > 1e-3
@@ -346,7 +347,8 @@ def test_another_attention_override_is_called_for_every_row_but_the_identitys_ow
         model = network(kind)
         calls.clear()
         with_override = sample(add(mine(model, kind)), kind, steps=1)
-        assert torch.equal(with_override, sample(mine(model, kind), kind, steps=1))
+        shared = sample(mine(model, kind), kind, steps=1)  # rows before the perturbed layer are computed once there
+        assert close(with_override, shared) < 1e-6 + 4 * rounding(mine(model, kind), kind, steps=1)
         assert 3 in calls and 2 in calls  # all rows in other layers; the clean rows, and no more, in the perturbed one
 
 
