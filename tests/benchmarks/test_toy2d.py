@@ -57,11 +57,11 @@ def test_score_is_the_gradient_of_the_density(sigma):
 
 
 def test_each_noise_level_of_a_batch_is_its_own():
-    mixture, sigma = trees()[0].mixture, torch.tensor([0.01, 0.5, 2.0])
+    mixture, sigma = double(trees()[0].mixture), torch.tensor([0.01, 0.5, 2.0], dtype=torch.float64)
     x = mixture.sample(30, seeded()).view(3, 10, 2)
     for function in (mixture.score, mixture.denoised, mixture.log_density):
         apart = torch.stack([function(some, level.item()) for some, level in zip(x, sigma, strict=True)])
-        assert torch.allclose(function(x, sigma), apart, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(function(x, sigma), apart, rtol=1e-9, atol=1e-9)
 
 
 def test_single_precision_is_enough_for_the_trees(truth):

@@ -241,7 +241,8 @@ def test_sag_sees_how_much_each_image_token_is_attended_to(specimen, model, monk
     plain = forward(specimen, model)
     with recorded(model, monkeypatch) as record:
         observed = forward(specimen, model, AttentionSums(select_layers(model, name)), report=report)
-    assert close(observed, plain) < 1e-6
+    floor = close(forward(specimen, model, seeds=ROWS[:3]), plain[:3])  # what the size of a batch does by itself
+    assert close(observed, plain) < 1e-6 + 4 * floor
     if specimen.grid is None:
         assert not seen
         return
