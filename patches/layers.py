@@ -20,12 +20,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from .texts import shown
+
+LONGEST = 2000  # characters: several times a list of every layer by itself
 SHORTHAND = {"d": "input", "i": "input", "m": "middle", "u": "output", "o": "output"}
-FRACTION = re.compile(r"(0?\.\d+|[01]|1\.0+)(?:\s*-\s*(0?\.\d+|1|1\.0+))?")
+# Of items whose white space is single spaces: runs of it would be tried in all ways to divide them.
+FRACTION = re.compile(r"(0?\.\d+|[01]|1\.0+)(?: ?- ?(0?\.\d+|1|1\.0+))?", re.ASCII)
 ITEM = re.compile(
-    r"(?:(?P<stack>[a-z]+)\s*\.?)?\s*"
-    r"(?:(?P<first>\d+)(?:\s*-\s*(?:(?P<again>[a-z]+)\s*\.?)?\s*(?P<last>\d+))?)?"
-    r"(?:(?<=\d)\s*\.\s*(?P<part>\d+)(?:\s*-\s*(?P<last_part>\d+))?)?"
+    r"(?:(?P<stack>[a-z]+) ?\.?)? ?"
+    r"(?:(?P<first>\d+)(?: ?- ?(?:(?P<again>[a-z]+) ?\.?)? ?(?P<last>\d+))?)?"
+    r"(?:(?<=\d) ?\. ?(?P<part>\d+)(?: ?- ?(?P<last_part>\d+))?)?",
+    re.ASCII,
 )
 
 
@@ -50,12 +55,15 @@ class Layer:
 def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[Layer, ...]:
     """The layers that `text` selects among `layers`, in the network's order.
 
-    Raises ValueError, naming the part of the text that cannot be read or found, and the layers that there are.
+    Raises ValueError for a text beyond LONGEST, else naming the part of the text that cannot be read or found, and the
+    layers that there are.
     """
+    if len(text) > LONGEST:
+        raise ValueError(f'layers "{shown(text)}": it is too long; at most {LONGEST:,} characters are read')
     stacks = list(dict.fromkeys(layer.stack for layer in layers))
     chosen: set[Layer] = set()
     for item in text.lower().split(","):
-        item = item.strip()
+        item = " ".join(item.split())
         if item == "auto":
             chosen.update(auto)
         elif item in ("all", "*"):
@@ -70,26 +78,25 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
 def _by_depth(item: str, text: str, layers: Sequence[Layer], first: float, last: float) -> Sequence[Layer]:
     """The layers whose middle lies from `first` to `last` of the network's depth; at least the one at `first`."""
     if last < first:
-        raise ValueError(f'layers "{text}": there is no "{item}"; the smaller depth comes first. {_has(layers)}')
+        raise _refusal(text, f'there is no "{shown(item)}"; the smaller depth comes first.', layers)
     at = [layer for place, layer in enumerate(layers) if first <= (place + 0.5) / len(layers) <= last]
     return at or [layers[min(int(first * len(layers)), len(layers) - 1)]]
 
 
-def _has(layers: Sequence[Layer]) -> str:
-    return f"This model has {print_layers(layers)}."
+def _refusal(text: str, why: str, layers: Sequence[Layer]) -> ValueError:
+    return ValueError(f'layers "{shown(text)}": {why} This model has {print_layers(layers)}.')
 
 
 def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> list[Layer]:
-    has = _has(layers)
     match = ITEM.fullmatch(item)
     if not match or not (match["stack"] or match["first"]) or (match["part"] and not match["stack"]):
-        raise ValueError(
-            f'layers "{text}": cannot read "{item}". Write auto, all, or a comma-separated list such as '
-            f"{', '.join(dict.fromkeys((layers[0].block, layers[-1].block)))}. {has}"
-        )
+        such = ", ".join(dict.fromkeys((layers[0].block, layers[-1].block)))
+        why = f'cannot read "{shown(item)}". Write auto, all, or a comma-separated list such as {such}.'
+        raise _refusal(text, why, layers)
     stack, first, last, again = match["stack"], match["first"], match["last"], match["again"]
     if stack is None and len(stacks) > 1:
-        raise ValueError(f'layers "{text}": "{item}" could be in {" or ".join(stacks)}; put the stack before it. {has}')
+        why = f'"{shown(item)}" could be in {" or ".join(stacks)}; put the stack before it.'
+        raise _refusal(text, why, layers)
     stack = stacks[0] if stack is None else SHORTHAND.get(stack, stack)
     wanted = [layer for layer in layers if layer.stack == stack]
     if first is not None:
@@ -103,7 +110,7 @@ def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> 
         if not {part, last_part} <= {layer.part for layer in wanted}:
             wanted = []
     if not wanted or (again is not None and SHORTHAND.get(again, again) != stack):
-        raise ValueError(f'layers "{text}": there is no "{item}". {has}')
+        raise _refusal(text, f'there is no "{shown(item)}".', layers)
     return wanted
 
 

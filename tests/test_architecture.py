@@ -40,7 +40,18 @@ def imports_of(path: Path) -> set[str]:
 
 def methods(folder: str) -> list[Path]:
     """The files of rules or perturbations."""
-    frame = {"__init__", "base", "compose", "schedule", "linalg", "layers", "layer_map", "architectures", "host"}
+    frame = {
+        "__init__",
+        "base",
+        "compose",
+        "schedule",
+        "linalg",
+        "layers",
+        "layer_map",
+        "architectures",
+        "host",
+        "texts",
+    }
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation of its own
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
@@ -49,14 +60,15 @@ METHODS = methods("guiders") + methods("patches")
 MAY = {  # what a file of the pack may import of the pack, beyond what its kind may
     "__init__": {"nodes", "nodes.routes"},
     "guiders.base": {"patches.base"},
-    "guiders.schedule": set(),
+    "guiders.schedule": {"patches.texts"},
     "guiders.linalg": {"guiders.base"},
     "guiders.compose": {"guiders.base", "guiders.schedule"},
     "guiders.post_hoc_ema": set(),
     "guiders.noisy_network": {"guiders.base"},
     "patches.attention_sums": {"patches.base", "patches.layers"},
     "patches.base": {"patches.layers"},
-    "patches.layers": set(),
+    "patches.texts": set(),
+    "patches.layers": {"patches.texts"},
     "patches.layer_map": {"patches.layers"},
     "patches.architectures": {"patches.layers"},
     "guiders.__init__": {name_of(path) for path in methods("guiders")},

@@ -1,9 +1,11 @@
 """The language of layer selections."""
 
 import random
+import time
 
 import pytest
-from pack.patches.layers import Layer, parse, print_layers
+from pack.patches.layers import LONGEST, Layer, parse, print_layers
+from pack.patches.texts import SHOWN, shown
 
 
 def stack(name: str, *indices: int) -> list[Layer]:
@@ -187,3 +189,55 @@ def test_parse_reads_what_print_layers_prints(network):
         some = tuple(layer for layer in layers if draw.random() < share) or (draw.choice(layers),)
         assert parse(print_layers(some), layers, ()) == some
         assert parse(", ".join(map(str, draw.sample(some, len(some)))), layers, ()) == some
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        " ",
+        "a",
+        "1",
+        "1 ",
+        "a ",
+        ".",
+        "-",
+        ",",
+        "1-",
+        "0.",
+        "auto,",
+        "0.1-0.9,",
+        "input.1,",
+        "input.99,",
+        "é",
+        "1 - a . ",
+    ],
+)
+@pytest.mark.parametrize("around", ["{}", "a{}b", "1{}", "input.{}1", "1-{}?", "0.{}-"])
+def test_any_text_is_read_in_a_time_that_does_not_grow_with_the_ways_to_divide_it(part, around):
+    text = around.format(part * (LONGEST // len(part)))[:LONGEST]
+    began = time.process_time()
+    try:
+        parse(text, PARTS, ())
+    except ValueError as error:
+        assert len(str(error)) < 4 * SHOWN + 500
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize("length", [LONGEST + 1, 200_000])
+def test_a_text_that_is_too_long_is_refused_by_its_beginning_and_its_length(length):
+    with pytest.raises(ValueError) as error:
+        parse("a" * length, UNET, ())
+    message = (
+        f'layers "{"a" * SHOWN}… ({length:,} characters)": it is too long; at most {LONGEST:,} characters are read'
+    )
+    assert str(error.value) == message
+
+
+def test_every_layer_of_a_large_network_by_itself_is_no_text_that_is_too_long():
+    for layers in (PARTS, [*stack("double", *range(60)), *stack("single", *range(60))]):
+        assert parse(", ".join(map(str, layers)), layers, ()) == tuple(layers)
+
+
+def test_what_is_shown_of_a_text_is_all_of_it_where_it_is_short():
+    assert shown("a" * SHOWN) == "a" * SHOWN and shown("") == ""
+    assert shown("abc", 2) == "ab… (3 characters)"
