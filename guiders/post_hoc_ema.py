@@ -108,6 +108,8 @@ def reconstruct(
         dtypes = _add(total, next(remaining), coefficient, name, names[0])
     for key, dtype in dtypes.items():
         total[key] = total[key].to(dtype)
+        if dtype.is_floating_point and not total[key].float().isfinite().all():
+            raise ValueError(f"{key} leaves the range of {dtype} where the snapshots' differences are added up so far")
     return total
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -11,11 +12,14 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 
+from ...patches.texts import shown
 from .. import post_hoc_ema
 
 FOLDERS = ("checkpoints", "diffusion_models")
 QUANTISED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")  # how such keys end
 FAR = 0.2  # a misfit to tell the user
+MOST = 500  # snapshots: their least squares take time by the cube
+MISMATCH = re.compile(r"size mismatch for (\S+): .*torch\.Size\((\[.*?\])\).*torch\.Size\((\[.*?\])\)")  # torch's words
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ def find_snapshots(text: str, ema: float) -> tuple[Snapshot, ...]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(f"snapshots is empty; write one file name per line. {_choices('')}")
+    if len(lines) > MOST:
+        raise ValueError(f"snapshots has {len(lines):,} files; at most {MOST} can be averaged")
     found = [_parse(line, number) for number, line in lines]
     for (number, _), (_, _, numbers) in zip(lines, found, strict=True):
         if bool(numbers) != bool(found[0][2]):
@@ -42,18 +48,18 @@ def find_snapshots(text: str, ema: float) -> tuple[Snapshot, ...]:
 def _parse(line: str, number: int) -> tuple[str, str, list[float]]:
     """Its name, path and numbers. A file's own name may have an @ in it."""
     name, rest = line, []
-    while not (path := _find(name)) and "@" in name:
+    while not (path := _find(name)) and "@" in name and len(rest) < 4:
         name, _, last = name.rpartition("@")
         name, rest = name.rstrip(), [last.strip(), *rest]
     if not path:
-        raise ValueError(f'snapshots, line {number}: there is no "{name}". {_choices(name)}')
+        raise ValueError(f'snapshots, line {number}: there is no "{shown(name)}". {_choices(name)}')
     try:
         time_and_ema = [float(part) for part in rest]
     except ValueError:
         time_and_ema = None
     if time_and_ema is None or len(rest) > 2:
         raise ValueError(
-            f'snapshots, line {number}: cannot read "{" @ ".join(rest)}" after {name}; write name @ time, '
+            f'snapshots, line {number}: cannot read "{shown(" @ ".join(rest))}" after {name}; write name @ time, '
             "or name @ time @ ema, as numbers"
         )
     return name, path, time_and_ema
@@ -97,10 +103,8 @@ def average(snapshots: tuple[Snapshot, ...], ema: float, disable_dynamic: bool =
 
     names = [snapshot.name for snapshot, _ in used]
     files = map(diffusion_model, (snapshot for snapshot, _ in used))
-    state = post_hoc_ema.reconstruct(files, [weight for _, weight in used], names) | others
-    model = _load(state, dict(metadata), disable_dynamic)
-    if model is None:
-        raise ValueError(f"{names[-1]} holds no diffusion model that this ComfyUI knows")
+    averaged = post_hoc_ema.reconstruct(files, [weight for _, weight in used], names)
+    model = _load(averaged, others, dict(metadata), names[-1], disable_dynamic)
     model.cached_patcher_init = (average, (snapshots, ema))  # how the host makes another copy
     return model
 
@@ -113,10 +117,37 @@ def _read(snapshot: Snapshot) -> tuple[dict, dict]:
     return dict(state), metadata or {}
 
 
-def _load(state: dict, metadata: dict, disable_dynamic: bool):
-    """As the host's own loader nodes: a checkpoint has keys beside its diffusion model that say what it predicts."""
+def _load(weights: dict, others: dict, metadata: dict, name: str, disable_dynamic: bool):
+    """As the host's own loader nodes: a checkpoint has keys beside its diffusion model that say what it predicts. Raises
+    ValueError, naming the file, where these are not the weights of a network that the host knows, each of its shape and
+    none missing: what a file lacks the host leaves as the memory was."""
     options = {"metadata": metadata or None, "disable_dynamic": disable_dynamic}
+    state = weights | others
     prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
-    if not any(key.startswith(prefix) for key in state):
-        return comfy.sd.load_diffusion_model_state_dict(state, **options)
-    return (comfy.sd.load_state_dict_guess_config(state, False, False, False, **options) or [None])[0]
+    whole = any(key.startswith(prefix) for key in state)
+    given = {key.removeprefix(prefix) if whole else key: tensor for key, tensor in weights.items()}
+    try:
+        detected = comfy.model_detection.model_config_from_unet(
+            state, prefix if whole else "", metadata=metadata or None
+        )
+        if whole:
+            loaded = comfy.sd.load_state_dict_guess_config(state, False, False, False, **options)
+            model = (loaded or [None])[0]
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(state, **options)
+    except Exception as error:  # each network is told from the keys and shapes that it should have, in its own way
+        if wrong := MISMATCH.search(str(error)):
+            key, here, there = wrong.groups()
+            raise ValueError(f"{key} of {name} is {here}, and a network of this kind has {there}") from None
+        logging.warning("Post-hoc EMA: %s", name, exc_info=True)
+        model = None
+    if model is None:
+        raise ValueError(f"{name} holds no diffusion model that this ComfyUI knows")
+    if detected is not None:  # else it is of another layout, whose keys the host has renamed
+        has = model.model.model_config.process_unet_state_dict(given).keys()
+        missing = [key for key, _ in model.model.diffusion_model.named_parameters() if key not in has]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            kind = type(model.model).__name__
+            raise ValueError(f"{name} lacks {missing[0]}{more}, which a network of this kind ({kind}) has")
+    return model

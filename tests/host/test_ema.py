@@ -205,11 +205,12 @@ def test_profiles_that_cannot_work_are_refused(folder, lines, part):
     assert part in refusal(*lines)
 
 
-def changed(folder: Path, change) -> None:
-    path = folder / "checkpoints" / "b.ckpt"
-    tensors = torch.load(path)["state_dict"]
-    change(tensors)
-    save(path, tensors)
+def changed(folder: Path, change, names: str = "b") -> None:
+    for name in names:
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        tensors = torch.load(path)["state_dict"]
+        change(tensors)
+        save(path, tensors)
 
 
 KEY = PREFIX + "x_embedder.proj.bias"
@@ -239,3 +240,72 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(folder):
 def test_a_file_without_a_diffusion_model_is_refused_by_name(folder):
     save(folder / "checkpoints" / "b.ckpt", {"first_stage_model.x": torch.ones(2)})
     assert refusal("b.ckpt") == "b.ckpt holds no diffusion model that this ComfyUI knows"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.pop(KEY), "c.ckpt lacks x_embedder.proj.bias, which a network of this kind (SD3) has"),
+        (
+            lambda t: [t.pop(key) for key in list(t) if ".context_block.attn.proj." in key],
+            "c.ckpt lacks joint_blocks.0.context_block.attn.proj.weight and 3 more, which a network of this kind (SD3) has",
+        ),
+        (
+            lambda t: t.update({KEY: t[KEY][:5]}),
+            "x_embedder.proj.bias of c.ckpt is [5], and a network of this kind has [192]",
+        ),
+        (lambda t: [t.pop(key) for key in list(t) if "joint_blocks" in key], "c.ckpt holds no diffusion model that"),
+    ],
+)  # fmt: skip
+def test_files_that_are_alike_and_no_whole_network_are_refused_by_the_key(folder, change, message):
+    """What a file lacks the host would leave as the memory was."""
+    changed(folder, change, "abc")
+    assert refusal("a.ckpt", "c.ckpt").startswith(message)
+
+
+def test_every_demo_network_is_whole(monkeypatch):
+    models = ROOT / "benchmarks" / "models" / "diffusion_models"
+    monkeypatch.setattr(
+        folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | {
+            "diffusion_models": ([str(models)], {".safetensors"})
+        },
+    )  # fmt: skip
+    for path in models.iterdir():
+        assert average(path.name)
+
+
+def test_a_network_in_the_layout_of_diffusers_is_taken_as_the_host_takes_it(folder, monkeypatch):
+    """Its keys are not those of the network that the host makes of it."""
+    real = host.comfy.model_detection.model_config_from_unet
+    there = {}
+
+    def renamed(state, *args, **kwargs):
+        return None if any(key.startswith("their.") for key in state) else real(state, *args, **kwargs)
+
+    def back(state, prefix):
+        there.update(state)
+        return {key.removeprefix("their."): tensor for key, tensor in state.items()}
+
+    monkeypatch.setattr(host.comfy.model_detection, "model_config_from_unet", renamed)
+    monkeypatch.setattr(host.comfy.model_detection, "convert_diffusers_mmdit", back)
+    tensors = torch.load(folder / "diffusion_models" / "bare.ckpt")["state_dict"]
+    save(folder / "diffusion_models" / "theirs.ckpt", {f"their.{key}": tensor for key, tensor in tensors.items()})
+    assert same(average("theirs.ckpt"), average("bare.ckpt")) and there
+
+
+def test_an_average_that_leaves_the_range_of_its_files_is_refused_by_the_key(folder):
+    changed(folder, lambda t: t[KEY].fill_(60000.0), "b")
+    changed(folder, lambda t: t[KEY].fill_(-60000.0), "a")
+    message = refusal("a.ckpt @ 1", "b.ckpt @ 1.1", snapshot_ema=0.25, ema=0.01)
+    assert message.startswith(f"{KEY} leaves the range of torch.float16")
+
+
+def test_too_many_snapshots_are_refused_by_their_number(folder):
+    assert refusal(*["a.ckpt"] * 501) == "snapshots has 501 files; at most 500 can be averaged"
+
+
+def test_a_line_of_many_ats_is_refused_at_once_and_by_its_beginning(folder, monkeypatch):
+    looked = []
+    monkeypatch.setattr(host, "_find", lambda name: looked.append(name))
+    message = refusal("@ 1" * 5000)
+    assert len(looked) < 10 and message.startswith('snapshots, line 1: there is no "@ 1@ 1') and len(message) < 400
