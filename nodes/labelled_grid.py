@@ -9,13 +9,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 GAP = 8
 SMALLEST_SIDE = 128
+LARGEST_SIDE, MOST_PIXELS = 2**16 - 1, 2**28  # of a grid; no JPEG is longer, and a tensor of it has 3 GB
 BACKGROUND, INK = "white", "black"
+
+
+def growth(image: Image.Image, smallest: int = SMALLEST_SIDE) -> int:
+    return max(1, -(-smallest // max(image.size)))
 
 
 def enlarge(image: Image.Image, smallest: int = SMALLEST_SIDE) -> Image.Image:
     """Tiny pictures grow by a whole factor: to hard pixels when very tiny, smoothly otherwise."""
-    factor = -(-smallest // max(image.size))
-    if factor <= 1:
+    factor = growth(image, smallest)
+    if factor == 1:
         return image
     method = Image.Resampling.NEAREST if max(image.size) <= 32 else Image.Resampling.BICUBIC
     return image.resize((image.width * factor, image.height * factor), method)
@@ -40,14 +45,35 @@ def wrap(text: str, width: int, measure) -> list[str]:
     return [*lines, line] if line else lines
 
 
+def opaque(image: Image.Image) -> Image.Image:
+    """In RGB, what is transparent on the background."""
+    if "A" not in image.getbands():
+        return image.convert("RGB")
+    sheet = Image.new("RGB", image.size, BACKGROUND)
+    sheet.paste(image, mask=image.getchannel("A"))
+    return sheet
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise ValueError for a grid that nobody could look at."""
+    if max(width, height) > LARGEST_SIDE or width * height > MOST_PIXELS:
+        raise ValueError(
+            f"the grid would have {width:,} × {height:,} pixels; at most {LARGEST_SIDE:,} a side and {MOST_PIXELS:,} in "
+            "all can be drawn. Use fewer columns, or fewer or smaller pictures"
+        )
+
+
 def grid(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), title: str = ""
 ) -> Image.Image:
-    """Labels stand left of the rows and above the columns, in space that is made as large as they need."""
-    rows = [(label, [enlarge(image.convert("RGB")) for image in images]) for label, images in rows]
+    """Labels stand left of the rows and above the columns, in space that is made as large as they need. Raises ValueError
+    where that makes the whole too large."""
     count = max([len(columns), *(len(images) for _, images in rows)])
     cells = [image for _, images in rows for image in images]
-    cell_width = max((image.width for image in cells), default=SMALLEST_SIDE)
+    cell_width = max((image.width * growth(image) for image in cells), default=SMALLEST_SIDE)
+    tallest = (max((image.height * growth(image) for image in images), default=0) for _, images in rows)
+    check_size(count * (cell_width + GAP), sum(tallest) + GAP * len(rows))  # before anything is made for it
+    rows = [(label, [enlarge(opaque(image)) for image in images]) for label, images in rows]
     # Pillow before 10.1 has one small default font and no size for it.
     sized = "size" in inspect.signature(ImageFont.load_default).parameters
     font = ImageFont.load_default(size=max(14, cell_width // 14)) if sized else ImageFont.load_default()
@@ -68,7 +94,9 @@ def grid(
     headline = wrap(title, width - 2 * GAP, font.getlength)
     above = GAP + (len(headline) * line_height + GAP if headline else 0)
     top = above + (title_height + GAP if titles else 0)
-    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * len(rows)), BACKGROUND)
+    height = top + sum(heights) + GAP * len(rows)
+    check_size(width, height)
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
 
     def write(lines: list[str], x: int, y: int, width: int) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..guiders.base import About
 from ..guiders.host import Recorder, with_recorder
+from ..patches.texts import shown
 from . import schema
 from .drawing import draw_report
 from .labelled_grid import grid
 
 REPORT = io.Custom("BEYOND_CFG_REPORT")
+STEP = re.compile(r"-?\d{1,9}", re.ASCII)
 
 
 class GuidanceRecorder(schema.Node):
@@ -39,11 +43,10 @@ class GuidanceRecorder(schema.Node):
 
     @classmethod
     def build(cls, model, predictions_at):
-        try:
-            steps = tuple(int(part) for part in predictions_at.split(",") if part.strip())
-        except ValueError:
-            raise ValueError(f'predictions_at is "{predictions_at}"; write step numbers such as 0, 5, -1') from None
-        recorder = Recorder(steps)
+        steps = [part.strip() for part in predictions_at.split(",") if part.strip()]
+        if not all(map(STEP.fullmatch, steps)):
+            raise ValueError(f'predictions_at is "{shown(predictions_at)}"; write step numbers such as 0, 5, -1')
+        recorder = Recorder(tuple(map(int, steps)))
         return io.NodeOutput(with_recorder(model, recorder), recorder)
 
 
@@ -133,7 +136,8 @@ class GuidanceGrid(schema.Node):
             raise ValueError(
                 f"rows has {len(rows)} lines, and {len(images)} pictures in {across} columns make {down} rows"
             )
-        cells = [Image.fromarray(picture) for picture in (images * 255).round().clamp(0, 255).byte().cpu().numpy()]
+        pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).byte().cpu().numpy()
+        cells = [Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture) for picture in pixels]
         labelled = [(rows[at] if rows else "", cells[at * across : (at + 1) * across]) for at in range(down)]
         sheet = grid(labelled, columns, title)
         pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)

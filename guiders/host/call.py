@@ -77,7 +77,7 @@ class ModelCall:
             conds = [self.run.rows.own(POSITIVE)]
             self._evaluate(conds, self.run.guider.inner_model, self.step.x, options)
         self.folded = True
-        if self.run.recorder is None:
+        if not self.run.recorders:
             return self.active.fold(denoised, self.predictions, self.step)
         names = ["CFG", *(self.run.node_of(rule) for rule, *_ in self.active.rules)]
         stages = [denoised, *self.active.stages(denoised, self.predictions, self.step)]

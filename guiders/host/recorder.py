@@ -8,8 +8,10 @@ call with n directions only their inner products are kept, [n, n] on the device,
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,10 @@ from pathlib import Path
 import folder_paths
 import torch
 
+from ...patches.texts import shown
 from ..base import NEGATIVE, POSITIVE, Latent, Step
 
-RECORDER = "beyond_cfg_recorder"  # in model_options
+RECORDERS = "beyond_cfg_recorders"  # in model_options: a tuple
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Call:
         for i, one in enumerate(self.names):
             for j in range(i + 1, len(self.names)):
                 length = math.sqrt(self._product(i, i) * self._product(j, j))
-                if length > 0:
+                if 0 < length < math.inf:
                     cosine = max(-1.0, min(1.0, self._product(i, j) / length))
                     found[one, self.names[j]] = math.degrees(math.acos(cosine))
         return found
@@ -113,16 +116,37 @@ class Recorder:
         return lines
 
     def save(self, prefix: str) -> list[Path]:
-        """The table as .csv and .json in the host's output folder."""
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-        taken = {path.stem for path in Path(folder).glob(f"{name}_*")}
-        while f"{name}_{counter:05}" in taken:
-            counter += 1
-        stem, lines = Path(folder) / f"{name}_{counter:05}", self.table()
+        """The table as .csv and .json in the host's output folder, under the next number that is free. Raises ValueError
+        where `prefix` leads out of that folder, or is no name of a file in it."""
+        if Path(os.path.normpath(prefix)).name in ("", "..") or any(letter < " " for letter in prefix):
+            raise _refusal(prefix, "it must end in the name of a file")
+        try:
+            folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+        except OSError as error:
+            raise _refusal(prefix, f"no file can be written there ({error.strerror})") from None
+        except Exception:  # the host's own, which has no narrower type
+            raise _refusal(prefix, "it must stay inside the output folder") from None
+        for number in itertools.count(counter):
+            stem = os.path.join(folder, f"{name}_{number:05}")
+            table, same = Path(stem + ".csv"), Path(stem + ".json")
+            if not os.path.lexists(table) and not os.path.lexists(same):
+                break
+        try:
+            self._write(table, same)
+        except OSError as error:
+            raise _refusal(prefix, f"no file can be written there ({error.strerror})") from None
+        return [table, same]
+
+    def _write(self, table: Path, same: Path) -> None:
+        lines = self.table()
         columns = list(dict.fromkeys(column for line in lines for column in line))
-        with open(stem.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
+        with open(same, "x", encoding="utf-8") as file:  # never over a file that has come meanwhile
+            json.dump(lines, file, indent=1, ensure_ascii=False)
+        with open(table, "x", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(lines)
-        stem.with_suffix(".json").write_text(json.dumps(lines, indent=1, ensure_ascii=False), encoding="utf-8")
-        return [stem.with_suffix(".csv"), stem.with_suffix(".json")]
+
+
+def _refusal(prefix: str, why: str) -> ValueError:
+    return ValueError(f'filename_prefix is "{shown(prefix)}": {why}')

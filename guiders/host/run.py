@@ -23,7 +23,7 @@ from ..independent_condition import Pool
 from ..schedule import Steps, fraction_of
 from .call import ModelCall
 from .pools import Pools
-from .recorder import RECORDER
+from .recorder import RECORDERS
 from .rows import Rows
 from .trace import warn, warn_once
 from .weak_models import WeakModels
@@ -42,7 +42,7 @@ def sample_with_terms(executor, *args, **kwargs):
         warn_once("guidance does not act while a model is trained; the terms on this model are left out")
         return executor(*args, **kwargs)
     acts = any(isinstance(term.rule, SamplerCFG) or term.rule.branches() for term in terms)
-    if not acts and RECORDER not in guider.model_options:
+    if not acts and RECORDERS not in guider.model_options:
         return executor(*args, **kwargs)
     if "positive" not in guider.conds:
         nodes = ", ".join(term.node for term in terms)
@@ -73,7 +73,7 @@ class Run:
         self.terms = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
         self.fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         self.guider = guider
-        self.recorder = guider.model_options.get(RECORDER)
+        self.recorders = guider.model_options.get(RECORDERS, ())
         self.guidance = GuidanceRun((t.rule, k) for t, k in self.terms if not isinstance(t.rule, SamplerCFG))
         self.shapes = tuple(tuple(shape) for shape in latent_shapes)
         self.steps = Steps([float("inf")])
@@ -106,8 +106,8 @@ class Run:
         sampler = executor.class_obj
         name = getattr(getattr(sampler, "sampler_function", None), "__name__", "").removeprefix("sample_")
         churns = getattr(sampler, "extra_options", {}).get("s_churn", 0) > 0
-        if self.recorder is not None:
-            self.recorder.begin(len(sigmas) - 1)
+        for recorder in self.recorders:
+            recorder.begin(len(sigmas) - 1)
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
         seed = extra_args.get("seed")
         self.weak_models.begin(guider, sigmas, noise, latent_image, mask, seed, self.shapes)
@@ -123,15 +123,15 @@ class Run:
         step = Step(x, sigma, start, index, signal, self.noise_scale, seed or 0, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
-            if not active.rules and self.recorder is None:
+            if not active.rules and not self.recorders:
                 return executor(x, timestep, model_options, seed)
             self.rows.now = (seed or 0, index, x.shape[0])
             moment = Moment(seed or 0, index, 1 - self.fraction_of(start))
             call = ModelCall(self, active, step, timestep, moment)
             began = time.perf_counter()
             denoised = call.finish(executor(x, timestep, call.options(model_options), seed), model_options)
-            if self.recorder is not None:
-                self.recorder.add(call, step, began, self.guider.inner_model.process_latent_out)
+            for recorder in self.recorders:
+                recorder.add(call, step, began, self.guider.inner_model.process_latent_out)
             return denoised
 
     def node_of(self, rule) -> str:
@@ -140,8 +140,8 @@ class Run:
 
     def report(self) -> None:
         """Say which terms had no effect in the run that has ended."""
-        if self.recorder is not None:
-            self.recorder.end()
+        for recorder in self.recorders:
+            recorder.end()
         for term, _ in self.terms:
             if term not in self.used:
                 where = f"{term.schedule.start_percent:g} to {term.schedule.end_percent:g} of sampling"

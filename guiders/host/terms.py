@@ -12,7 +12,7 @@ from ...patches.host import KEY
 from ..base import GuidanceRule
 from ..classifier_free import SamplerCFG
 from ..schedule import Schedule
-from .recorder import RECORDER, Recorder
+from .recorder import RECORDERS, Recorder
 from .run import SHARING, sample_with_terms
 
 
@@ -33,9 +33,9 @@ def add_term(model, term: Term):
 
 
 def with_recorder(model, recorder: Recorder):
-    """A clone of MODEL whose runs `recorder` hears."""
+    """A clone of MODEL whose runs `recorder` hears, beside those that do so already."""
     model = _heard(model)
-    model.model_options[RECORDER] = recorder
+    model.model_options[RECORDERS] = (*model.model_options.get(RECORDERS, ()), recorder)
     return model
 
 

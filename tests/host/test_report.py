@@ -10,7 +10,10 @@ import pytest
 import torch
 from harness import TERM_NODES, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders.host import Recorder, trace, with_recorder
+from pack.guiders.host.recorder import Call
+from pack.nodes.labelled_grid import LARGEST_SIDE, check_size
 from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
+from pack.patches.texts import shown
 
 
 def seg(model):
@@ -137,14 +140,116 @@ def test_the_nodes_write_what_was_recorded(tmp_path, monkeypatch):
     assert GuidanceReport.build(report, samples, " ").result[2] == ""
 
 
+@pytest.fixture
+def save(tmp_path, monkeypatch):
+    """save(prefix) → the names of the files that it wrote in the output folder"""
+    output = tmp_path / "output"
+    output.mkdir()
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(output))
+    recorder = Recorder()
+    recorder.calls.append(Call(0, 1.0, 1, 2, 3.0, ("PAG",), torch.ones(1, 1)))
+
+    def save(prefix: str) -> list[str]:
+        before = set(tmp_path.rglob("*"))
+        paths = recorder.save(prefix)
+        assert {path for path in set(tmp_path.rglob("*")) - before if path.is_file()} == set(paths)
+        return [str(path.relative_to(output)) for path in paths]
+
+    save.files = lambda: [path for path in tmp_path.rglob("*") if path.is_file()]
+    return save
+
+
+@pytest.mark.parametrize(
+    "prefix", ["cfg4.5", "a.b/c.d", "[cfg]", "cfg*", "CFG 4.5 ➜ é", "report_00001", "run.csv", ".x", "..."]
+)
+def test_a_report_never_takes_the_place_of_another(save, prefix):
+    assert [save(prefix) for _ in range(3)] == [
+        [f"{prefix}_{number:05}.csv", f"{prefix}_{number:05}.json"] for number in (1, 2, 3)
+    ]
+
+
+def test_reports_with_one_beginning_are_counted_each_by_itself(save):
+    assert [save(prefix)[0] for prefix in ("cfg4.5", "cfg4.0", "cfg4", "cfg4.5")] == [
+        "cfg4.5_00001.csv",
+        "cfg4.0_00001.csv",
+        "cfg4_00001.csv",
+        "cfg4.5_00002.csv",
+    ]
+
+
+def test_a_number_is_free_only_where_neither_file_is_there(save, monkeypatch):
+    monkeypatch.setattr(  # an older host does not count names that end in the number
+        folder_paths, "get_save_image_path", lambda prefix, folder: (folder, prefix, 1, "", prefix)
+    )
+    save("run")
+    (save.files()[0].parent / "run_00002.json").touch()
+    assert save("run")[0] == "run_00003.csv"
+
+
+@pytest.mark.parametrize(
+    "prefix, why",
+    [
+        ("..", "it must end in the name of a file"),
+        (".", "it must end in the name of a file"),
+        ("a/..", "it must end in the name of a file"),
+        ("a/../..", "it must end in the name of a file"),
+        ("/", "it must end in the name of a file"),
+        ("a\0b", "it must end in the name of a file"),
+        ("a\nb", "it must end in the name of a file"),
+        ("../x", "it must stay inside the output folder"),
+        ("a/../../x", "it must stay inside the output folder"),
+        ("/tmp/x", "it must stay inside the output folder"),
+        ("x" * 300, "no file can be written there (File name too long)"),
+        ("x" * 246, "no file can be written there (File name too long)"),
+        ("x" * 300 + "/y", "no file can be written there (File name too long)"),
+        ("/".join(["x" * 200] * 30), "no file can be written there (File name too long)"),
+    ],
+)
+def test_where_no_report_can_be_written_nothing_is_and_the_prefix_is_named(save, prefix, why):
+    samples, report = {"samples": torch.zeros(1, 4, 8, 8)}, Recorder()
+    report.calls.append(Call(0, 1.0))
+    with pytest.raises(ValueError) as error:
+        GuidanceReport.execute(report=report, samples=samples, filename_prefix=prefix)
+    assert str(error.value) == f'Guidance Report: filename_prefix is "{shown(prefix)}": {why}'
+    assert save.files() == []
+
+
+def test_two_recorders_in_a_row_both_hear_the_run():
+    model = pag(network("unet"))
+    first, near = GuidanceRecorder.execute(model=model, predictions_at="0").result
+    second, far = GuidanceRecorder.execute(model=pag(first, scale=1.0, layers="output.1"), predictions_at="-1").result
+    assert torch.equal(sample(second), sample(pag(model, scale=1.0, layers="output.1")))
+    drop = lambda lines: [{**line, "milliseconds": 0} for line in lines]  # noqa: E731
+    assert len(near.calls) == 4 and drop(near.table()) == drop(far.table())
+    assert (sorted(near.predictions), sorted(far.predictions)) == ([0], [3])
+
+
+def test_a_recorder_in_a_row_does_not_hear_a_run_without_it():
+    first, near = GuidanceRecorder.execute(model=network("unet"), predictions_at="").result
+    second, far = GuidanceRecorder.execute(model=first, predictions_at="").result
+    sample(first)
+    assert len(near.calls) == 4 and far.calls == []
+
+
+def test_a_direction_that_is_not_finite_has_no_angle():
+    call = Call(0, 1.0, names=("CFG", "PAG"), products=torch.full((2, 2), math.inf))
+    assert call.angles() == {} and call.sizes() == {"CFG": math.inf, "PAG": math.inf}
+
+
 def test_what_cannot_be_is_said():
+    for text in ("now", "1.5", "9" * 5000, "1_0", "-", "0 1"):
+        with pytest.raises(
+            ValueError, match="Guidance Recorder: predictions_at is .*; write step numbers such as"
+        ) as error:
+            GuidanceRecorder.execute(model=network("unet"), predictions_at=text)
+        assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match='Guidance Recorder: predictions_at is "now"'):
         GuidanceRecorder.execute(model=network("unet"), predictions_at="now")
     listening, _ = recorded(network("unet"), (9,))
     with pytest.raises(ValueError, match="Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
         sample(listening, "unet")
     with pytest.raises(ValueError, match="Guidance Report: nothing was recorded"):
-        GuidanceReport.execute(report=Recorder(), samples={}, filename_prefix="")
+        GuidanceReport.execute(report=Recorder(), samples={"samples": torch.zeros(1, 4, 8, 8)}, filename_prefix="")
 
 
 def test_a_grid_has_every_picture_at_its_place_and_room_for_its_labels():
@@ -162,3 +267,60 @@ def test_a_grid_has_every_picture_at_its_place_and_room_for_its_labels():
     assert labelled.shape[0] > 2 * 168 + 8 + 20 and across[0] > 100 + 8 + 30  # a title and headings; labels
     with pytest.raises(ValueError, match="Guidance Grid: rows has 2 lines, and 6 pictures in 2 columns make 3 rows"):
         GuidanceGrid.execute(images=images, columns="a\nb", rows="1\n2", title="")
+
+
+def drawn(images, columns="", rows="", title=""):
+    return GuidanceGrid.execute(images=images, columns=columns, rows=rows, title=title).result[0]
+
+
+def test_a_grid_of_grey_pictures_is_that_of_the_same_in_three_channels():
+    images = torch.rand(2, 160, 200, 1, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn(images), drawn(images.expand(-1, -1, -1, 3)))
+
+
+def test_what_is_transparent_lets_the_sheet_through():
+    colour = torch.rand(1, 160, 200, 3, generator=torch.Generator().manual_seed(0))
+    alpha = torch.ones(1, 160, 200, 1)
+    assert torch.equal(drawn(torch.cat([colour, alpha], -1)), drawn(colour))
+    assert torch.equal(drawn(torch.cat([colour, 0 * alpha], -1)), drawn(torch.ones_like(colour)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (7, 300)])
+def test_a_grid_of_pictures_of_any_shape_is_drawn(size):
+    assert drawn(torch.rand(3, *size, 3), "a\nb", "1\n2").shape[0] == 1
+
+
+def test_a_picture_that_is_not_finite_is_drawn_as_far_as_it_is():
+    image = torch.full((1, 160, 200, 3), 0.5)
+    image[0, :80] = math.nan
+    image[0, 80] = math.inf
+    grid = drawn(image)[0, 8:168, 8:208]
+    assert (grid[:80] == 0).all() and (grid[80] == 1).all() and (grid[81:] * 255 == 128).all()
+
+
+@pytest.mark.parametrize(
+    "shape, columns, width, height",
+    [
+        ((1, 8, 8, 3), 2000, 2000 * 136, 136),
+        ((500, 1, 1, 3), 0, 500 * 136, 136),
+        ((600, 8, 8, 3), 1, 136, 600 * 136),
+        ((1, 2, 9000, 3), 8, 8 * 9008, 10),
+        ((1, 20000, 100, 3), 200, 200 * 108, 20008),
+    ],
+)
+def test_a_grid_that_nobody_could_look_at_is_refused_before_it_is_made(monkeypatch, shape, columns, width, height):
+    monkeypatch.setattr("PIL.ImageFont.load_default", None)  # nothing is drawn
+    with pytest.raises(ValueError) as error:
+        drawn(torch.zeros(shape), "\n".join("x" * columns))
+    assert str(error.value).startswith(f"Guidance Grid: the grid would have {width:,} × {height:,} pixels; at most")
+
+
+def test_labels_count_for_the_size_of_a_grid():
+    with pytest.raises(ValueError, match="Guidance Grid: the grid would have 18 × 65,8.. pixels; at most"):
+        drawn(torch.zeros(1, LARGEST_SIDE - 20, 2, 3), title="one line and another")
+
+
+def test_the_largest_grid_is_one_of_many_large_pictures():
+    check_size(15 * (1024 + 8), 15 * (1024 + 8))
+    with pytest.raises(ValueError, match="use fewer|Use fewer"):
+        check_size(16 * (1024 + 8), 16 * (1024 + 8))
