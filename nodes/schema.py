@@ -8,6 +8,7 @@ from collections.abc import Callable
 from comfy_api.latest import io
 
 from ..guiders.base import About
+from .values import check
 
 CATEGORY = "Beyond CFG"
 
@@ -129,9 +130,17 @@ class Node(io.ComfyNode):
         )
 
     @classmethod
+    def built(cls, **inputs):
+        """What `build` makes of these values. Raises ValueError also for those that no input of its kind may have."""
+        for given in cls.inputs:
+            if given.id in inputs:
+                check(given, inputs[given.id])
+        return cls.build(**inputs)
+
+    @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         try:
-            built = cls.build(**inputs)
+            built = cls.built(**inputs)
             return built if isinstance(built, io.NodeOutput) else io.NodeOutput(built)
         except ValueError as error:
             raise ValueError(f"{cls.about.title}: {error}") from None

@@ -46,11 +46,9 @@ def cfg_interval(title, model, **when):
     return term(model, SamplerCFG(), title, **when)
 
 
-def checked_strength(about, settings: dict) -> float:
-    """Takes the strength out of a node's settings, as the scale s of D + s (D₊ − D₋). Raises ValueError out of range."""
+def scale_of(about, settings: dict) -> float:
+    """Takes the strength out of a node's settings, as the scale s of D + s (D₊ − D₋)."""
     strength = settings.pop(about.strength)
-    if not 0 <= strength <= 100:  # also refuses NaN
-        raise ValueError(f"{about.strength} is {strength}; it must be a number from 0 to 100")
     return strength if about.strength == "scale" else strength - 1
 
 
@@ -63,7 +61,7 @@ def perturbation_inputs(method: type) -> list:
 
 def perturb(method: type, title, model, start_percent, end_percent, schedule=None, layers=None, **settings):
     """MODEL guided away from what it predicts under a perturbation."""
-    scale = checked_strength(method.about, settings)
+    scale = scale_of(method.about, settings)
     if layers is None:
         check_time(model)
     else:
@@ -73,7 +71,7 @@ def perturb(method: type, title, model, start_percent, end_percent, schedule=Non
 
 def guide_away(about, title, model, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what a weak model predicts."""
-    rule, (weak,) = WeakModel(checked_strength(about, settings)), settings.values()
+    rule, (weak,) = WeakModel(scale_of(about, settings)), settings.values()
     if rule.branches():  # else it need not even be loaded
         model, name = with_weak_model(model, weak)
         rule = dataclasses.replace(rule, model=name)
@@ -111,7 +109,7 @@ ICG_INPUTS = [
         "pool_seed",
         default=0,
         min=0,
-        max=2**32 - 1,
+        max=2**64 - 1,
         tooltip="Which texts are made and in which order conditions are drawn. The sampler's seed matters too.",
     ),
     *schema.window(),
@@ -138,7 +136,7 @@ def independent(title, model, conditions, pool_size, pool_seed, start_percent, e
                 "conditions is prompts, but no prompts are connected. Connect two or more, or use gaussian"
             )
         pool = prompts(others, pool_seed)
-    rule = IndependentCondition(checked_strength(ICG, settings), pool)
+    rule = IndependentCondition(scale_of(ICG, settings), pool)
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
@@ -153,7 +151,7 @@ SAG_INPUTS = [
 
 def self_attention(title, model, layers, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what it makes of its own prediction with the attended parts blurred."""
-    settings["scale"] = checked_strength(SAG, settings)
+    settings["scale"] = scale_of(SAG, settings)
     rule = SelfAttention(**settings, observation=AttentionSums(select_layers(model, layers)))
     return term(model, rule, title, start_percent, end_percent, schedule)
 

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..guiders.base import About
 from ..guiders.host import degraded
 from ..guiders.host import ema as host
+from ..patches.texts import shown
 from . import schema
 
 
@@ -124,7 +125,7 @@ class DegradedModel(schema.Node):
             "seed",
             default=0,
             min=0,
-            max=2**32 - 1,
+            max=2**64 - 1,
             tooltip="For input noise and dropout: what is drawn in each step. The sampler's seed has no part in it.",
         ),
     ]
@@ -134,18 +135,14 @@ class DegradedModel(schema.Node):
 
     @classmethod
     def build(cls, model, degradation, amount, layers, bits, seed):
-        if not 0 <= amount <= 0.95:  # also refuses NaN
-            raise ValueError(f"amount is {amount}; it must be a number from 0 to 0.95")
         if layers.strip().lower() != "auto" and degradation not in ("dropout", "fewer layers"):
-            raise ValueError(f'layers is "{layers}", which {degradation} has no use for; set it back to auto')
+            raise ValueError(f'layers is "{shown(layers)}", which {degradation} has no use for; set it back to auto')
         if degradation == "input noise":
             return degraded.with_input_noise(model, amount, seed)
         if degradation == "dropout":
             return degraded.with_dropout(model, amount, layers, seed)
         if degradation == "fewer layers":
             return degraded.with_fewer_layers(model, amount, layers)
-        if not 2 <= bits <= 8:
-            raise ValueError(f"bits is {bits}; it must be a number from 2 to 8")
         return degraded.with_rounded_weights(model, amount, bits)
 
 

@@ -33,7 +33,7 @@ class MaskedAttention:
         step=0.01,
     )
     keep_diagonal: bool = param(True, "Whether an image token always sees itself. With ratio 1 that is PAG.")
-    seed: int = param(0, "Of the masks: another one draws others.", low=0, high=2**32 - 1, step=1)
+    seed: int = param(0, "Of the masks: another one draws others.", low=0, high=2**64 - 1, step=1)
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGMaskedAttention",

@@ -29,6 +29,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...patches.texts import shown
 from ..base import Step
 from ..classifier import LogProbability
 from ..noisy_network import NoisyNetwork, depth
@@ -37,6 +38,7 @@ from .trace import warn
 FOLDER = "classifiers"
 TEMPERATURE = 100.0  # CLIP's learned one, the same in all its sizes; the host does not load it
 SUFFIX = ".safetensors"
+MOST_LABELS = 1000  # each goes through the text encoder
 ENCODERS = ("network.encoder.", "network.taesd_encoder.", "network.quant_conv.")  # what decoding has no use for
 
 
@@ -190,6 +192,8 @@ def zero_shot(clip_vision, clip, label: str, others: str) -> Head:
         raise ValueError("label is empty; write what the picture should be taken for, such as a photo of a cat")
     if len(labels) == 1:
         raise ValueError("other_labels is empty; write at least one that label is told apart from, such as a photo")
+    if len(labels) > MOST_LABELS:
+        raise ValueError(f"other_labels has {len(labels) - 1:,} lines; at most {MOST_LABELS - 1:,} are told apart")
     width = features_of(clip_vision)
     if "projection_dim" not in clip_vision.config:
         raise ValueError("clip_vision has no projection to where words and pictures meet. Use another, or a head")
@@ -238,7 +242,10 @@ def _is_trained(clip, name: str, projection: Tensor) -> bool:
 
 def _embed_text(clip, name: str, encoder, text: str) -> Tensor:
     """[1, features]; of the first 77 tokens."""
-    tokens = clip.tokenize(text)
+    try:
+        tokens = clip.tokenize(text)
+    except RecursionError:
+        raise ValueError(f'the label "{shown(text)}" has too many brackets within brackets') from None
     clip.load_model()
     clip.cond_stage_model.reset_clip_options()
     encoder.set_clip_options({"projected_pooled": True, "execution_device": clip.patcher.load_device})
@@ -274,7 +281,9 @@ def load_network(channels: int, name: str, label: str) -> tuple[NoisyNetwork, in
     head = _head(name, tensors, metadata, label, channels, why, prefix="head.")
     unknown = sorted(tensors.keys() - {*known, "head.weight", "head.bias"})
     if unknown:
-        raise ValueError(f"{name}: has {', '.join(unknown)}, which the network of guiders/noisy_network.py has not")
+        raise ValueError(
+            f"{name}: has {shown(', '.join(unknown), 1000)}, which the network of guiders/noisy_network.py has not"
+        )
     return NoisyNetwork(tensors), head.wanted
 
 
@@ -284,7 +293,8 @@ def _load(name: str) -> tuple[dict[str, Tensor], dict | None]:
     if path is None or not name.endswith(SUFFIX):
         folders = map(Path, folder_paths.get_folder_paths(FOLDER))  # whose files the host does not list
         names = sorted(str(path.relative_to(folder)) for folder in folders for path in folder.rglob(f"*{SUFFIX}"))
-        raise ValueError(f'there is no file "{name}". The folder {FOLDER} has: {", ".join(names) or "no " + SUFFIX}')
+        has = shown(", ".join(names), 1000) or f"no {SUFFIX}"
+        raise ValueError(f'there is no file "{shown(name)}". The folder {FOLDER} has: {has}')
     try:
         return comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:  # each way of being broken has its own
@@ -305,7 +315,9 @@ def _tensor(name: str, tensors: dict, key: str, shape: tuple[int | str, ...], wh
     """A tensor of a file, of a shape in which a text stands for any size."""
     wanted = f"[{', '.join(map(str, shape))}]{why}"
     if key not in tensors:
-        raise ValueError(f'{name}: has no "{key}", which must be {wanted}; it has {", ".join(tensors) or "nothing"}')
+        raise ValueError(
+            f'{name}: has no "{key}", which must be {wanted}; it has {shown(", ".join(tensors), 1000) or "nothing"}'
+        )
     tensor = tensors[key]
     sizes = zip(shape, tensor.shape, strict=False)
     if tensor.ndim != len(shape) or any(isinstance(size, int) and size != found for size, found in sizes):
@@ -320,7 +332,7 @@ def _labels(name: str, metadata: dict | None, classes: int) -> list[str]:
         return []
     try:
         labels = json.loads(metadata["labels"])
-    except ValueError:
+    except (ValueError, RecursionError):
         labels = None
     if not isinstance(labels, list) or len(labels) != classes or not all(isinstance(label, str) for label in labels):
         raise ValueError(f'{name}: "labels" in its metadata must be a JSON list of {classes} texts, one for each class')
@@ -330,10 +342,10 @@ def _labels(name: str, metadata: dict | None, classes: int) -> list[str]:
 def _class(name: str, label: str, labels: list[str], classes: int) -> int:
     if label in labels:
         return labels.index(label)
-    if label.isdecimal() and int(label) < classes:
+    if label.isdecimal() and len(label) < 20 and int(label) < classes:
         return int(label)
-    named = f", or one of: {', '.join(labels)}" if labels else ""
-    raise ValueError(f'label is "{label}"; for {name} it must be a number from 0 to {classes - 1}{named}')
+    named = f", or one of: {shown(', '.join(labels), 1000)}" if labels else ""
+    raise ValueError(f'label is "{shown(label)}"; for {name} it must be a number from 0 to {classes - 1}{named}')
 
 
 def picture_classifier(model, vae, clip_vision, label: str, other_labels: str, head: str = "", clip=None):

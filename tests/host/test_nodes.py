@@ -175,11 +175,18 @@ def test_a_guider_needs_no_negative_where_cfg_is_one(node_id):
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.6, 0.5), (NAN, 1.0), (0.0, NAN), (0.0, 1.5), (-0.5, 1.0)])
+@pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.6, 0.5)])
 @pytest.mark.parametrize("node_id", having("start_percent", "end_percent"))
 def test_a_window_that_is_empty_or_out_of_order_is_refused_with_both_ends(node_id, start, end):
     message = refusal(node_id, start_percent=start, end_percent=end)
     assert f"start_percent is {start:g} and end_percent is {end:g}" in message
+
+
+@pytest.mark.parametrize("end, value", [("start", NAN), ("start", -0.5), ("end", NAN), ("end", 1.5)])
+@pytest.mark.parametrize("node_id", having("start_percent", "end_percent"))
+def test_an_end_of_a_window_that_is_no_fraction_is_refused(node_id, end, value):
+    message = refusal(node_id, **{f"{end}_percent": value})
+    assert message == f"{end}_percent is {value}; it must be a number from 0 to 1"
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, -1.0, 1e6])
@@ -233,6 +240,10 @@ def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transfo
         ({"curve_type": "points", "points": "0: 1, 0.5"}, 'points "0: 1, 0.5": write pairs'),
         ({"curve_type": "points", "points": "0.5: 1, 0.2: 0"}, "points are out of order: 0.5 comes before 0.2"),
         ({"curve_type": "points", "points": "0: nan"}, "must be finite"),
+        ({"curve_type": "points", "points": "14: 0, 15: 1, 9: 1", "over": "sigma"}, "14 comes before 15"),
+        ({"curve": "drawn"}, 'curve is "drawn"; it must be what the host\'s Curve Editor gives'),
+        ({"curve": {0.0: 1.0}}, "curve is of the type dict; it must be what the host's Curve Editor gives"),
+        ({"curve": [(0.0, NAN)]}, "point 0: nan is out of range"),
         ({"curve_type": "power", "power": NAN}, "power is nan"),
     ],
 )

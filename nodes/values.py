@@ -1,0 +1,98 @@
+"""What a node may be given. Asked of every value before any node is built with it, since a link may carry anything."""
+
+from __future__ import annotations
+
+import numbers
+import re
+from collections.abc import Callable
+
+import torch
+from comfy_api.latest import io
+
+from ..guiders.host import Recorder
+from ..guiders.schedule import Curve
+from ..patches.texts import shown
+
+LONGEST = 20_000  # characters of a text
+HALF = re.compile("[\ud800-\udfff]")  # which no file and no answer of the server can hold
+
+
+def check(given: io.Input, value) -> None:
+    """Raise ValueError, naming the input, the value and what it must be, where `value` is nothing for `given`."""
+    if value is None and given.optional:
+        return
+    if isinstance(value, str) and len(value) > LONGEST:
+        raise ValueError(f"{given.id} has {len(value):,} characters; at most {LONGEST:,} are read")
+    if isinstance(value, str) and HALF.search(value):
+        raise ValueError(f"{given.id} has half of a character in it, which is no text; write it anew")
+    fits, wanted = _wanted(given)
+    if not fits(value):
+        raise ValueError(f"{given.id} is {said(value)}; it must be {wanted}")
+
+
+def said(value) -> str:
+    """A value in an error: what is no text and no number by what it is."""
+    if value is None:
+        return "empty"
+    if isinstance(value, str):
+        return f'"{shown(value)}"'
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {[*value.shape]} of {value.dtype}"
+    if isinstance(value, numbers.Real):
+        return "beyond all range" if isinstance(value, int) and abs(value) > 10**30 else str(value)
+    return f"of the type {type(value).__name__}"
+
+
+def _wanted(given: io.Input) -> tuple[Callable[[object], bool], str]:
+    """(what tells whether a value will do, what it must be in words)."""
+    if isinstance(given, (io.Float.Input, io.Int.Input)):
+        low, high, whole = given.min, given.max, isinstance(given, io.Int.Input)
+        kind = numbers.Integral if whole else numbers.Real
+        words = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+        return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high, words
+    if isinstance(given, io.Combo.Input):
+        return lambda value: isinstance(value, str) and value in given.options, f"one of {', '.join(given.options)}"
+    return KINDS.get(given.get_io_type(), (lambda value: True, ""))
+
+
+def _having(*names: str) -> Callable[[object], bool]:
+    return lambda value: all(hasattr(value, name) for name in names)
+
+
+def _of(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_conditioning(value) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and (pair[0] is None or isinstance(pair[0], torch.Tensor))
+        and isinstance(pair[1], dict)
+        for pair in value
+    )
+
+
+def _is_pictures(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.ndim == 4
+        and value.numel() > 0
+        and value.shape[-1] in (1, 3, 4)
+    )
+
+
+KINDS = {
+    "STRING": (_of(str), "a text"),
+    "BOOLEAN": (_of(bool), "true or false"),
+    "MODEL": (_having("clone", "model_options", "get_model_object"), "a model"),
+    "CLIP": (_having("tokenize", "cond_stage_model"), "a CLIP"),
+    "VAE": (_having("first_stage_model", "latent_channels"), "a VAE"),
+    "CLIP_VISION": (_having("model", "load_device"), "a CLIP vision model"),
+    "CONDITIONING": (_is_conditioning, "a conditioning, such as a prompt from CLIP Text Encode"),
+    "LATENT": (lambda value: isinstance(value, dict) and "samples" in value, "a latent"),
+    "IMAGE": (_is_pictures, "pictures: one at least, [pictures, height, width, channels] with 1, 3 or 4 channels"),
+    "BEYOND_CFG_SCHEDULE": (_of(Curve), "what Guidance Schedule gives"),
+    "BEYOND_CFG_REPORT": (_of(Recorder), "what Guidance Recorder gives"),
+}
