@@ -14,6 +14,10 @@ from itertools import pairwise
 
 import torch
 
+from ..patches.texts import shown
+
+FARTHEST = 1e6  # of a point: no noise level and no factor is near it, and what is computed from them stays finite
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -34,22 +38,30 @@ class Curve:
     """Strength along sampling: through points, with one kind of rise between each two.
 
     u is how far between two points it is: linear u, cosine (1 − cos πu)/2, power uᵖ. Before the first point and after
-    the last the strength is theirs. Raises ValueError for points out of order, or numbers that are not finite.
+    the last the strength is theirs. Noise levels may also be given as sampling passes them, falling. Raises ValueError for
+    points out of order, or numbers out of range.
     """
 
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))  # (where, strength), from left to right
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))  # (where, strength), where they lie rising
     kind: str = "linear"
     power: float = 1.0
     over: str = "percent"  # where: fractions of sampling, 0 to 1; or "sigma": noise levels
 
     def __post_init__(self):
-        if not self.points or not all(math.isfinite(number) for point in self.points for number in point):
-            raise ValueError(f"points are {self.points}; at least one is needed, and all must be finite")
-        for (before, _), (after, _) in pairwise(self.points):
-            if not before < after:
+        if not self.points:
+            raise ValueError("points are empty; at least one is needed")
+        for at, strength in self.points:
+            if not (abs(at) <= FARTHEST and abs(strength) <= FARTHEST):  # also refuses NaN
                 raise ValueError(
-                    f"points are out of order: {before:g} comes before {after:g}; each must lie after the last"
+                    f"point {at:g}: {strength:g} is out of range; both must be finite, from {-FARTHEST:g} to {FARTHEST:g}"
                 )
+        falls = self.over == "sigma" and self.points[0][0] > self.points[-1][0]
+        for (before, _), (after, _) in pairwise(self.points):
+            if not (after < before if falls else before < after):
+                how = "all must rise, or all must fall" if self.over == "sigma" else "each must lie after the last"
+                raise ValueError(f"points are out of order: {before:g} comes before {after:g}; {how}")
+        if falls:
+            object.__setattr__(self, "points", self.points[::-1])
         if not (math.isfinite(self.power) and self.power > 0):
             raise ValueError(f"power is {self.power}; it must be a number above 0")
 
@@ -62,7 +74,7 @@ class Curve:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f'points "{text}": write pairs of where and strength, such as 0: 1, 0.5: 2, 1: 0'
+                f'points "{shown(text)}": write pairs of where and strength, such as 0: 1, 0.5: 2, 1: 0'
             ) from None
         return cls(tuple(points), over=over)
 

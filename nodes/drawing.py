@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from itertools import groupby
 
 import torch
@@ -14,6 +15,7 @@ from ..patches.layer_map import LayerMap
 
 CHOSEN, OTHER, WITHOUT, INK = "#e8590c", "#adb5bd", "#f1f3f5", "#212529"
 WIDTH = 40  # blocks of a transformer in one row
+RENDERING = threading.Lock()  # matplotlib's fonts are no one thread's own
 
 
 def draw_layers(layer_map: LayerMap) -> Tensor:
@@ -63,13 +65,13 @@ def _transformer_places(layer_map: LayerMap) -> dict:
 
 def draw_schedule(curve: Curve):
     """The curve, from the first step on the left to the last on the right."""
-    low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, 1.1 * curve.points[-1][0] or 1.0)
+    low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, max(1.1 * curve.points[-1][0], 1e-3))
     places = [low + (high - low) * at / 200 for at in range(201)]
     figure = _figure(4.2, 1.9)
     axes = figure.add_axes((0.11, 0.24, 0.86, 0.70))
     axes.plot(places, [curve(at) for at in places], color=CHOSEN, linewidth=2)
-    if len(curve.points) > 2:
-        inside = [(at, strength) for at, strength in curve.points if low <= at <= high]
+    inside = [(at, strength) for at, strength in curve.points if low <= at <= high]
+    if len(curve.points) > 2 and inside:
         axes.plot(*zip(*inside, strict=True), "o", color=CHOSEN, markersize=4)
     axes.axhline(0, color=OTHER, linewidth=0.8)
     axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
@@ -140,7 +142,8 @@ def _rectangle(*args, **kwargs):
 
 def png(figure) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with RENDERING:
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 
@@ -148,7 +151,8 @@ def _image(figure) -> Tensor:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with RENDERING:
+        canvas.draw()
     pixels = torch.frombuffer(bytearray(canvas.buffer_rgba()), dtype=torch.uint8)
     width, height = canvas.get_width_height()
     return pixels.view(1, height, width, 4)[..., :3].float() / 255

@@ -10,6 +10,20 @@ from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
 from .drawing import draw_layers
+from .values import said
+
+
+def drawn(curve) -> tuple[tuple[float, float], ...]:
+    """The points of a curve of the host's; an older host gives them as they are."""
+    try:
+        if hasattr(curve, "interp"):
+            curve = [(x / 64, curve.interp(x / 64)) for x in range(65)]
+        points = tuple((float(at), float(strength)) for at, strength in curve)
+    except Exception:  # of another pack's type, which may raise anything
+        points = ()
+    if not points:
+        raise ValueError(f"curve is {said(curve)}; it must be what the host's Curve Editor gives")
+    return points
 
 
 class GuidanceSchedule(schema.Node):
@@ -49,7 +63,8 @@ class GuidanceSchedule(schema.Node):
         io.Combo.Input(
             "over", options=["percent", "sigma"],
             default="percent",
-            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels.",
+            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels. Noise levels may rise "
+            "or fall, as they do in sampling.",
         ),
         io.Custom("CURVE").Input(
             "curve", optional=True,
@@ -63,12 +78,7 @@ class GuidanceSchedule(schema.Node):
     @classmethod
     def build(cls, curve_type, start, end, power, points, over, curve=None):
         if curve is not None:
-            if hasattr(curve, "interp"):  # the host's curves; an older host gives their points
-                curve = [(x / 64, curve.interp(x / 64)) for x in range(65)]
-            try:
-                return Curve(tuple((float(at), float(strength)) for at, strength in curve))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"curve is no curve of the host's Curve Editor ({error})") from None
+            return Curve(drawn(curve))
         if curve_type == "points":
             return Curve.parse(points, over)
         return Curve(((0.0, start), (1.0, end)), curve_type, power)

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
 from aiohttp import web
+from comfy_api.latest import io
 from server import PromptServer
 
+from ..guiders.schedule import Curve
+from ..patches.texts import shown
 from .drawing import draw_schedule, png
 from .helpers import GuidanceSchedule
+
+SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
+DRAWING = ThreadPoolExecutor(1, "beyond_cfg_schedule")  # one at a time, while the server answers others
+
+
+def curve_of(settings: Mapping[str, str]) -> Curve:
+    """The node's curve with these settings, else its defaults. Raises ValueError, as the node does."""
+    for name in settings:
+        if name not in SETTINGS:
+            raise ValueError(f'there is no setting "{shown(name)}"; there are {", ".join(SETTINGS)}')
+    values = {name: _read(given, settings[name]) for name, given in SETTINGS.items() if name in settings}
+    return GuidanceSchedule.built(**{name: given.default for name, given in SETTINGS.items()} | values)
+
+
+def _read(given: io.Input, text: str) -> float | str:
+    try:
+        return float(text) if isinstance(given, io.Float.Input) else text
+    except ValueError:
+        return text  # which the node refuses
+
+
+@functools.lru_cache(maxsize=32)
+def picture_of(curve: Curve) -> bytes:
+    return png(draw_schedule(curve))
 
 
 def add_routes() -> None:
@@ -16,10 +48,9 @@ def add_routes() -> None:
     @PromptServer.instance.routes.get("/beyond_cfg_schedule")
     async def schedule(request: web.Request) -> web.Response:
         """The picture of a Guidance Schedule with these settings; 400 with the node's own words for what cannot work."""
-        settings = dict(request.query)
         try:
-            numbers = {name: float(settings.pop(name)) for name in ("start", "end", "power") if name in settings}
-            curve = GuidanceSchedule.build(**settings, **numbers)
-            return web.Response(body=png(draw_schedule(curve)), content_type="image/png")
-        except (TypeError, ValueError) as error:
+            curve = curve_of(request.query)
+            picture = await asyncio.get_running_loop().run_in_executor(DRAWING, picture_of, curve)
+            return web.Response(body=picture, content_type="image/png")
+        except ValueError as error:
             return web.Response(text=str(error), status=400)

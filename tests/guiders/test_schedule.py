@@ -6,10 +6,50 @@ import random
 
 import pytest
 import torch
-from pack.guiders.schedule import EVALUATIONS, FREE, Interval, Schedule, Steps
+from pack.guiders.schedule import EVALUATIONS, FARTHEST, FREE, Curve, Interval, Schedule, Steps
 from toy import karras
 
 NAN, INF = math.nan, math.inf
+
+
+# --------------------------------------------------------------------------------------------------------------- curve
+
+
+def test_points_over_noise_levels_may_be_written_as_sampling_passes_them():
+    falling, rising = Curve.parse("14: 0, 5: 1, 0.3: 0.5", "sigma"), Curve.parse("0.3: 0.5, 5: 1, 14: 0", "sigma")
+    assert falling == rising and falling.points == ((0.3, 0.5), (5.0, 1.0), (14.0, 0.0))
+    assert [falling(sigma) for sigma in (20, 14, 9.5, 5, 0.3, 0.1)] == [0, 0, 0.5, 1, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "text, over, message",
+    [
+        ("14: 0, 5: 1, 9: 0", "sigma", "points are out of order: 5 comes before 9; all must rise, or all must fall"),
+        ("1: 0, 5: 1, 3: 0", "sigma", "points are out of order: 5 comes before 3; all must rise, or all must fall"),
+        ("5: 0, 5: 1", "sigma", "points are out of order: 5 comes before 5; all must rise, or all must fall"),
+        ("0.5: 1, 0.2: 0", "percent", "points are out of order: 0.5 comes before 0.2; each must lie after the last"),
+        ("0: 1, 1: nan", "percent", "point 1: nan is out of range; both must be finite, from -1e+06 to 1e+06"),
+        ("inf: 1", "sigma", "point inf: 1 is out of range; both must be finite, from -1e+06 to 1e+06"),
+        ("0: 1e300, 1: 0", "percent", "point 0: 1e+300 is out of range; both must be finite, from -1e+06 to 1e+06"),
+        (" ,,", "percent", "points are empty; at least one is needed"),
+    ],
+)
+def test_points_that_cannot_be_are_refused_by_the_first_that_is_wrong(text, over, message):
+    with pytest.raises(ValueError) as error:
+        Curve.parse(text, over)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "0: 1," * 40_000 + "x", "9" * 5000 + ":", " " * 20_000 + "x"])
+def test_a_long_text_is_refused_by_its_beginning(text):
+    with pytest.raises(ValueError, match="characters.*write pairs of where and strength") as error:
+        Curve.parse(text)
+    assert len(str(error.value)) < 300
+
+
+def test_a_curve_is_finite_between_any_points_that_it_takes():
+    curve = Curve(((-FARTHEST, -FARTHEST), (FARTHEST, FARTHEST)), over="sigma")
+    assert all(math.isfinite(curve(where)) for where in (-1e300, -FARTHEST, 0.0, 5e-324, 1.0, FARTHEST, 1e300))
 
 
 # ------------------------------------------------------------------------------------------------ interval and window
