@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
 from ..independent_condition import Pool
+from .random_texts import random_texts
 
 TEXT = ("c_crossattn", "y")  # what a prompt is to the network: its tokens, and their pooled vector
 
 
 def random_tokens(clip, size: int, seed: int) -> Pool:
-    """`size` texts of random tokens through CLIP. Draws from a generator of its own."""
-    draw = random.Random(seed)
-    words = _vocabulary(clip)
-    texts = (" ".join(draw.choice(words) for _ in range(16)) for _ in range(size))
-    return Pool(tuple(tuple(clip.encode_from_tokens_scheduled(clip.tokenize(text))) for text in texts), seed)
+    """`size` texts of random tokens through CLIP. Draws from a generator of its own. Raises ValueError as random_texts."""
+    return Pool(tuple(map(tuple, random_texts(clip, size, seed))), seed)
 
 
 def prompts(conditioning: list, seed: int) -> Pool:
@@ -31,16 +28,6 @@ def prompts(conditioning: list, seed: int) -> Pool:
             f"Conditioning (Combine)"
         )
     return Pool(tuple((prompt,) for prompt in conditioning), seed)
-
-
-def _vocabulary(clip) -> list[str]:
-    """Words of the text encoder's first tokenizer that are more than a letter."""
-    for tokenizer in vars(clip.tokenizer).values():
-        vocabulary = getattr(tokenizer, "inv_vocab", None)
-        if vocabulary:
-            words = (str(word).replace("</w>", "").strip("▁Ġ ") for word in vocabulary.values())
-            return sorted({word for word in words if len(word) > 1 and word.isalpha()})
-    raise ValueError("this CLIP has no vocabulary to draw tokens from; use gaussian or prompts")
 
 
 class Pools:

@@ -77,32 +77,6 @@ def test_texts_of_other_lengths_and_regional_prompts_work_and_the_users_areas_st
         assert sum(counter.rows) == sum(plain.rows) + 4
 
 
-def test_with_random_tokens_the_pool_is_made_by_the_clip_and_by_the_seed():
-    class Tokenizer:
-        inv_vocab = {i: f"word{chr(97 + i)}</w>" for i in range(20)}
-
-    class Clip:
-        tokenizer = type("T", (), {})()
-        texts: list[str] = []
-
-        def tokenize(self, text):
-            self.texts.append(text)
-            return text
-
-        def encode_from_tokens_scheduled(self, text):
-            seed = sum(map(ord, text))
-            return networks.conditioning("unet", seed)
-
-    clip = Clip()
-    clip.tokenizer.clip_l = Tokenizer()
-    pool = host.random_tokens(clip, 5, seed=1)
-    first = list(clip.texts)
-    assert len(pool.conditions) == 5 and len(set(first)) == 5
-    host.random_tokens(clip, 5, seed=1)
-    assert clip.texts[5:] == first
-    assert sample(icg(network("unet"), pool), cfg=1.0).isfinite().all()
-
-
 def test_the_guider_and_the_patch_are_alike():
     model = icg(network("unet"), pool_of("unet"))
     guider = host.make_guider(model, prompts("unet")[0], None, 1.0)
