@@ -1,18 +1,27 @@
-"""Independent conditions on the host: made before models load, processed when a run begins, drawn at each step."""
+"""Independent conditions on the host: made before models load, processed when a run begins, drawn at each step.
+
+ŷ is the positive with another text: the host makes the network's conditions of it again, so that sizes, pictures, masks
+and lengths are what they would be with that text in the positive.
+"""
 
 from __future__ import annotations
 
 import copy
-import math
+import uuid
 
+import comfy.conds
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.samplers import cond_equal_size
 
 from ..independent_condition import Pool
 from .random_texts import random_texts
+from .texts import NUMBERS, is_masked, other_text, text_of, unknown_of
+from .trace import warn_once
 
-TEXT = ("c_crossattn", "y")  # what a prompt is to the network: its tokens, and their pooled vector
+# What says where, when and with what else a row acts.
+PLACE = ("area", "mask", "control", "hooks", "gligen", "default")
 
 
 def random_tokens(clip, size: int, seed: int) -> Pool:
@@ -34,56 +43,149 @@ class Pools:
     """The pools of one run, as rows that the host can evaluate."""
 
     def __init__(self, pools: set[Pool]):
-        self._rows: dict[Pool, list[dict]] = {pool: [] for pool in pools}
+        self._pools = pools
+        self._sources: dict[Pool, Texts | Noise] = {}
         self._drawn: dict[Pool, tuple[tuple, list[dict]]] = {}
 
     def begin(self, guider, noise, latent_image, mask, seed, shapes) -> None:
-        """Process each condition by itself, so that the areas of the user's own conditionings stay as they are."""
+        """Make the conditions of each pool's texts, by themselves: the areas of the user's own rows stay as they are."""
+        if not self._pools:
+            return
+        positive, model, device = guider.conds["positive"][0], guider.inner_model, guider.model_patcher.load_device
+        if unknown := unknown_of(positive):
+            warn_once(f"ICG keeps {', '.join(unknown)} of the positive: it does not know whether that is text")
+        own = text_of(positive)
+        rest = {key: value for key, value in positive.items() if key not in own and key not in PLACE}
         more = {"latent_shapes": shapes} if shapes else {}
-        for pool, rows in self._rows.items():
-            for condition in pool.conditions:
-                conds = {"positive": comfy.sampler_helpers.convert_cond(list(condition))}
-                device = guider.model_patcher.load_device
-                conds = comfy.samplers.process_conds(
-                    guider.inner_model, noise, conds, device, latent_image, mask, seed, **more
-                )
-                rows.append(conds["positive"][0])
+
+        def conditions(text: dict) -> dict:
+            """What the host gives the network for the positive with this text."""
+            conds = {"positive": [{**rest, **text, "model_conds": {}}]}
+            conds = comfy.samplers.process_conds(model, noise, conds, device, latent_image, mask, seed, **more)
+            return conds["positive"][0]["model_conds"]
+
+        made = conditions(own)
+        others = {key: cond for key, cond in positive["model_conds"].items() if key not in made}  # of other packs
+        for pool in self._pools:
+            if pool.is_gaussian:
+                probes = [
+                    conditions(other_text(own, masked)) for masked in ([True, False] if is_masked(own) else [True])
+                ]
+                self._sources[pool] = Noise({**others, **made}, probes, type(model).__name__)
+            else:
+                texts = [text_of(comfy.sampler_helpers.convert_cond(list(text))[0]) for text in pool.conditions]
+                rows = [{**others, **_shared(conditions(text), made)} for text in texts]
+                self._sources[pool] = Texts(rows, noise.ndim - 2, device)
 
     def at(self, pool: Pool, positive: dict, seed: int, step: int, samples: int) -> list[dict]:
-        """The row of ŷ at this step; the same object in all evaluations of it. All else is as in the `positive` row."""
+        """The rows of ŷ at this step; the same object in all evaluations of it. All else is as in the `positive` row."""
         moment = (seed, step, samples)
         if pool not in self._drawn or self._drawn[pool][0] != moment:
-            if not _text(positive):
-                raise ValueError("ICG: the positive holds no text that a condition could be drawn for")
-            draws = [pool.draw(seed, step, sample) for sample in range(samples)]
-            if pool.is_gaussian:
-                conds = {key: _noise_like(positive["model_conds"][key], draws) for key in _text(positive)}
-            else:
-                chosen = [self._rows[pool][draw % len(self._rows[pool])]["model_conds"] for draw in draws]
-                conds = {key: _stacked([row[key] for row in chosen]) for key in _text(positive) if key in chosen[0]}
             row = {key: positive[key] for key in ("control", "hooks", "uuid") if key in positive}
-            self._drawn[pool] = (moment, [{**row, "model_conds": {**positive["model_conds"], **conds}}])
+            frames = "num_video_frames" in positive["model_conds"]  # the samples are frames of one video
+            draws = [pool.draw(seed, step, 0 if frames else sample) for sample in range(samples)]
+            made = self._sources[pool].rows(draws, positive["model_conds"])
+            rows = [{**row, **one, "uuid": uuid.uuid4()} for one in made]
+            rows[0]["uuid"] = positive["uuid"]  # one row is a copy of it with another text; further ones are its own
+            self._drawn[pool] = (moment, rows)
         return self._drawn[pool][1]
 
 
-def _text(row: dict) -> list[str]:
-    return [key for key in TEXT if torch.is_tensor(getattr(row["model_conds"].get(key), "cond", None))]
+class Noise:
+    """Gaussian noise for the text: for all numbers of the network's conditions that change when the text's tokens do, each
+    condition with its own deviation, of the tokens that the network sees. Padding of zeros stays, and all else.
+
+    Raises ValueError where no noise can stand for the text."""
+
+    def __init__(self, made: dict, probes: list[dict], model: str):
+        if numbers := [key for key in NUMBERS if key in made]:
+            raise ValueError(
+                f"ICG: {model} gets the text as numbers of tokens ({', '.join(numbers)}), and no noise is like those. Set "
+                f"conditions to random tokens or prompts"
+            )
+        self._made = made
+        changes = [_changes(made, probe) for probe in probes]
+        text, seen = changes[0], changes[-1]
+        self._text = {key: comfy.conds.CONDRegular(changed) for key, changed in text.items()}
+        self._deviation = {key: made[key].cond.float()[seen.get(key, text[key])].std() for key in text}
+        if not self._text:
+            raise ValueError(
+                "ICG: the positive has no text that noise could be like, or its text is all zeros. Set conditions to "
+                "random tokens or prompts"
+            )
+
+    def rows(self, draws: list[int], positive: dict) -> list[dict]:
+        return [{"model_conds": {**self._made, **{key: self._noise_like(key, draws) for key in self._text}}}]
+
+    def _noise_like(self, key: str, draws: list[int]):
+        made, text = (
+            cond.process_cond(batch_size=len(draws), area=None) for cond in (self._made[key], self._text[key])
+        )
+        noise = [torch.randn(made.cond[:1].shape, generator=torch.Generator().manual_seed(draw)) for draw in draws]
+        noise = torch.cat(noise).to(made.cond) * self._deviation[key].to(made.cond)
+        made.cond = torch.where(text.cond, noise, made.cond)
+        return made
 
 
-def _noise_like(cond, draws: list[int]):
-    """N(0, σ²) for each sample, σ the deviation of the whole condition (the paper's)."""
-    drawn, like = copy.copy(cond), cond.cond[:1]
-    noise = [torch.randn(like.shape, generator=torch.Generator().manual_seed(draw)) for draw in draws]
-    drawn.cond = torch.cat(noise).to(like) * cond.cond.float().std().to(like)
-    return drawn
+class Texts:
+    """The conditions of several texts. A row holds texts of one shape. Samples whose texts have another shape get rows of
+    their own, in which the others are masked out: no text is changed to fit those of other samples."""
+
+    def __init__(self, conditions: list[dict], dims: int, device: torch.device):
+        self._conditions, self._dims, self._device = conditions, dims, device
+
+    def rows(self, draws: list[int], positive: dict) -> list[dict]:
+        chosen = [self._conditions[draw % len(self._conditions)] for draw in draws]
+        groups: list[list[int]] = []
+        for at, conds in enumerate(chosen):
+            group = next((group for group in groups if cond_equal_size(chosen[group[0]], conds)), [])
+            groups += [] if group else [group]
+            group.append(at)
+        groups.sort(key=lambda group: not cond_equal_size(positive, chosen[group[0]]))  # the host starts with the first
+        return [self._row(chosen, group, masked=len(groups) > 1) for group in groups]
+
+    def _row(self, chosen: list[dict], group: list[int], masked: bool) -> dict:
+        own = [conds if at in group else chosen[group[0]] for at, conds in enumerate(chosen)]
+        row = {"model_conds": {key: _stacked([conds[key] for conds in own]) for key in own[0]}}
+        if masked:
+            acts = torch.tensor([float(at in group) for at in range(len(chosen))], device=self._device)
+            row["mask"] = acts.reshape(-1, *[1] * self._dims)
+        return row
+
+
+def _changes(made: dict, probe: dict) -> dict[str, torch.Tensor]:
+    """Which numbers of the conditions differ, for those of real numbers that do."""
+    pairs = {key: (made[key].cond, cond.cond) for key, cond in probe.items() if key in made}
+    reals = {key: pair for key, pair in pairs.items() if _same_shape(*pair) and pair[0].is_floating_point()}
+    return {key: one != other for key, (one, other) in reals.items() if not torch.equal(one, other)}
+
+
+def _shared(conds: dict, made: dict) -> dict:
+    """`conds` with the condition of `made` itself where it is the same, so that it is kept and batched once."""
+    pairs = {key: (cond, made.get(key, cond)) for key, cond in conds.items()}
+    return {
+        key: other if _same_shape(cond.cond, other.cond) and torch.equal(cond.cond, other.cond) else cond
+        for key, (cond, other) in pairs.items()
+    }
+
+
+def _same_shape(one, other) -> bool:
+    return torch.is_tensor(one) and torch.is_tensor(other) and one.shape == other.shape
 
 
 def _stacked(conds: list):
-    """One condition whose sample i is that of conds[i]. Texts of different lengths repeat to a common one, as the host
-    does to put them in one batch."""
-    stacked, parts = copy.copy(conds[0]), [cond.cond[:1] for cond in conds]
-    if parts[0].ndim == 3:
-        length = math.lcm(*(part.shape[1] for part in parts))
-        parts = [part.repeat(1, length // part.shape[1], 1) for part in parts]
-    stacked.cond = torch.cat(parts)
+    """One condition whose sample i is that of conds[i], joined as the host joins rows."""
+    if all(cond is conds[0] for cond in conds):
+        return conds[0]
+    samples = [_sample(cond.process_cond(batch_size=len(conds), area=None), at) for at, cond in enumerate(conds)]
+    stacked = copy.copy(samples[0])
+    stacked.cond = samples[0].concat(samples[1:])
     return stacked
+
+
+def _sample(cond, at: int):
+    if torch.is_tensor(cond.cond):
+        cond.cond = cond.cond[at : at + 1]
+    elif isinstance(cond.cond, list) and isinstance(cond, comfy.conds.CONDList):
+        cond.cond = [part[at : at + 1] for part in cond.cond]
+    return cond

@@ -75,6 +75,7 @@ class Run:
         self.guider = guider
         self.recorders = guider.model_options.get(RECORDERS, ())
         self.guidance = GuidanceRun((t.rule, k) for t, k in self.terms if not isinstance(t.rule, SamplerCFG))
+        self.latent_shapes = latent_shapes  # as the host has them: rows share a batch only if theirs are alike in type
         self.shapes = tuple(tuple(shape) for shape in latent_shapes)
         self.steps = Steps([float("inf")])
         self.used: set[Term] = set()
@@ -111,7 +112,7 @@ class Run:
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
         seed = extra_args.get("seed")
         self.weak_models.begin(guider, sigmas, noise, latent_image, mask, seed, self.shapes)
-        self.pools.begin(guider, noise, latent_image, mask, seed, self.shapes)
+        self.pools.begin(guider, noise, latent_image, mask, seed, self.latent_shapes)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, mask, *args, **kwargs)
 
     def predict_noise(self, executor, x, timestep, model_options, seed=None):

@@ -12,7 +12,6 @@ import networks
 import pytest
 import torch
 from comfy.ldm.modules import attention as host_attention
-from comfyui_version import __version__
 from harness import close
 from pack.patches import (
     BlurredQuery,
@@ -26,6 +25,7 @@ from pack.patches.base import Moment
 from pack.patches.host import Plan, architecture_of, planned, select_layers
 from zoo import SPECIMENS
 from zoo.others import pixart
+from zoo.specimen import has
 
 FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's conditioning and x
@@ -34,21 +34,10 @@ OURS = slice(0, 2)
 
 @pytest.fixture(params=SPECIMENS, ids=str)
 def specimen(request):
-    missing = request.param.since and not _has(request.param.since)
+    missing = request.param.since and not has(request.param.since)
     if missing:
         pytest.skip(f"this host has no {request.param.since}")
     return request.param
-
-
-def _has(since: str) -> bool:
-    """Whether this host has a class, or is of a version."""
-    if since[0].isdigit():
-        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]
-    module, _, name = since.rpartition(".")
-    try:
-        return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)
-    except ImportError:
-        return False
 
 
 @pytest.fixture

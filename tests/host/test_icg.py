@@ -3,7 +3,7 @@
 import networks
 import pytest
 import torch
-from harness import Counter, close, network, prompts, run, sample
+from harness import Counter, close, guider_of, network, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.independent_condition import IndependentCondition, Pool
 from pack.guiders.schedule import Schedule
@@ -50,6 +50,25 @@ def test_a_samples_condition_does_not_depend_on_what_else_is_in_the_batch():
     model, two = icg(network("unet"), pool_of("unet")), networks.latent("unet", 2)
     both = sample(model, latent=two, cfg=1.0)
     assert close(sample(model, latent=two[:1], cfg=1.0), both[:1]) < 1e-6
+
+
+def lengths(kind, *tokens):
+    """A pool of prompts of these lengths."""
+    return host.prompts([prompt for n in tokens for prompt in networks.conditioning(kind, n, tokens=n)], 0)
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3", "wan"])
+def test_prompts_of_unlike_lengths_are_not_changed_to_fit_those_of_other_samples(kind):
+    model, four = icg(network(kind), lengths(kind, 20, 15, 8)), networks.latent(kind, 4)
+    counter = Counter(model)
+    together = run(guider_of(counter.model, *prompts(kind), 1.0), four, steps=2)
+    assert max(counter.rows) == 2 and len(counter.rows) > 2  # some steps draw texts of several lengths
+    same = icg(network(kind), Pool(seed=1))
+    alone, in_four = (run(guider_of(same, *prompts(kind), 1.0), four[:n], steps=2)[:1] for n in (1, 4))
+    floor = max(close(alone, in_four), torch.finfo(torch.float32).eps)
+    for n in range(1, 4):
+        alone = run(guider_of(model, *prompts(kind), 1.0), four[:n], steps=2)
+        assert close(alone[n - 1 :], together[n - 1 : n]) <= 10 * floor
 
 
 def test_each_step_draws_anew_and_the_evaluations_of_one_step_share_a_draw():

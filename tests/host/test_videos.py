@@ -5,8 +5,9 @@ import torch
 from harness import close
 from pack.patches import NoisyTimeEmbedding
 from pack.patches.architectures import find, why_not
-from test_architectures import OURS, ROWS, _has, forward
+from test_architectures import OURS, ROWS, forward
 from zoo import SPECIMENS
+from zoo.specimen import has
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from zoo import SPECIMENS
 )
 def test_the_times_of_guides_stay_as_they_are(name, own):
     specimen = next(specimen for specimen in SPECIMENS if specimen.name == name)
-    if specimen.since and not _has(specimen.since):
+    if specimen.since and not has(specimen.since):
         pytest.skip(f"this host has no {specimen.since}")
     torch.manual_seed(0)
     model, seen = specimen.build(), []

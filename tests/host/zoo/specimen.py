@@ -11,6 +11,7 @@ import comfy.ops
 import comfy.supported_models
 import networks
 import torch
+from comfyui_version import __version__
 
 
 @dataclass
@@ -79,3 +80,14 @@ def repeated(count: int, *calls: str) -> list[str]:
 def paths(count: int, layer: str, path: str) -> dict[str, str]:
     """layer.{0..count} → path.{0..count}"""
     return {f"{layer}.{at}": f"{path}.{at}" for at in range(count)}
+
+
+def has(since: str) -> bool:
+    """Whether this host has a class, or is of a version."""
+    if since[0].isdigit():
+        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]
+    module, _, name = since.rpartition(".")
+    try:
+        return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)
+    except ImportError:
+        return False

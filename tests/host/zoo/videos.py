@@ -49,7 +49,10 @@ def cosmos(kind: str, config: str, **settings):
         "concat_padding_mask": True,
     }
     places = {"max_img_h": 32, "max_img_w": 32, "max_frames": 8, "pos_emb_cls": "rope3d", "use_adaln_lora": True}
-    return model(kind, config, {**size, **inputs, **places, **settings})
+    of_a_frame = (
+        {"image_to_video": True} if settings.get("in_channels") == 17 else {}
+    )  # one channel says which are given
+    return model(kind, config, {**size, **inputs, **places, **settings}, **of_a_frame)
 
 
 def cosmos1(in_channels: int):
@@ -94,16 +97,24 @@ def cogvideo(config: str, **settings):
 
 
 def stable_audio(kind: str, config: str, embedders: tuple[str, ...], **settings):
-    size = {"embed_dim": 64, "num_heads": 2, "depth": 2, "io_channels": 8, "cond_token_dim": 32, "global_cond_dim": 24}
-    settings = {"audio_model": "dit1.0", **size, **settings}
+    size = {
+        "embed_dim": 64,
+        "num_heads": 2,
+        "depth": 2,
+        "io_channels": 8,
+        "cond_token_dim": 768,
+        "global_cond_dim": 768,
+    }
+    settings = {"audio_model": "dit1.0", "project_cond_tokens": True, **size, **settings}
     fourier = {"fourier_features_type": "expo"} if settings.get("timestep_features_type") else {}
-    seconds = {name: NumberConditioner(768, **fourier).state_dict() for name in embedders}
-    return model(kind, config, settings, **seconds)
+    seconds = NumberConditioner(768, **fourier)
+    networks.fill(seconds, 0)
+    return model(kind, config, settings, **dict.fromkeys(embedders, seconds.state_dict()))
 
 
 def stable_audio_1():
     embedders = ("seconds_start_embedder_weights", "seconds_total_embedder_weights")
-    return stable_audio("StableAudio1", "StableAudio", embedders)
+    return stable_audio("StableAudio1", "StableAudio", embedders, global_cond_dim=2 * 768)
 
 
 def stable_audio_3():
@@ -140,7 +151,7 @@ LTX_BLOCKS = paths(2, "block", "transformer_blocks")
 AV = {"c_crossattn": (45, 64), "latent_shapes": lambda rows: [[rows, 16, 3, 3, 5], [rows, 8, 6, 16]]}
 AV_GUIDES = {**AV, **LTX_GUIDES, "latent_shapes": lambda rows: [[rows, 16, 5, 3, 5], [rows, 8, 6, 16]]}
 FRAME_TIMES = {"denoise_mask": (1, 3, 6, 10)}
-SOUND = {"c_crossattn": (20, 32), "global_embed": (24,)}
+SOUND = {"c_crossattn": (20, 768), "global_embed": (768,)}
 
 SPECIMENS = [
     Specimen(
@@ -158,8 +169,8 @@ SPECIMENS = [
         since="ldm.wan.model_wandancer.WanDancerModel",
     ),
     Specimen(
-        "Wan VACE", "Wan", wan("WAN21_Vace", "WAN21_Vace", num_layers=4, vace_layers=2, vace_in_dim=8),
-        (16, 3, 6, 10), {**TEXT, "vace_context": (2, 8, 3, 6, 10), "vace_strength": lambda rows: [1.0, 0.5]},
+        "Wan VACE", "Wan", wan("WAN21_Vace", "WAN21_Vace", num_layers=4, vace_layers=2, vace_in_dim=96),
+        (16, 3, 6, 10), {**TEXT, "vace_context": (2, 96, 3, 6, 10), "vace_strength": lambda rows: [1.0, 0.5]},
         ["block.0", "", *[""] * 4, "block.1", "", "block.2", "", *[""] * 4, "block.3", ""], slice(0, 45), (3, 3, 5),
         blocks={"block.1": "blocks.1", "block.2": "blocks.2"},
     ),
@@ -286,8 +297,8 @@ SPECIMENS = [
         repeated(2, "block.{}"), slice(45, 90), (3, 3, 5), blocks=BLOCKS, since="model_base.CogVideoX",
     ),
     Specimen(
-        "Stable Audio 1", "Stable Audio", stable_audio_1, (8, 20), SOUND, T2V, slice(1, 21), (20,),
-        blocks=paths(2, "block", "transformer.layers"),
+        "Stable Audio 1", "Stable Audio", stable_audio_1, (8, 20), {**SOUND, "global_embed": (2 * 768,)}, T2V,
+        slice(1, 21), (20,), blocks=paths(2, "block", "transformer.layers"),
     ),
     Specimen(
         "Stable Audio 3", "Stable Audio", stable_audio_3, (8, 20), {**SOUND, "local_add_cond": (9, 20)},
