@@ -179,9 +179,10 @@ class ModelCall:
             seen = zip(shares, options["uuids"], strict=True)
             shares = tuple(self.run.observation if row in reference else share for share, row in seen)
 
+        rows = options["uuids"]  # not the options, which will hold the plan, which holds this
+
         def report(share: int, observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
-            row = options["uuids"][share]
-            self.found[observation].setdefault(row, (sums, grid))  # of a block's transformers the first
+            self.found[observation].setdefault(rows[share], (sums, grid))  # of a block's transformers the first
 
         if any(shares):
             copies = self.run.rows.copies(options) if self.copied else ()

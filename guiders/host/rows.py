@@ -51,6 +51,10 @@ class Rows:
             self._copies[branch] = (source, [{**row, "uuid": key} for row, key in zip(source, uuids, strict=False)])
         return self._copies[branch][1]
 
+    def end(self) -> None:
+        """Let go of the controls, whose proxies hold this, so that nothing of the run waits for a garbage collector."""
+        self._controls.clear()
+
     def can_share_a_batch_with_the_positive(self, branch: Branch) -> bool:
         """Whether the host could put one of the branch's rows into the batch of one of the positive's."""
         return any(_same_batch(row, other, self.now[2]) for row in self.of(branch) for other in self.own(POSITIVE))

@@ -58,6 +58,7 @@ def sample_with_terms(executor, *args, **kwargs):
         samples = executor(*args, **kwargs)
     finally:
         guider.model_options = kept
+        run.rows.end()
         run.weak_models.end()
     run.report()
     return samples

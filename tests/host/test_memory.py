@@ -6,10 +6,13 @@ import json
 import time
 import types
 import uuid
+import weakref
 
+import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
 import networks
+import node_helpers
 import psutil
 import pytest
 import torch
@@ -17,6 +20,7 @@ from harness import network, prompts, run, sample
 from pack.guiders import host
 from test_classifier import folder, guided, whole_vae  # noqa: F401  folder is a fixture
 from test_http_models import free
+from test_sharing import Residuals
 from test_terms import TERMS, apply, chain
 
 HERE = ("pack.guiders", "pack.patches", "pack.nodes")
@@ -85,6 +89,61 @@ def test_what_is_counted_shows_a_run_that_stays(monkeypatch):
     sample(apply("BeyondCFGPAG", network("unet")), steps=1)
     found = counted() - before
     assert found["pack.guiders.host.run", "Run"] == 1 and found["Tensor"] > 0
+
+
+def out_of_memory(*_):
+    raise comfy.model_management.OOM_EXCEPTION("a test's")
+
+
+def in_a_callback(model, run):
+    run(callback=out_of_memory)
+
+
+def in_the_network(model, run):
+    last = [*model.model.diffusion_model.children()][-1]
+    handle = last.register_forward_pre_hook(out_of_memory)
+    try:
+        run()
+    finally:
+        handle.remove()
+
+
+def nowhere(model, run):
+    run()
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("fails", [nowhere, in_a_callback, in_the_network])
+@pytest.mark.parametrize("kind", ["unet", "sd3", "unet with a control"])
+def test_a_run_lets_go_of_the_model_without_a_garbage_collector(kind, fails, no_collector):
+    """Else the host finds models in use that nothing uses, and logs a memory leak, just where memory is short."""
+    kind, _, control = kind.partition(" ")
+    keys = ["BeyondCFGPAG", "BeyondCFGSAG", "BeyondCFGICG", "BeyondCFGTSG"]
+    for guide in (lambda model: model, lambda model: chain(keys, kind, model)):  # without ours: the host does
+        model, conds = network(kind), prompts(kind)
+        if control:
+            residuals = comfy.controlnet.ControlNet(Residuals(), load_device=torch.device("cpu"))
+            residuals = residuals.set_cond_hint(torch.rand(1, 3, 64, 64))
+            conds = [node_helpers.conditioning_set_values(prompt, {"control": residuals}) for prompt in conds]
+
+        def run(guide=guide, model=model, conds=conds, **kwargs):
+            try:
+                sample(guide(model), kind, conds=conds, steps=2, **kwargs)
+            except comfy.model_management.OOM_EXCEPTION:
+                assert fails is not nowhere
+
+        fails(model, run)
+        alive = weakref.ref(model.model)
+        comfy.model_management.unload_all_models()
+        del model, conds, run
+        assert alive() is None
 
 
 # ------------------------------------------------------------------------------------------------------ a running host
