@@ -95,10 +95,17 @@ class Architecture:
         """The transformer block that is `layer`."""
         return _blocks(network, self.stack(layer))[layer.index]
 
-    def attention(self, network, layer: Layer):
-        """The module in whose calls the self-attention of `layer` happens."""
+    def blocks(self, network) -> dict[Layer, Any]:
+        """The transformer block of each layer; of a UNet's layers None."""
+        if not self.stacks:
+            return dict.fromkeys(self.layers(network))
+        blocks = ((stack, index, block) for stack in self.stacks for index, block in enumerate(_blocks(network, stack)))
+        return {Layer(stack.name, index): block for stack, index, block in blocks}
+
+    def attention(self, block, layer: Layer):
+        """The module in whose calls the self-attention of `layer`, which is `block`, happens."""
         path = self.stack(layer).attention
-        return _get(self.block(network, layer), path) if path else self.block(network, layer)
+        return _get(block, path) if path else block
 
     def grids(self, network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, ...]]:
         """Tokens per axis of every block by (stack, index), whether it has a self-attention or not, for a latent with

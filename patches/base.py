@@ -92,9 +92,13 @@ class AttentionCall:
     layer: str
     moment: Moment | None  # where the perturbation is `random`
     prefix: int = 0  # keys before the tokens' own; there may be more of them after
+    strange: Callable[[], str] | None = None  # says why keys are not known to be a token's own, where they are not …
+    own: Tensor | None = None  # … and the picture's own values, where they are known, and are all there are
 
     def keys_of(self, tokens: slice) -> slice:
-        """Where the keys and values of `tokens` are."""
+        """Where the keys and values of `tokens` are. Raises RuntimeError where that is not known."""
+        if self.strange is not None:
+            raise RuntimeError(self.strange())
         return slice(tokens.start + self.prefix, tokens.stop + self.prefix)
 
     @property
@@ -151,6 +155,8 @@ class Perturbation(Protocol):
 
 def attend_to_self(call: AttentionCall) -> Tensor:
     """The attention in which every token of the picture sees itself and the others, but no other of the picture."""
+    if call.own is not None:
+        return call.own
     others = call.other_keys
     if not others:
         return call.v

@@ -85,10 +85,8 @@ class BlurredQuery:
 
     def _blurred(self, q: Tensor, call: AttentionCall) -> Tensor:
         if call.grid is None:
-            raise ValueError(
-                f"{self.about.title}: the tokens of {call.layer} are no picture that could be blurred: they have no order, "
-                f"or another pack has merged or cut them. Set blur_sigma to -1, which needs none, or take its node out."
-            )
+            none = f"{self.about.title}: the tokens of {call.layer} are no picture that could be blurred, without an order."
+            raise ValueError(f"{call.strange() if call.strange else none} Set blur_sigma to -1, which needs none.")
         # In float32 at least: a kernel in bfloat16 no longer sums to 1 (to 0.4 % on each axis), and it would add two
         # roundings to the one at the end. Next to the attention itself it costs nothing.
         exact = torch.promote_types(q.dtype, torch.float32)

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from comfy.patcher_extension import WrappersMP
 
 from ...patches.base import Moment
 from ...patches.host import KEY, Plan, planned
 from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
+from ..independent_condition import Pool
 from .maps import assembled
 from .trace import record, warn_once
 
 if TYPE_CHECKING:
     from .run import Run
+
+
+@contextlib.contextmanager
+def lent(options: dict, ours: dict) -> Iterator[None]:
+    """While the context lasts `ours` are in these very options, since other packs remember things in them."""
+    kept = {key: options[key] for key in ours if key in options}
+    options.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            options.pop(key, None)
+        options.update(kept)
 
 
 class ModelCall:
@@ -30,26 +46,31 @@ class ModelCall:
         self.predictions: Predictions | None = None
         self.folded = False
         self.forwards = self.rows = 0  # of the networks in this call
+        self.asked: list[list[dict] | None] = []  # the guider's conditionings in the call that our rows join
         self.stages: list[tuple[str, Latent]] = []  # what it was after each guidance, where somebody records
 
-    def options(self, options: dict) -> dict:
-        """model_options with our place in the call: in the host's own sampling function the batch slot and the first
-        post-CFG function, in another guider a wrapper of its calc_cond_batch."""
+    @contextlib.contextmanager
+    def placed_in(self, options: dict) -> Iterator[None]:
+        """While the context lasts, model_options have our place in the call: in the host's own sampling function the batch
+        slot and the first post-CFG function, in another guider a wrapper of its calc_cond_batch."""
         if self.native:
             self.previous_slot = options.get("sampler_calc_cond_batch_function")
-            return {
-                **options,
-                "sampler_calc_cond_batch_function": self.slot,
-                "sampler_post_cfg_function": [self.post_cfg, *options.get("sampler_post_cfg_function", [])],
-            }
-        if options.get("context_handler") is not None:  # its windows lie above the wrapper and below the guider
-            return options
-        options = comfy.model_patcher.create_model_options_clone(options)
-        add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, self.ride, options, is_model_options=True)
-        return options
+            after = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
+            ours = {"sampler_calc_cond_batch_function": self.slot, "sampler_post_cfg_function": after}
+            with lent(options, ours):
+                yield
+        elif options.get("context_handler") is not None:  # its windows lie above the wrapper and below the guider
+            yield
+        else:
+            to = options.setdefault("transformer_options", {})
+            wrappers = to.get("wrappers", {})
+            around = {**wrappers.get(WrappersMP.CALC_COND_BATCH, {}), KEY: [self.ride]}
+            with lent(to, {"wrappers": {**wrappers, WrappersMP.CALC_COND_BATCH: around}}):
+                yield
 
     def slot(self, args: dict) -> list[Latent]:
         model, conds, x, options = args["model"], args["conds"], args["input"], args["model_options"]
+        self.asked = conds
         if self.previous_slot:
             own = self.previous_slot(args)
             if self.predictions is None:
@@ -63,6 +84,7 @@ class ModelCall:
         carries = any(rows is self.run.rows.own(POSITIVE) for rows in conds)
         if self.predictions is not None or not carries or model is not self.run.guider.inner_model:
             return executor(model, conds, x, timestep, options)
+        self.asked = conds
         return self._evaluate(conds, model, x, options, calc=executor)
 
     def post_cfg(self, args: dict) -> Latent:
@@ -74,8 +96,8 @@ class ModelCall:
 
     def _fold(self, denoised: Latent, options: dict) -> Latent:
         if self.predictions is None and self.active.rules:  # our rows found no call to join
-            conds = [self.run.rows.own(POSITIVE)]
-            self._evaluate(conds, self.run.guider.inner_model, self.step.x, options)
+            self.asked = [self.run.rows.own(POSITIVE)]
+            self._evaluate(self.asked, self.run.guider.inner_model, self.step.x, options)
         self.folded = True
         if not self.run.recorders:
             return self.active.fold(denoised, self.predictions, self.step)
@@ -137,7 +159,8 @@ class ModelCall:
 
         The host runs the first list last in a batch and the first batch first, so every pack that looks for the first
         row, or the first call, finds the one it has without us. Where another pack has a model_function_wrapper, which
-        may cut rows into tiles in its own order, each perturbed branch runs in a call of its own.
+        may cut rows into tiles in its own order, each perturbed branch runs in a call of its own; where it has replaced
+        forwards in the network, each branch does, in a call like the guider's.
         """
         rows, values = self.run.rows, {}
         for branch in [branch for branch in branches if branch.model != POSITIVE.model]:
@@ -148,20 +171,40 @@ class ModelCall:
             self.run.check(branch)
         rows.set_roles(conds, branches)
         wrapper = options.get("model_function_wrapper")
-        apart = [branch for branch in branches if wrapper and branch.perturbation is not None]
+        beside = self.run.changed
+        apart = [branch for branch in branches if beside or (wrapper and branch.perturbation is not None)]
         together = [branch for branch in branches if branch not in apart]
         first = [branch for branch in together if rows.can_share_a_batch_with_the_positive(branch)]
         last = [branch for branch in together if branch not in first]
-        options = {**options, "model_function_wrapper": functools.partial(self._network, wrapper)}
+        network = functools.partial(self._network, wrapper)
 
         def predict(lists: list) -> list[Latent]:
-            return calc(model, [rows.with_roles(conds) for conds in lists], x, self.timestep, options) if lists else []
+            given = [rows.with_roles(conds) for conds in lists]
+            with lent(options, {"model_function_wrapper": network}):
+                return calc(model, given, x, self.timestep, options) if lists else []
 
         out = predict([*map(rows.of, first), *conds, *map(rows.of, last)])
         start, end = len(first), len(first) + len(conds)
         values |= dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
-        values |= {branch: predict([rows.of(branch)])[0] for branch in apart}
+        for branch in apart:
+            place, lists = self._stand_in(branch) if beside else (0, [rows.of(branch)])
+            values[branch] = predict(lists)[place]
         return out[start:end], values
+
+    def _stand_in(self, branch: Branch) -> tuple[int, list]:
+        """(place, the guider's conditionings with `branch` there, where what it is a copy of would be). The others are
+        copies with the same perturbation: forwards of other packs may divide a batch in ways that nobody else knows."""
+        rows, origin = self.run.rows, branch.conditioning
+        copied = rows.own(POSITIVE if isinstance(origin, Pool) else branch)
+        names = {id(mine): name for name, mine in self.run.guider.conds.items()}
+        lists = [mine for mine in self.asked if mine is None or id(mine) in names]
+        if not any(mine is copied for mine in lists):
+            return 0, [rows.of(branch)]
+        place = next(at for at, mine in enumerate(lists) if mine is copied)
+        others = [None if mine is None else replace(branch, conditioning=names[id(mine)]) for mine in lists]
+        others[place] = branch
+        rows.set_roles(lists, [other for other in others if other])
+        return place, [other and rows.of(other) for other in others]
 
     def _count(self, rows: int) -> None:
         self.forwards, self.rows = self.forwards + 1, self.rows + rows
@@ -186,7 +229,7 @@ class ModelCall:
 
         if any(shares):
             copies = self.run.rows.copies(options) if self.copied else ()
-            plan = Plan(shares, self.run.unproven, self.moment, report, copies, self.run.sharing)
+            plan = Plan(shares, self.run.unproven, self.moment, report, copies, self.run.sharing, self.run.blocks)
             options = planned(options, plan)
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}

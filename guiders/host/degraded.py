@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ...patches.architectures import find
 from ...patches.base import Moment
-from ...patches.host import Forward, Streams, around, is_compiled, select_layers, uncompiled
+from ...patches.host import Blocks, Forward, Streams, around, check_layers, is_compiled, select_layers, uncompiled
+from ...patches.host.others import said
 from ...patches.layers import Layer
 
 WRAPPER = "beyond_cfg_degraded"
@@ -110,9 +111,11 @@ class WorseLayers:
         compiled = executor.class_obj.diffusion_model
         network, roles = uncompiled(compiled), _roles(options, x.shape[0])
         architecture, forwards = find(network), []
+        blocks = Blocks.at_the_begin(network).of
+        check_layers("Degraded Model", self.layers, network, blocks)
         if architecture.stacks:
             for layer in self.layers:
-                block, names = architecture.block(network, layer), architecture.stack(layer).streams
+                block, names = blocks[layer], architecture.stack(layer).streams
                 streams = Streams.of(block, names)
                 place = {"streams": streams, "layer": layer, "moment": moment, "roles": roles}
                 worse = functools.partial(WorseBlock, worse=self, **place)
@@ -126,8 +129,8 @@ class WorseLayers:
         if not self.proven and not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
             raise RuntimeError(
                 f"Degraded Model: none of the layers {', '.join(map(str, self.layers))} of {type(network).__name__} ran "
-                f"in the host's way, so it would have no effect. Another pack may have replaced the network's forward; "
-                f"take its node out, or choose other layers."
+                f"in the host's way, so it would have no effect. {said(network, options)} Take the node out "
+                f"that is in the way, or choose other layers."
             )
         return denoised
 

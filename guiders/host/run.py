@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...patches.base import Moment
-from ...patches.host import KEY, Sharing
+from ...patches.host import KEY, Blocks, Sharing, others, uncompiled
 from ..base import POSITIVE, Branch, Step
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
@@ -82,6 +83,8 @@ class Run:
         self.used: set[Term] = set()
         self.cfg_mattered = False
         self.sharing = Sharing(guider.model_options.get(SHARING) != "off")
+        self.blocks: Blocks | None = None  # of the network, when all is in place …
+        self.changed: dict = {}  # … and what other packs have put in the place of its forwards
         self.unproven = {branch.perturbation for term in terms for branch in _branches(term.rule)} - {None}
         conditionings = {branch.conditioning for term in terms for branch in _branches(term.rule)}
         self.pools = Pools({conditioning for conditioning in conditionings if isinstance(conditioning, Pool)})
@@ -111,6 +114,13 @@ class Run:
         for recorder in self.recorders:
             recorder.begin(len(sigmas) - 1)
         self.steps = Steps(sigmas.tolist(), name.removesuffix("_function"), free=churns)
+        network = uncompiled(guider.inner_model.diffusion_model)
+        self.blocks, self.changed = Blocks.at_the_begin(network), others.forwards(network)
+        if self.changed:
+            logging.info(
+                f"Beyond CFG: {others.names(self.changed.values())} has replaced forwards in the network, so each weak "
+                f"prediction is made in a call of its own, like the sampler's"
+            )
         seed = extra_args.get("seed")
         self.weak_models.begin(guider, sigmas, noise, latent_image, mask, seed, self.shapes)
         self.pools.begin(guider, noise, latent_image, mask, seed, self.latent_shapes)
@@ -131,7 +141,9 @@ class Run:
             moment = Moment(seed or 0, index, 1 - self.fraction_of(start))
             call = ModelCall(self, active, step, timestep, moment)
             began = time.perf_counter()
-            denoised = call.finish(executor(x, timestep, call.options(model_options), seed), model_options)
+            with call.placed_in(model_options):
+                denoised = executor(x, timestep, model_options, seed)
+            denoised = call.finish(denoised, model_options)
             for recorder in self.recorders:
                 recorder.add(call, step, began, self.guider.inner_model.process_latent_out)
             return denoised

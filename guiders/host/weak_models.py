@@ -15,7 +15,7 @@ import comfy.model_sampling
 import comfy.sampler_helpers
 import comfy.samplers
 
-from ...patches.host import KEY
+from ...patches.host import KEY, others
 from ..base import Branch, Latent
 from .trace import warn
 
@@ -109,8 +109,10 @@ def _apart(models: list, place: int, main, node: str):
         )
     if not weak.is_clone(main) or weak.patches_uuid == main.patches_uuid:
         options = [{key: value for key, value in m.model_options.items() if key != KEY} for m in (weak, main)]
-        if weak.is_clone(main) and options[0] == options[1]:
-            warn(f"{node} has no effect: the weak model is the main model")
+        if weak.is_clone(main):
+            _tell_of_shared_parts(weak, main, node)
+            if options[0] == options[1]:
+                warn(f"{node} has no effect: the weak model is the main model")
         return weak
     reason = (
         "the weak model is the main model's checkpoint with other patches (such as a LoRA), and the two would share one "
@@ -128,3 +130,19 @@ def _apart(models: list, place: int, main, node: str):
     models[place] = own
     main.set_additional_models(KEY, models)  # so that the next run has it
     return own
+
+
+def _tell_of_shared_parts(weak, main, node: str) -> None:
+    """Of what other packs have put into the one network of two models, the host leaves there what the main one has."""
+    for one, other, which, acts in ((main, weak, "main", "acts on both"), (weak, main, "weak", "does not act")):
+        alone = {
+            place: part for place, part in one.object_patches.items() if other.object_patches.get(place) is not part
+        }
+        found = [
+            part for place, part in alone.items() if place.startswith("diffusion_model.") and others.is_anothers(part)
+        ]
+        if found:
+            warn(
+                f"{node}: {others.names(found)} is on the {which} model alone, and {acts}, since the two share a network. "
+                f"Put it on both, or load the checkpoint a second time from a copy of the file"
+            )

@@ -8,18 +8,20 @@ replaced: what was there before is called from ours.
 """
 
 from .call import KEY, Plan, planned
-from .lookup import architecture_of, check_time, is_compiled, layer_map, select_layers, uncompiled
+from .lookup import Blocks, architecture_of, check_layers, check_time, is_compiled, layer_map, select_layers, uncompiled
 from .modules import Forward, Streams, around
 from .sharing import Sharing
 
 __all__ = [
     "KEY",
+    "Blocks",
     "Forward",
     "Plan",
     "Sharing",
     "Streams",
     "architecture_of",
     "around",
+    "check_layers",
     "check_time",
     "is_compiled",
     "planned",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import comfy.ldm.modules.attention
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 
 from ..architectures import Place
 from ..base import AttentionCall, Moment, Perturbation
+from .tiles import Tiles, Watch
 
 ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
 TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a module of ours
 PARTS = "beyond_cfg_parts"  # how many tokens had which call, where a module's attention may come in several
+
+ADVICE = "Take the node out that does this, or choose other layers."
 
 Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
 Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
@@ -43,6 +47,8 @@ class UNetAttention:
     report: Report | None
     reached: set = field(compare=False)
     present: Present = field(compare=False)
+    watch: Watch = field(compare=False)
+    others: Callable[[], str] = field(compare=False)  # a sentence of what other nodes have put into the network
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
         witness(self.reached, self.shares)
@@ -50,6 +56,10 @@ class UNetAttention:
         heads, precision = extra["n_heads"], extra["attn_precision"]
         run = comfy.ldm.modules.attention.optimized_attention
         whole = self.previous(q, k, v, extra) if self.previous else None
+        tiles = None if q.shape[:2] == (images, height * width) else self.watch.tiles((height, width))
+        values = v
+        if k.shape[0] != q.shape[0]:
+            k, v = (part.reshape(q.shape[0], -1, part.shape[2]) for part in (k, v))  # as the host's attention does
 
         def clean(rows: slice) -> Tensor:
             if whole is not None:
@@ -57,9 +67,12 @@ class UNetAttention:
             return run(q[rows], k[rows], v[rows], heads, attn_precision=precision, transformer_options=extra)
 
         if self.pictures is not None:  # the attention over time has the same name, and comes second
-            if q.shape[0] != images or self.layer in self.pictures:
+            if (q.shape[0] != images and tiles is None) or self.layer in self.pictures:
                 return clean(slice(None))
             self.pictures.add(self.layer)
+        strange, own = self._strange(q, k, height * width, tiles), None
+        if tiles and tiles.keys == "whole" and k.shape[1] == q.shape[1]:
+            own = _to_heads(tiles.cut(values), heads)
 
         def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
             qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))
@@ -67,16 +80,40 @@ class UNetAttention:
             def attend(queries: Tensor, tokens: slice) -> Tensor:
                 return _host_attention(run, queries, kh, vh, heads, attn_precision=precision, transformer_options=extra)
 
-            grid = (height, width) if height * width == q.shape[1] else None  # tokens may have been tiled or merged
-            image = slice(0, q.shape[1])
-            scale = qh.shape[-1] ** -0.5
-            call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment)
+            grid = tiles.grid if tiles else (height, width) if height * width == q.shape[1] else None
+            image, scale = slice(0, q.shape[1]), qh.shape[-1] ** -0.5
+            known = {"own": own if own is None else own[rows]}
+            if strange is not None:
+                known["strange"] = lambda: f"{_titles([perturbation])}: {strange()}"
+            call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment, **known)
             if hasattr(perturbation, "observe"):
-                _observe(self, perturbation, call, rows, q.shape[0])
+                if strange is None or own is not None:
+                    call = replace(call, strange=None, grid=(height, width))
+                    _observe(self, perturbation, call, rows, q.shape[0], tiles.joined if tiles else None)
                 return clean(rows)
             return _from_heads(perturbation.attention(call))
 
-        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed)
+        told = q.shape[0] == images or tiles is not None
+        untold = None if told else partial(self._untold, q.shape[0], images)
+        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed, untold)
+
+    def _strange(self, q: Tensor, k: Tensor, size: int, tiles: Tiles | None) -> Callable[[], str] | None:
+        """Says why no key is known to be that of a token of the picture, which has `size`; None: it is known."""
+        if tiles:
+            if tiles.keys == "cut" and k.shape[1] == q.shape[1]:
+                return None
+            what = f"the tokens are cut into {len(tiles.places)} tiles, and their keys in another way"
+        elif q.shape[1] == size and k.shape[1] >= size:
+            return None
+        else:
+            what = f"there are {q.shape[1]} queries and {k.shape[1]} keys for {size} tokens of the picture"
+        return lambda: (
+            f"in {self.layer} {what}, so that it is not known which of them is which. {self.others()} {ADVICE}"
+        )
+
+    def _untold(self, rows: int, images: int) -> str:
+        what = f"the attention of {self.layer} gets {rows} rows where the network has {images}"
+        return f"{what}, and nothing says whose they are. {self.others()} {ADVICE}"
 
 
 @dataclass(frozen=True)
@@ -90,8 +127,9 @@ class Layout:
     across: int  # tokens of another picture that follow in each row of the grid
     prefix: bool
 
-    def image(self, tokens: int, text: int, where: str, call: slice | None = None) -> slice | None:
-        """The picture among the tokens of a call that is of them all, or of those in `call`, where it may not be."""
+    def image(self, tokens: int, text: int, call: slice | None = None) -> slice | None:
+        """The picture among the tokens of a call that is of them all, or of those in `call`, where it may not be. Raises
+        LookupError where they are too few."""
         size = math.prod(self.grid)
         start = self.place(tokens, size, text) + self.shift
         if call is not None:
@@ -99,9 +137,8 @@ class Layout:
                 return None
             start, tokens = start - call.start, call.stop - call.start
         if not 0 <= start <= tokens - size - self.across * (size // self.grid[-1]):
-            raise RuntimeError(
-                f"{where}: {tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} from token {start} on. "
-                f"Another pack has changed the network's tokens; take its node out, or choose other layers."
+            raise LookupError(
+                f"{tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} from token {start} on."
             )
         return slice(start, start + size)
 
@@ -128,6 +165,7 @@ class TransformerAttention:
     report: Report | None
     reached: set = field(compare=False)
     present: Present = field(compare=False)
+    others: Callable[[], str] = field(compare=False)  # a sentence of what other nodes have put into the network
 
     def __call__(
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
@@ -136,14 +174,16 @@ class TransformerAttention:
         options, before = kw.get("transformer_options", {}), 0
         tokens, keys = (part.shape[2] if skip_reshape else part.shape[1] for part in (q, k))
         if keys < tokens:
-            raise RuntimeError(f"{self.where}: its {tokens} tokens share {keys} keys, so that none has its own.")
-        if PARTS in options:
-            before = sum(options[PARTS]) % keys  # another pack may attend again
-            options[PARTS].append(tokens)
-            part = slice(before, before + tokens)
-            image = self.layout.image(keys, options.get(TEXT, 0), self.where, part)
-        else:
-            image = self.layout.image(tokens, options.get(TEXT, 0), self.where)
+            raise self.refusal(f"its {tokens} tokens share {keys} keys, so that none has its own.")
+        try:
+            if PARTS in options:
+                before = sum(options[PARTS]) % keys  # another pack may attend again
+                options[PARTS].append(tokens)
+                image = self.layout.image(keys, options.get(TEXT, 0), slice(before, before + tokens))
+            else:
+                image = self.layout.image(tokens, options.get(TEXT, 0))
+        except LookupError as error:
+            raise self.refusal(str(error)) from None
         kw = {**kw, "attn_precision": attn_precision}
 
         def run(q, k, v, heads, **kw):
@@ -180,21 +220,41 @@ class TransformerAttention:
 
         if image is None:
             return clean(slice(None))
-        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed)
+        shares = self.present.of(self.shares)
+        what = f"{self.where}: its attention gets {q.shape[0]} rows, which are no {len(shares)} equal shares."
+        untold = partial("{} {} {}".format, what, self.others(), ADVICE) if q.shape[0] % len(shares) else None
+        return by_share(q.shape[0], shares, clean, perturbed, untold)
+
+    def refusal(self, what: str) -> RuntimeError:
+        return RuntimeError(f"{self.where}: {what} {self.others()} {ADVICE}")
 
 
-def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int) -> None:
-    """Report what `perturbation` sees of these rows, share by share."""
+def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int, joined=None) -> None:
+    """Report what `perturbation` sees of these rows, share by share; `joined` puts tiles in the batch together."""
     if call.grid is not None:
         present = patch.present.of(tuple(range(len(patch.shares))))
-        size = batch // len(present)
-        for share, seen in zip(present[rows.start // size :], perturbation.observe(call).split(size), strict=False):
-            patch.report(share, perturbation, seen, call.grid)
+        size, seen = batch // len(present), perturbation.observe(call)
+        parts = [part if joined is None else joined(part) for part in seen.split(size)]
+        for share, part in zip(present[rows.start // size :], parts, strict=False):
+            patch.report(share, perturbation, part, call.grid)
 
 
-def by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -> Tensor:
-    """Each run of equal shares handled once, but for those that draw by sample, and put together in the batch's order."""
-    size = batch // len(shares)  # not the latent's batch: other packs cut tokens into tiles along the batch
+def by_share(
+    batch: int, shares: Shares, clean: Callable, perturbed: Callable, untold: Callable[[], str] | None = None
+) -> Tensor:
+    """Each run of equal shares handled once, but for those that draw by sample, and put together in the batch's order.
+    `untold` says why it is not known which rows of the batch are whose: RuntimeError, unless it is the same for all."""
+    size, rest = divmod(batch, len(shares))
+    if untold or rest:
+        acting = {share for share in shares if share is not None and not hasattr(share, "observe")}
+        if not acting:
+            return clean(slice(None))
+        if len({*shares}) > 1 or any(getattr(share, "random", False) for share in acting):
+            why = (
+                untold() if untold else f"{batch} rows are no {len(shares)} equal shares. Another pack has changed them"
+            )
+            raise RuntimeError(f"{_titles(acting)}: {why}")
+        return perturbed(slice(None), *acting)
     parts, start = [], 0
     for end in range(1, len(shares) + 1):
         if end == len(shares) or shares[end] != shares[start] or getattr(shares[start], "random", False):
@@ -202,6 +262,10 @@ def by_share(batch: int, shares: Shares, clean: Callable, perturbed: Callable) -
             parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
             start = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _titles(perturbations) -> str:
+    return ", ".join(sorted({perturbation.about.title for perturbation in perturbations}))
 
 
 def _host_attention(run, q: Tensor, k: Tensor, v: Tensor, heads: int, **kw) -> Tensor:

@@ -12,7 +12,7 @@ from .. import architectures
 from ..base import Moment, Perturbation
 from ..layers import Layer
 from .attention import ATTENTION, Layout, Present, Report, Shares, TransformerAttention, UNetAttention
-from .lookup import is_compiled, uncompiled
+from .lookup import Blocks, check_layers, is_compiled, uncompiled
 from .modules import (
     AttendingModule,
     Forward,
@@ -26,7 +26,9 @@ from .modules import (
     attention_told,
     takes_options,
 )
+from .others import said
 from .sharing import Sharing
+from .tiles import Watch
 
 KEY = "beyond_cfg"
 
@@ -41,6 +43,7 @@ class Plan:
     report: Report | None = None  # told what is observed
     copies: tuple[Hashable, ...] = ()  # what each share is a copy of, but for its perturbation
     sharing: Sharing = field(default_factory=Sharing)  # of the run
+    blocks: Blocks = Blocks(None, {})  # of the network when the run began
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -59,20 +62,21 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     reached: set[Perturbation] = set()
     present = Present()
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
-    architecture = architectures.find(network)
+    architecture, blocks = architectures.find(network), plan.blocks.now(network)
     unproven = plan.unproven.intersection(plan.shares)
     for perturbation in unproven:
-        _check_layers(architecture, network, perturbation)
+        check_layers(perturbation.about.title, perturbation.layers, network, blocks)
     inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
     shared = plan.sharing.forwards(architecture, compiled, inputs, options, plan.shares, plan.copies, present)
     forwards, untold = _time(architecture, network, x, kwargs, plan, reached), []
+    others = partial(said, network, options)
     if architecture.stacks:
-        transformer = _Transformer(architecture, network, x, kwargs, plan, reached, present)
+        transformer = _Transformer(architecture, network, blocks, x, kwargs, plan, reached, present, others)
         forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
         if untold:
             options = {**options, ATTENTION: ToldAttention(options.get(ATTENTION))}
     else:
-        options = _with_attn1_patches(options, network, plan, reached, present)
+        options = _with_attn1_patches(options, network, plan, reached, present, others)
     with attention_told(untold), around(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
@@ -81,22 +85,11 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
             what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
             raise RuntimeError(
                 f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
-                f"effect. Another pack may have replaced a part of the network; take its node out, or choose other layers."
+                f"effect. {others()} Take the node out that is in the way, or choose other layers."
             )
     plan.sharing.say(plan.shares)
     plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
     return denoised
-
-
-def _check_layers(architecture: architectures.Architecture | None, network, perturbation: Perturbation) -> None:
-    """Raise RuntimeError where the network is no longer the one that the layers were chosen in."""
-    has = set(architecture.layers(network)) if architecture else set()
-    if architecture is None or not has.issuperset(perturbation.layers):
-        raise RuntimeError(
-            f"{perturbation.about.title}: the network is now {type(network).__name__}, without the layers "
-            f"{', '.join(map(str, perturbation.layers))} that were chosen. Another node has put it in place after this "
-            f"one; put this node after it."
-        )
 
 
 def _layers(plan: Plan) -> dict[Layer, Shares]:
@@ -115,23 +108,44 @@ def _moment(plan: Plan) -> Moment | None:
     return plan.moment if any(getattr(p, "random", False) for p in plan.shares) else None
 
 
-def _with_attn1_patches(options: dict, network, plan: Plan, reached: set, present: Present) -> dict:
+def _with_attn1_patches(options: dict, network, plan: Plan, reached: set, present: Present, others: Callable) -> dict:
     replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
-    attn1 = replace.setdefault("attn1", {})
+    attn1, patches, layers = replace.setdefault("attn1", {}), dict(options.get("patches", {})), _layers(plan)
     pictures = set() if architectures.has_frames(network) else None
-    for layer, shares in _layers(plan).items():
-        key = (layer.stack, layer.index, layer.part)
+    watch = Watch({_place(layer) for layer in layers})
+    if patches.get("attn1_patch"):
+        patches["attn1_patch"] = [watch.first, *patches["attn1_patch"], watch.last]
+    for layer, shares in layers.items():
+        key = _place(layer)
         previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
         shares = _those(("attention", "observe"), shares)
-        attn1[key] = UNetAttention(shares, previous, str(layer), pictures, _moment(plan), plan.report, reached, present)
-    return {**options, "patches_replace": replace}
+        of_call = (pictures, _moment(plan), plan.report, reached, present, watch, others)
+        attn1[key] = UNetAttention(shares, previous, str(layer), *of_call)
+    return {**options, "patches": patches, "patches_replace": replace}
+
+
+def _place(layer: Layer) -> tuple[str, int, int]:
+    """As the host names it."""
+    return layer.stack, layer.index, layer.part
 
 
 class _Transformer:
     """What is put around the modules of a transformer in one call."""
 
-    def __init__(self, architecture, network, x, conds: dict, plan: Plan, reached: set, present: Present):
-        self.architecture, self.network, self.plan = architecture, network, plan
+    def __init__(
+        self,
+        architecture,
+        network,
+        blocks,
+        x,
+        conds: dict,
+        plan: Plan,
+        reached: set,
+        present: Present,
+        others: Callable,
+    ):
+        self.others = others
+        self.architecture, self.network, self.blocks, self.plan = architecture, network, blocks, plan
         self.reached, self.present = reached, present
         self.tokens = partial(architecture.tokens, network, tuple(x.shape), conds)
         self.grid = self.tokens()
@@ -139,7 +153,7 @@ class _Transformer:
         self.across = architecture.across(network, conds, self.grid)
         self.layers = _layers(plan)
         attending = [layer for layer, shares in self.layers.items() if any(_those(("attention", "observe"), shares))]
-        self.attentions = {layer: architecture.attention(network, layer) for layer in attending}
+        self.attentions = {layer: architecture.attention(blocks[layer], layer) for layer in attending}
         self.untold = [module for module in self.attentions.values() if not takes_options(module)]
 
     def forwards(self, previous: Callable | None) -> list[Forward]:
@@ -153,11 +167,19 @@ class _Transformer:
                 layout = Layout(grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
                 where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
                 attention = TransformerAttention(
-                    attending, previous, layout, where, moment, self.plan.report, self.reached, self.present
+                    attending,
+                    previous,
+                    layout,
+                    where,
+                    moment,
+                    self.plan.report,
+                    self.reached,
+                    self.present,
+                    self.others,
                 )
                 found.append(Forward(f"attention of {layer}", module, self._attending(module, attention, stack)))
             if any(skipped := _those(("skips",), shares)):
-                block = self.architecture.block(self.network, layer)
+                block = self.blocks[layer]
                 streams = Streams.of(block, stack.streams)
                 skip = partial(
                     SkippedBlock,
@@ -174,7 +196,9 @@ class _Transformer:
         if module in self.untold:
             return partial(UntoldModule, attention=attention)
         text = Inputs.of(module, (stack.text,)) if stack.text not in ("", "img_slice") else None
-        return partial(AttendingModule, attention=attention, text=text, parts=stack.parts)
+        return partial(
+            AttendingModule, attention=attention, text=text, parts=stack.parts, sliced=stack.text == "img_slice"
+        )
 
 
 def _time(architecture, network, x, conds: dict, plan: Plan, reached: set) -> list[Forward]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from .. import architectures
 from ..architectures import Architecture
 from ..layer_map import LayerMap
 from ..layers import Layer
+from .others import is_anothers, names, whose
 
 
 def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
@@ -63,3 +67,39 @@ def uncompiled(network):
 
 def is_compiled(network) -> bool:
     return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a network as they are when a run begins. Another pack may hide them in a module of its own for the
+    length of a call, as caches do."""
+
+    network: object
+    of: dict[Layer, object]
+
+    @classmethod
+    def at_the_begin(cls, network) -> Blocks:
+        return cls(network, _blocks(network))
+
+    def now(self, network) -> dict[Layer, object]:
+        """Those of `network`, which may be another; a compiled one stands for itself."""
+        now = _blocks(network)
+        if network is not self.network:
+            return now
+        return now | {layer: was for layer, was in self.of.items() if uncompiled(now.get(layer)) is not was}
+
+
+def _blocks(network) -> dict[Layer, object]:
+    architecture = architectures.find(network)
+    return architecture.blocks(network) if architecture else {}
+
+
+def check_layers(title: str, layers: Iterable[Layer], network, blocks: dict[Layer, object]) -> None:
+    """Raise RuntimeError where the network is no longer the one that the layers were chosen in."""
+    if not blocks.keys() >= set(layers):
+        kinds = names(type(block) for block in blocks.values() if block is not None and is_anothers(type(block)))
+        has = f", whose blocks are {kinds}" if kinds else ""
+        raise RuntimeError(
+            f"{title}: the network is now {whose(network)}{has}, without the layers {', '.join(map(str, layers))} that "
+            f"were chosen. Another node has put it in place after this one. Put this node after it, or take it out."
+        )

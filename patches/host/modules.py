@@ -48,7 +48,7 @@ def around(forwards: list[Forward], options: dict) -> Iterator[dict]:
         _TOLD.reset(token)
         for module, own in reversed(kept):
             if own is None:
-                del module.forward
+                vars(module).pop("forward", None)  # another pack may have taken ours off already
             else:
                 module.forward = own
 
@@ -68,8 +68,11 @@ class _Named:
 
 class _Told(_Named):
     def __call__(self, *args, **kwargs):
-        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1]
-        return options[AROUND][self.name](*args, **kwargs)
+        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1] if args else None
+        told = (
+            options[AROUND] if isinstance(options, dict) and AROUND in options else _TOLD.get()
+        )  # others may lose them
+        return told[self.name](*args, **kwargs)
 
 
 class _Untold(_Named):
@@ -121,9 +124,12 @@ class AttendingModule:
     attention: TransformerAttention
     text: Inputs | None  # the text that comes first
     parts: bool = False  # whether the attention may come in several calls
+    sliced: bool = False  # whether the host's "img_slice" tells of the text
 
     def __call__(self, *args, **kwargs):
         options = kwargs.get("transformer_options", {})
+        if self.sliced and "img_slice" not in options:
+            raise self.attention.refusal("nothing tells how much text comes first.")
         if self.parts:
             options = {**options, PARTS: []}
         if self.text is not None:

@@ -26,6 +26,7 @@ from ..layers import Layer
 from .attention import ATTENTION, Present, Shares
 from .lookup import is_compiled, uncompiled
 from .modules import AROUND, Forward, Streams
+from .others import names, patches, whose
 
 
 @dataclass
@@ -90,9 +91,9 @@ class Sharing:
 def _inside(options: dict) -> str:
     """What of others the host would call inside the network's modules, or between them."""
     for kind in ("patches", "patches_replace"):
-        if any(options.get(kind, {}).values()):
-            return f"another node has put {kind} into the network"
-    return "another node has replaced the attention" if options.get(ATTENTION) else ""
+        if found := patches(options, kind):
+            return f"{names(found)} has put {kind} into the network"
+    return f"{whose(options[ATTENTION])} has replaced the attention" if options.get(ATTENTION) else ""
 
 
 def _changed(network, units: list[Unit]) -> str:
@@ -101,10 +102,11 @@ def _changed(network, units: list[Unit]) -> str:
         return "the network is compiled"
     for module in (unit.module for unit in units):
         if any(module.children()) and not type(module).__module__.startswith("comfy."):
-            return f"{type(module).__name__} is not the host's own"
+            return f"{whose(module)} is not the host's own"
         for part in module.modules():
-            if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
-                return f"another node has changed {type(part).__name__} in the network"
+            own = [vars(part)[name] for name in ("forward",) if name in vars(part)]
+            if found := [*own, *part._forward_hooks.values(), *part._forward_pre_hooks.values()]:
+                return f"{names(found)} has changed {type(part).__name__} in the network"
     return ""
 
 

@@ -11,28 +11,34 @@ from comfy.patcher_extension import WrappersMP
 LAYERS = {"unet": "middle", "sdxl": "middle", "sd3": "double.1", "flux": "single.0"}
 
 
-def with_reference_pag(model, kind: str, scale: float = 3.0):
+def identity(q, k, v, extra):
+    return v
+
+
+def with_reference_pag(model, kind: str, scale: float = 3.0, attention=identity):
     """A clone of MODEL whose guider's result is moved by scale · (D₊ − D_p) before any other post-CFG function, or
-    after the guider's own predict_noise where it has one."""
-    model, reference = model.clone(), _Reference(kind, scale)
+    after the guider's own predict_noise where it has one. `attention`: what the UNet's becomes, if not PAG's."""
+    model, reference = model.clone(), _Reference(kind, scale, attention)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "reference", reference.predict_noise)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "reference", reference.calc_cond_batch)
     return model
 
 
 class _Reference:
-    def __init__(self, kind, scale):
-        self.kind, self.scale = kind, scale
+    def __init__(self, kind, scale, attention):
+        self.kind, self.scale, self.attention = kind, scale, attention
 
     def predict_noise(self, executor, x, timestep, options, seed=None):
         self.guider, self.positive, self.handling = executor.class_obj, None, False
         native = type(self.guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
-        here = options
-        if native:
-            post = [lambda args: args["denoised"] + self.term(x, timestep, options)]
-            here = {**options, "sampler_post_cfg_function": post + options.get("sampler_post_cfg_function", [])}
-        denoised = executor(x, timestep, here, seed)
-        return denoised if native else denoised + self.term(x, timestep, options)
+        if not native:
+            return executor(x, timestep, options, seed) + self.term(x, timestep, options)
+        theirs = options.get("sampler_post_cfg_function", [])
+        ours = [lambda args: args["denoised"] + self.term(x, timestep, options)]
+        options["sampler_post_cfg_function"] = ours + theirs  # in these very options: others remember things there
+        denoised = executor(x, timestep, options, seed)
+        options["sampler_post_cfg_function"] = theirs
+        return denoised
 
     def calc_cond_batch(self, executor, model, conds, x, timestep, options):
         """Remembers D₊ as the guider's own call gave it."""
@@ -45,18 +51,20 @@ class _Reference:
     def term(self, x, timestep, options):
         self.handling = True
         model, positive = self.guider.inner_model, self.guider.conds["positive"]
-        (weak,) = comfy.samplers.calc_cond_batch(model, [positive], x, timestep, perturbed(options, self.kind))
+        (weak,) = comfy.samplers.calc_cond_batch(
+            model, [positive], x, timestep, perturbed(options, self.kind, self.attention)
+        )
         if self.positive is None:
             (self.positive,) = comfy.samplers.calc_cond_batch(model, [positive], x, timestep, options)
         return self.scale * (self.positive - weak)
 
 
-def perturbed(options: dict, kind: str) -> dict:
+def perturbed(options: dict, kind: str, attention=identity) -> dict:
     options = comfy.model_patcher.create_model_options_clone(options)
     replace = options["transformer_options"].setdefault("patches_replace", {})
     if kind in ("unet", "sdxl"):
         attn1 = replace.setdefault("attn1", {})
-        attn1.update({key: lambda q, k, v, extra: v for key in {("middle", 0), ("middle", 0, 0), *attn1}})
+        attn1.update(dict.fromkeys({("middle", 0), ("middle", 0, 0), *attn1}, attention))
     else:
         stack, index = LAYERS[kind].split(".")
         replace.setdefault("dit", {})[(f"{stack}_block", int(index))] = _block

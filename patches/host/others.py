@@ -1,0 +1,75 @@
+"""What other packs have put into a network, by name: for messages that say whose node is in the way."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+
+from comfy.patcher_extension import WrappersMP
+
+OURS = __name__.rpartition(".patches.")[0]  # the name that the host has given to this pack
+HOSTS = ("comfy", "torch")  # what the host itself may put in place of a forward
+OVERRIDE = "optimized_attention_override"
+MOST = 6  # names in a sentence
+
+
+def whose(thing) -> str:
+    """A function, method or object by its name, and the Python module that it is from."""
+    kind = _kind(thing)
+    return f"{kind.__qualname__.partition('.')[0]} of {_home(kind)}"
+
+
+def names(things: Iterable) -> str:
+    """Whose they are, but for ours, each once."""
+    found = [*dict.fromkeys(whose(thing) for thing in things if not _is_ours(thing))]
+    return ", ".join([*found[:MOST], *(["others"] if len(found) > MOST else [])])
+
+
+def forwards(network) -> dict[str, Callable]:
+    """The forwards that other packs have put in place of those of the network's modules, by their places in it."""
+    found = {}
+    for place, module in network.named_modules():
+        for name, forward in vars(module).items():
+            if name.lstrip("_").startswith("forward") and callable(forward) and is_anothers(forward):
+                found[f"{place}.{name}".lstrip(".")] = forward
+    return found
+
+
+def patches(options: dict, kind: str) -> list:
+    """What is in the transformer_options under "patches" or "patches_replace"."""
+    given = options.get(kind, {}).values()
+    return [patch for some in given for patch in (some.values() if isinstance(some, dict) else some)]
+
+
+def said(network, options: dict) -> str:
+    """A sentence of all that others have put into a call of `network` with these transformer_options."""
+    wrappers = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).values()
+    found = [*forwards(network).values(), *patches(options, "patches"), *patches(options, "patches_replace")]
+    found += [*(wrapper for some in wrappers for wrapper in some), *filter(None, [options.get(OVERRIDE)])]
+    if whose := names(found):
+        return f"Other nodes have put these into the network: {whose}."
+    return "Another pack may have replaced a part of the network."
+
+
+def is_anothers(thing) -> bool:
+    """Whether a function, or the class of an object, is neither the host's nor PyTorch's nor ours."""
+    return (_kind(thing).__module__ or "").partition(".")[0] not in HOSTS and not _is_ours(thing)
+
+
+def _is_ours(thing) -> bool:
+    return (_kind(thing).__module__ or "").startswith(f"{OURS}.")
+
+
+def _kind(thing):
+    """What has a name and a module: a function, or the class of an object."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    thing = getattr(thing, "__func__", thing)
+    return thing if hasattr(thing, "__qualname__") else type(thing)
+
+
+def _home(kind) -> str:
+    """The host calls a pack's modules by the path of its folder, with "_x_" for the points in it."""
+    parts = re.split(r"[\\/]+", (kind.__module__ or "?").replace("_x_", "."))
+    return ".".join(parts[parts.index("custom_nodes") :] if "custom_nodes" in parts else parts[-1:])
