@@ -4,6 +4,7 @@
     python dev.py setup                 make .venv and fetch a ComfyUI into .host/ (every other command does this first)
     python dev.py demo                  pictures of a small model by each guidance, in output/demo/grid.png; a minute
     python dev.py test [pytest args]    run the tests, e.g.  python dev.py test -k interval
+                                        --slow: the long forms too, e.g.  python dev.py test --slow tests/wild
     python dev.py serve [--port P]      ComfyUI with this pack in the browser, until Ctrl-C
     python dev.py run WORKFLOW.json [--set NODE.INPUT=VALUE ...] [--seed N] [--out DIR] [--server URL]
                                         run a workflow in the API format and save its pictures; NODE is an id, or a
@@ -613,9 +614,9 @@ def link_pack(comfyui: Path) -> str:
 class Server:
     """A host that answers over HTTP: ours (with its process) or one that runs already."""
 
-    def __init__(self, url: str, process: subprocess.Popen | None = None):
+    def __init__(self, url: str, process: subprocess.Popen | None = None, log: Path | None = None):
         self.url = (url if "://" in url else "http://" + url).rstrip("/")
-        self.process = process
+        self.process, self.log = process, log
         local = urllib.parse.urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
         handlers = [urllib.request.ProxyHandler({})] if local else []  # no proxy leads to this computer
         self.opener = urllib.request.build_opener(*handlers)
@@ -640,9 +641,10 @@ class Server:
 
     def check_alive(self) -> None:
         if self.process and self.process.poll() is not None:
-            log = tail(OUTPUT / "host.log", 30)
             code = self.process.returncode
-            raise Failure(f"{log}\nComfyUI ended with code {code}; above is the end of output/host.log.")
+            raise Failure(
+                f"{tail(self.log, 30)}\nComfyUI ended with code {code}; above is the end of output/{self.log.name}."
+            )
 
 
 def host_command(host: Host, port: int, cpu: bool, scratch: str | None) -> list:
@@ -668,7 +670,8 @@ FINDS_GPU = (
 
 
 @contextlib.contextmanager
-def running(host: Host, options, keep: bool = False, port: int = 0):
+def running(host: Host, options, keep: bool = False, port: int = 0, switches: tuple = (), log: str = "host.log"):
+    """A host in a process of its own, with further `switches` of its main.py, that writes into output/`log`."""
     if options.gpu:
         cpu = False
     else:
@@ -682,13 +685,14 @@ def running(host: Host, options, keep: bool = False, port: int = 0):
         scratch = None
         if not keep:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        with (OUTPUT / "host.log").open("wb") as log:
+        log = OUTPUT / log
+        with log.open("wb") as file:
             process = spawn(
-                host_command(host, port, cpu, scratch),
-                cwd=host.folder, env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                [*host_command(host, port, cpu, scratch), *switches],
+                cwd=host.folder, env=environment(), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         stack.callback(stop, process)
-        server = Server(f"http://127.0.0.1:{port}", process)
+        server = Server(f"http://127.0.0.1:{port}", process, log)
         waiting = Waiting(f"Starting {host.name}")
         while True:
             server.check_alive()
@@ -696,7 +700,7 @@ def running(host: Host, options, keep: bool = False, port: int = 0):
                 server.get("/system_stats")
                 break
             except (OSError, http.client.HTTPException):
-                waiting.tick(tail(OUTPUT / "host.log", 1) if waiting.terminal else "")
+                waiting.tick(tail(log, 1) if waiting.terminal else "")
         waiting.end()
         yield server
 

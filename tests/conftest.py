@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 if HOST:
     sys.argv = [sys.argv[0], "--cpu", "--disable-api-nodes"]
     sys.path.insert(0, HOST)
-    sys.path.insert(0, str(ROOT / "tests" / "host"))
+    sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("host", "wild")]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -34,7 +34,7 @@ if HOST:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
-collect_ignore = [] if HOST else ["host", "browser"]
+collect_ignore = [] if HOST else ["host", "browser", "wild"]
 
 
 def pytest_report_header():
@@ -42,14 +42,19 @@ def pytest_report_header():
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks
-def pytest_collection_modifyitems(items):
-    """Tests that share one running host share a worker."""
+def pytest_collection_modifyitems(items, config):
+    """Tests that share one running host share a worker. Long forms run where they are asked for, and are no skips."""
     for item in items:
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("server"))
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the long forms of tests too")
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now"
     )
