@@ -23,7 +23,7 @@ from .trace import warn
 def with_weak_model(model, weak) -> tuple[object, str]:
     """(a clone of MODEL that carries `weak`, the name that branches know it by). The same MODEL twice is one.
 
-    Raises ValueError where the two cannot be combined: another latent space, or another meaning of σ."""
+    Raises ValueError where the two cannot be combined: another latent space, another meaning of σ, or other texts."""
     check_agreement(model, weak)
     model = model.clone()
     models = list(model.get_additional_models_with_key(KEY))
@@ -33,6 +33,10 @@ def with_weak_model(model, weak) -> tuple[object, str]:
         carried.set_attachments(KEY, weak)
         model.set_additional_models(KEY, [*models, carried])
     return model, f"weak {place}"
+
+
+# What the host calls the width of the text tokens that a network takes, in the configurations of its networks.
+_TEXT = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "caption_channels", "joint_attention_dim")
 
 
 def check_agreement(model, weak) -> None:
@@ -48,6 +52,23 @@ def check_agreement(model, weak) -> None:
     if main_flow != weak_flow:
         kinds = ["a flow model" if flow else "a noise-prediction model" for flow in (main_flow, weak_flow)]
         raise ValueError(f"the main model is {kinds[0]} and the weak one {kinds[1]}; σ means different things to them")
+    main_text, weak_text = map(_text_widths, (model, weak))
+    for name in main_text.keys() & weak_text.keys():
+        if main_text[name] != weak_text[name]:
+            raise ValueError(
+                f"the models take texts of different widths, {main_text[name]} and {weak_text[name]}, so one prompt cannot "
+                f"be for both. Use a weak model with the main model's text encoder"
+            )
+
+
+def _text_widths(model) -> dict[str, int]:
+    """By the host's names for them; of a network that the host has configured in another way none."""
+    config = model.model.model_config.unet_config
+    widths = {name: config.get(name) for name in _TEXT}
+    widths["context_embedder_config"] = (
+        (config.get("context_embedder_config") or {}).get("params", {}).get("in_features")
+    )
+    return {name: width for name, width in widths.items() if isinstance(width, int)}
 
 
 class WeakModels:

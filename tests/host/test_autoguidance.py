@@ -107,6 +107,14 @@ def test_a_model_of_another_latent_space_is_refused_with_the_reason(kind, messag
         autoguided(network("unet"), network(kind))
 
 
+@pytest.mark.parametrize("kind", ["unet", "sd3", "flux", "wan"])
+def test_a_model_of_another_text_encoder_is_refused_with_the_reason(kind, monkeypatch):
+    main = network(kind)
+    monkeypatch.setattr(networks, "CONTEXT", networks.CONTEXT + 8)
+    with pytest.raises(ValueError, match="texts of different widths, 32 and 40, so one prompt cannot be for both"):
+        autoguided(main, network(kind))
+
+
 def test_patches_on_either_model_act_on_it_alone():
     main, weak = network("unet"), network("unet", seed=5)
 
