@@ -50,6 +50,9 @@ class Family:
     latent: str  # the class of an empty latent that suits it
     weight_dtype: str = "default"  # where the loader asks for one
 
+    def __str__(self) -> str:
+        return self.model[2]
+
 
 def checkpoint(name: str, latent: str, text: str = "tiny_sd3.ckpt") -> Family:
     """Of a checkpoint, with the text encoder of another: SD3's suits all but SD 1.5."""

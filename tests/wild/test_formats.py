@@ -72,6 +72,7 @@ def test_guidances_act_on_a_model_that_is_loaded_in_eight_bits(weight_dtype, dev
         slow("scaled e4m3fn", SD15),
         *(slow(name, family) for name in ("e4m3fn", "e5m2") for family in (SD15, SD3)),
     ],
+    ids=str,
 )
 def test_guidances_act_on_a_file_of_eight_bits(name, family, dev, server, in_format):
     assert faults(dev, server, server.ask("/object_info"), in_format(family, name)) == []
