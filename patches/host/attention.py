@@ -52,8 +52,11 @@ class UNetAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
         witness(self.reached, self.shares)
-        images, _, height, width = extra["activations_shape"]
-        heads, precision = extra["n_heads"], extra["attn_precision"]
+        images, _, height, width = extra["activations_shape"]  # of the transformer; a block in it may get fewer shares
+        shares = self.present.of(self.shares)
+        if q.shape[0] * len(self.shares) == images * len(shares):
+            images = q.shape[0]
+        heads, precision = extra["n_heads"], extra.get("attn_precision")
         run = comfy.ldm.modules.attention.optimized_attention
         whole = self.previous(q, k, v, extra) if self.previous else None
         tiles = None if q.shape[:2] == (images, height * width) else self.watch.tiles((height, width))
@@ -95,7 +98,7 @@ class UNetAttention:
 
         told = q.shape[0] == images or tiles is not None
         untold = None if told else partial(self._untold, q.shape[0], images)
-        return by_share(q.shape[0], self.present.of(self.shares), clean, perturbed, untold)
+        return by_share(q.shape[0], shares, clean, perturbed, untold)
 
     def _strange(self, q: Tensor, k: Tensor, size: int, tiles: Tiles | None) -> Callable[[], str] | None:
         """Says why no key is known to be that of a token of the picture, which has `size`; None: it is known."""
