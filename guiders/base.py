@@ -27,7 +27,7 @@ class Step:
     sigma: float  # the noise level of x
     start: float  # σ at which the sampler's step began that this evaluation belongs to: what intervals look at
     index: int = 0  # of that step in the schedule
-    signal: float = 1.0  # a in x = a x₀ + b n: 1 for ε and v networks as the host samples them, 1 − σ for flow models
+    signal: float = 1.0  # a in x = a x₀ + b n: 1 for most ε and v networks as the host samples them, 1 − σ for flow
     noise_scale: float = 1.0  # b / σ
     seed: int = 0  # the sampler's
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does

@@ -6,8 +6,9 @@ tokens that are attended to more than the average. a is the signal's coefficient
 
 The two branches see different x, so this is not D + s (D − D(x̂)): in ε it is ε + s (ε − ε̂), which for every a is the
 above in x₀. The host's node has a = 1, right for ε and v networks; on flow models it shows the network a wrong x.
+On CogVideoX a = 1/√(1 + σ²), that of the formula by which the host makes D there; its samplers begin with another.
 With CFG the reference Dᵣ is the negative's prediction (the paper's Eq. 25), without it the positive's: no row more.
-Other masks are those of the paper's ablation.
+The masks other than "attention" are this pack's own.
 """
 
 from __future__ import annotations

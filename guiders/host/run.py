@@ -70,8 +70,7 @@ class Run:
 
     def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.is_flow, to_sigma = isinstance(sampling, comfy.model_sampling.CONST), sampling.percent_to_sigma
-        self.noise_scale = getattr(sampling, "noise_scale", 1.0) if self.is_flow else 1.0
+        self.mixture, to_sigma = functools.partial(mixture, sampling), sampling.percent_to_sigma
         self.terms = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
         self.fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         self.guider = guider
@@ -131,8 +130,7 @@ class Run:
         sigma = timestep.flatten()[0].item()
         index, start = self.steps.of(sigma)
         self.used.update(term for term, strength in self.terms if strength(start) != 0)
-        signal = 1 - sigma if self.is_flow else 1.0
-        step = Step(x, sigma, start, index, signal, self.noise_scale, seed or 0, self.shapes)
+        step = Step(x, sigma, start, index, *self.mixture(sigma), seed or 0, self.shapes)
         active = self.guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
         with self._cfg_at(start):
             if not active.rules and not self.recorders:
@@ -192,6 +190,18 @@ class Run:
                 f"{nodes}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
                 f"{', '.join(self.guider.conds)}. Use a guider that takes one."
             )
+
+
+def mixture(sampling, sigma: float) -> tuple[float, float]:
+    """(a, b / σ) of x = a x₀ + b n, by the formula with which the host makes D of x and of what the network says.
+
+    For CogVideoX that is x₀ = a x − b v with a² + b² = 1. The host's noise_scaling there begins from x₀ + σ n instead, and
+    its samplers go on so; but ε, and with it all that shows the network another x, is what the network and D say it is."""
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        return 1 - sigma, getattr(sampling, "noise_scale", 1.0)
+    if isinstance(sampling, getattr(comfy.model_sampling, "V_PREDICTION_DDPM", ())):  # not in the oldest hosts
+        return ((sigma**2 + 1) ** -0.5,) * 2
+    return 1.0, 1.0
 
 
 def _branches(rule) -> tuple[Branch, ...]:

@@ -18,6 +18,8 @@ TYPES = {
     "v": comfy.model_base.ModelType.V_PREDICTION,
     "flow": comfy.model_base.ModelType.FLOW,
 }
+if hasattr(comfy.model_base.ModelType, "V_PREDICTION_DDPM"):  # CogVideoX; not in the oldest hosts
+    TYPES["vp"] = comfy.model_base.ModelType.V_PREDICTION_DDPM
 
 
 def denoised(x: torch.Tensor, signal, noise, gaussians: torch.Tensor) -> torch.Tensor:
@@ -54,6 +56,9 @@ class ExactNetwork(torch.nn.Module):
             at = sigma[:, None]
             return (x - denoised(x, 1 - at, at, gaussians)) / sigma
         scale = (sigma**2 + 1) ** 0.5
+        if self.kind == "vp":  # of x = (x₀ + σ n) / scale, as it is
+            clean = denoised(x, 1 / scale[:, None], (sigma / scale)[:, None], gaussians)
+            return (x - scale * clean) / sigma
         seen = x * scale  # the host has divided by it
         clean = denoised(seen, 1.0, sigma[:, None], gaussians)
         return (seen - clean) / sigma if self.kind == "eps" else (seen / scale - scale * clean) / sigma
@@ -79,4 +84,10 @@ def condition(*gaussians: tuple[float, float]):
 
 
 def signal_of(kind: str, sigma: float) -> float:
+    if kind == "vp":
+        return (1 + sigma**2) ** -0.5
     return 1 - sigma if kind == "flow" else 1.0
+
+
+def noise_of(kind: str, sigma: float) -> float:
+    return sigma * signal_of(kind, sigma) if kind == "vp" else sigma

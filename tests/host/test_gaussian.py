@@ -3,14 +3,16 @@
 import math
 from dataclasses import dataclass
 
+import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
-from exact import condition, denoised, exact, log_probability, signal_of
+from exact import TYPES, condition, denoised, exact, log_probability, noise_of, signal_of
 from harness import TERM_NODES, close, noise_like, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier import NoisyClassifier
 from pack.guiders.classifier_free import SamplerCFG
+from pack.guiders.host.run import mixture
 from pack.guiders.independent_condition import IndependentCondition
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttention, blur
@@ -137,7 +139,7 @@ class Moment:
     def of_each(self, gaussians, x=None, widen=1.0) -> torch.Tensor:
         x = self.x if x is None else x
         widths = torch.tensor([1.0, widen], dtype=torch.float64)
-        return denoised(x, signal_of(self.kind, self.sigma), self.sigma, gaussians * widths)
+        return denoised(x, signal_of(self.kind, self.sigma), noise_of(self.kind, self.sigma), gaussians * widths)
 
     @property
     def plus(self):
@@ -209,6 +211,54 @@ def test_every_step_of_the_hosts_sampler_follows_the_equation(kind, case, cfg):
         *trajectory(model, condition(*PLUS), condition(*MINUS), cfg),
         lambda at: equation(at) + (cfg - 1) * (at.plus - at.minus),
     )
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.5])
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_step_of_sag_is_that_of_the_networks_own_noise(kind, cfg):
+    """ε' = ε + s (ε − ε̂), with ε = (x − a D)/b seen again in x̂ = a x̃ + b ε; a and b are those of the host's D."""
+    reference = PLUS if cfg == 1 else MINUS
+
+    def expected(at):
+        a, b = signal_of(kind, at.sigma), noise_of(kind, at.sigma)
+        clean = at.of(*reference)
+        noise = (at.x - a * clean) / b
+        there = a * blur(clean, 2.0) + b * noise
+        again = (there - a * at.of(*reference, x=there)) / b
+        shift = -b / a * 0.7 * (noise - again)
+        return at.plus + (cfg - 1) * (at.plus - at.minus) + shift
+
+    model = add(exact(kind), SelfAttention(0.7, 2.0, "global"))
+    skip = int(kind == "flow")  # where a flow's x is all noise, a is 0
+    assert_follows(kind, *trajectory(model, condition(*PLUS), condition(*MINUS), cfg, skip=skip), expected)
+
+
+def test_the_host_has_no_sampling_whose_mixture_of_picture_and_noise_is_not_known():
+    known = {
+        "EPS",
+        "V_PREDICTION",
+        "V_PREDICTION_DDPM",
+        "EDM",
+        "CONST",
+        "X0",
+        "IMG_TO_IMG",
+        "IMG_TO_IMG_FLOW",
+        "COSMOS_RFLOW",
+    }
+    kinds = {name: kind for name, kind in vars(comfy.model_sampling).items() if hasattr(kind, "calculate_denoised")}
+    assert kinds.keys() <= known
+    for name, kind in kinds.items():
+        sampling = type("Sampling", (kind,), {"sigma_data": 1.0})()
+        for sigma in (0.2, 0.7):
+            a, b = mixture(sampling, sigma)
+            b, at = b * sigma, torch.tensor([sigma], dtype=torch.float64)
+            if name == "V_PREDICTION_DDPM":  # for x₀ = 3, n = 5 the network's v is a n − b x₀
+                assert sampling.calculate_denoised(
+                    at, at.new_tensor([a * 5 - b * 3]), a * 3 + b * 5
+                ).item() == pytest.approx(3)
+            elif name != "IMG_TO_IMG_FLOW":  # there the picture that is given is the noise
+                mixed = sampling.noise_scaling(at, at.new_tensor([5.0]), at.new_tensor([3.0]))
+                assert mixed.item() == pytest.approx(a * 3 + b * 5)
 
 
 @KINDS
