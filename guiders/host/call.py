@@ -164,7 +164,7 @@ class ModelCall:
         """
         rows, values = self.run.rows, {}
         for branch in [branch for branch in branches if branch.model != POSITIVE.model]:
-            values[branch] = self.run.weak_models.predict(branch, x, self.timestep)
+            values[branch] = self.run.weak_models.predict(branch, x, self.timestep, self.step.index)
             self._count(x.shape[0])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:

@@ -33,6 +33,9 @@ from ...patches.host.others import said
 from ...patches.layers import Layer
 
 WRAPPER = "beyond_cfg_degraded"
+STEP = (
+    "beyond_cfg_step"  # in transformer_options: which step of the sampler an evaluation belongs to, where it is known
+)
 OUTPUT = "attn1_output_patch"  # the UNet's list of functions of what each self-attention adds
 
 
@@ -209,10 +212,11 @@ def rounded(weight: Tensor, bits: int) -> Tensor:  # [outputs, …]
 
 
 def _moment(seed: int, t: Tensor, options: dict) -> Moment:
-    """Where in the run a call is made, by the steps that begin above its σ; what is drawn holds for a whole step."""
+    """Where in the run a call is made. What is drawn holds for a whole step of the sampler, where a guidance asks: it
+    knows the step. Else it is the last that begins at this σ or above, and heun's second evaluation is of the next one."""
     sigmas = options.get("sample_sigmas")
-    step = 0 if sigmas is None else int((sigmas.to(t) > t.flatten()[0]).sum())
-    return Moment(seed, step)
+    last = 0 if sigmas is None else max(int((sigmas.to(t) >= t.flatten()[0]).sum()) - 1, 0)
+    return Moment(seed, options.get(STEP, last))
 
 
 def _roles(options: dict, rows: int) -> int:

@@ -17,6 +17,7 @@ import comfy.samplers
 
 from ...patches.host import KEY, others
 from ..base import Branch, Latent
+from .degraded import STEP
 from .trace import warn
 
 
@@ -107,8 +108,10 @@ class WeakModels:
             self._options[name], self._conds[name] = options, conds
             weak.pre_run()
 
-    def predict(self, branch: Branch, x: Latent, timestep) -> Latent:
+    def predict(self, branch: Branch, x: Latent, timestep, step: int) -> Latent:
+        """The prediction at an evaluation that belongs to this step of the sampler."""
         weak, options = self._models[branch.model], self._options[branch.model]
+        options["transformer_options"][STEP] = step
         rows = self._conds[branch.model][branch.conditioning]
         return comfy.samplers.calc_cond_batch(weak.model, [rows], x, timestep, options)[0]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from harness import Counter, close, network, noise_like, pag, prompts, sample
+from pack.guiders.host import degraded as host_degraded
 from pack.guiders.host.degraded import InputNoise, WorseLayers, noisier, rounded
 from pack.nodes.weaker_models import DegradedModel
 from pack.patches.base import Moment
@@ -93,9 +94,24 @@ def test_a_draw_holds_for_a_step_and_the_next_draws_anew():
         sigma: InputNoise(0.1, 0)(Executor(), x, torch.tensor([sigma]), transformer_options={"sample_sigmas": sigmas})
         for sigma in (10.0, 9.0, 5.1, 5.0, 1.0)
     }
-    assert close(draws[9.0], draws[5.1]) < 1e-6 and close(draws[9.0], draws[5.0]) < 1e-6
+    assert close(draws[10.0], draws[9.0]) < 1e-6 and close(draws[10.0], draws[5.1]) < 1e-6
     for one, other in ((10.0, 5.0), (5.0, 1.0)):
         assert abs(torch.corrcoef(torch.stack([draws[one].flatten(), draws[other].flatten()]))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("sampler, evaluations", [("euler", 1), ("heun", 2), ("dpm_2", 2), ("heunpp2", 3)])
+def test_where_a_guidance_asks_all_evaluations_of_a_samplers_step_share_a_draw(sampler, evaluations, monkeypatch):
+    moments, draw = [], host_degraded._moment
+
+    def watched(*args):
+        moments.append(draw(*args))
+        return moments[-1]
+
+    monkeypatch.setattr(host_degraded, "_moment", watched)
+    main = network("unet")
+    sample(autoguided(main, degraded(main, "input noise"), 1.5), cfg=1.0, steps=3, sampler=sampler)
+    steps = [moment.step for moment in moments]
+    assert sorted(set(steps)) == [0, 1, 2] and steps == sorted(steps) and steps.count(0) == evaluations
 
 
 # ---------------------------------------------------------------------------------------------------------- as a weak model
