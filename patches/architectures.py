@@ -455,6 +455,8 @@ ARCHITECTURES = (
         network="cogvideo.model.CogVideoXTransformer3DModel",
         stacks=(Stack("block", "blocks", image=last, streams=("hidden_states", "encoder_hidden_states")),),
         time="time_embedding_linear_2",
+        auto_skip="block.11",
+        skip_source="the STG authors' own example for CogVideoX-2b (block 11); not tried on real weights",
         grid=lambda network, spatial: patched(
             (network.patch_size_t or 1, network.patch_size, network.patch_size), spatial
         ),
@@ -473,6 +475,8 @@ ARCHITECTURES = (
         stacks=_HUNYUAN,
         time="time_in",
         time_rows="first call",  # the second is the guiding frame's
+        auto_skip="double.2",
+        skip_source="diffusers' STG pipeline for HunyuanVideo (transformer block 2); not tried on real weights",
     ),
     Architecture(
         name="Lumina 2, Z-Image",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pack.patches import architectures
-from pack.patches.architectures import ARCHITECTURES, REFUSED, find, patched, why_not
+from pack.patches.architectures import ARCHITECTURES, REFUSED, RULE, find, patched, why_not
 from pack.patches.layers import Layer, print_layers
 
 
@@ -223,6 +223,14 @@ def test_auto_selects_layers_that_there_are_and_not_all_of_them(row):
 @ROWS
 def test_a_row_says_where_its_default_comes_from(row):
     assert row.source
+
+
+def test_the_blocks_that_the_sources_of_skip_layer_name_are_skipped_by_default():
+    published = {"Wan": "block.8", "LTX-Video": "block.19", "Mochi": "block.34"}
+    published |= {"HunyuanVideo": "double.2", "CogVideoX": "block.11"}
+    rows = [row for row in ARCHITECTURES if row.name in published]
+    found = {row.name: print_layers(row.select("auto", NETWORKS[row.network](), skip=True)) for row in rows}
+    assert found == published and all(row.skip_source != RULE for row in rows)
 
 
 @ROWS
