@@ -5,8 +5,9 @@ Sadat et al. 2024, "No Training, No Problem: Rethinking Classifier-Free Guidance
 no dropped prompts in its training. Neutral at w = 1. Linear, so it is the same in ε, v and x₀.
 
 Their ŷ for text is random tokens through the text encoder, or Gaussian noise with the condition's deviation; here also
-other prompts. One draw for each step and sample, the same in all evaluations of a step: neither a picture's neighbours in
-a batch nor the sampler's order change it.
+other prompts. Only the text is drawn: what else a condition holds, such as a picture's size, is as in the positive. One
+draw for each step and sample, the same in all evaluations of a step: neither a picture's neighbours in a batch nor the
+sampler's order change it.
 """
 
 from __future__ import annotations

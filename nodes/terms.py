@@ -95,8 +95,9 @@ ICG_INPUTS = [
         "conditions",
         options=["gaussian", "random tokens", "prompts"],
         default="gaussian",
-        tooltip="What the independent condition is. gaussian: noise like the prompt's own encoding, needs nothing. random "
-        "tokens: nonsense through the CLIP, closest to the paper's for text. prompts: others, joined in one conditioning.",
+        tooltip="What the independent condition is. gaussian: noise like the prompt's own encoding, needs nothing. "
+        "random tokens: texts of random tokens through the CLIP, the paper's for text. prompts: others, joined in one "
+        "conditioning.",
     ),
     io.Int.Input(
         "pool_size",
