@@ -7,6 +7,7 @@ paper's constant schedule, α > 0 its power schedule. Neutral at s = 0.
 
 Paper: the time t of the power schedule counts to 1000, with which the noise would be thousands of deviations.
 Here: t/T, from 1 at the first moment of sampling to 0. One n for each sample and step, the same in all evaluations of it.
+All layers are told ẽ; the paper's ablation with the first N layers only is not here.
 """
 
 from __future__ import annotations
