@@ -47,14 +47,16 @@ def pytest_collection_modifyitems(items, config):
     for item in items:
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("server"))
-    if not config.getoption("--slow"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    part, parts = map(int, config.getoption("--slow-part").split("/"))
+    left_out = {*slow} - {*slow[part - 1 :: parts]} if config.getoption("--slow") else {*slow}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the long forms of tests too")
+    parser.addoption("--slow-part", default="1/1", metavar="K/N", help="only the K-th of N parts of the long forms")
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden and workflows/api from what is given now"
     )
