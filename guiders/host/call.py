@@ -150,7 +150,8 @@ class ModelCall:
         if seen is not None:
             self.run.seen = seen
         if self.run.seen is None:
-            warn_once("SAG cannot see the attention here (tiles or context windows), and blurs everything instead")
+            why = "tiles, merged tokens or context windows"
+            warn_once(f"SAG cannot see the attention here ({why}), and blurs everything instead")
         else:
             self.step.maps[observation] = self.run.seen
 

@@ -17,7 +17,8 @@ MOST = 6  # names in a sentence
 def whose(thing) -> str:
     """A function, method or object by its name, and the Python module that it is from."""
     kind = _kind(thing)
-    return f"{kind.__qualname__.partition('.')[0]} of {_home(kind)}"
+    name = kind.__name__ if isinstance(kind, type) else kind.__qualname__.partition(".")[0]  # mostly a node's
+    return f"{name} of {_home(kind)}"
 
 
 def names(things: Iterable) -> str:

@@ -8,6 +8,7 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.clip_vision
 import comfy.ldm.models.autoencoder
@@ -269,8 +270,13 @@ def test_a_text_encoder_without_a_trained_projection_is_refused(tiny_vae):
 def test_what_cannot_work_is_refused_by_name(folder, tiny_vae):
     model = network("unet")
     assert refusal(model, tiny_vae, head="") == "needs a clip, to understand the labels, or the name of a head"
-    assert refusal(model, tiny_vae, head="", clip=object(), label=" ").startswith("label is empty")
-    assert refusal(model, tiny_vae, head="", clip=object(), other_labels="dog\n ").startswith("other_labels is empty")
+    clip = SimpleNamespace(tokenize=None, cond_stage_model=None)  # not asked
+    assert refusal(model, tiny_vae, head="", clip=clip, label=" ").startswith("label is empty")
+    assert refusal(model, tiny_vae, head="", clip=clip, other_labels="dog\n ").startswith("other_labels is empty")
+    many = "\n".join(map(str, range(1001)))
+    assert refusal(model, tiny_vae, head="", clip=clip, other_labels=many).startswith(
+        "other_labels has 1,001 lines; at most"
+    )
     assert refusal(model, tiny_vae, clip_vision(kind="siglip_vision_model")).startswith("clip_vision is a siglip")
     assert "4 channels" in refusal(network("sd3"), tiny_vae) and "16" in refusal(network("sd3"), tiny_vae)
     assert "pictures" in refusal(network("wan"), tiny_vae)
@@ -305,6 +311,19 @@ def test_a_label_is_a_name_or_a_number(folder):
     assert [host.load_head(vision, "pets.safetensors", label).wanted for label in ("dog", " bird", "0")] == [1, 2, 0]
     save(folder / "numbers.safetensors", labels=["2", "1", "0"])
     assert host.load_head(vision, "numbers.safetensors", "0").wanted == 2  # a name before a number
+
+
+def test_a_label_of_any_length_is_no_more_than_no_label(folder):
+    for label in ("9" * 5000, "0" * 5000 + "x", "x" * 20_000):
+        with pytest.raises(ValueError, match="it must be a number from 0 to 2, or one of: cat, dog, bird$") as error:
+            host.load_head(clip_vision(), "pets.safetensors", label)
+        assert str(error.value).startswith(f'label is "{label[:100]}… (') and len(str(error.value)) < 300
+
+
+def test_brackets_within_brackets_beyond_what_the_tokenizer_reads_are_refused_by_the_label(tiny_vae):
+    """The host's tokenizer goes into each pair by itself."""
+    with pytest.raises(ValueError, match="has too many brackets within brackets"):
+        host._embed_text(parts()[0], "clip_l", None, "(" * 3000 + "cat" + ")" * 3000)
 
 
 def test_the_node_is_declared_in_full():

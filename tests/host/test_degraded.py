@@ -260,7 +260,7 @@ def test_what_cannot_work_is_refused_with_the_reason():
     assert "Linear" in refusal(networks.unknown(), "dropout")
     for amount in (-0.1, 0.96, float("nan")):
         assert "a number from 0 to 0.95" in refusal(network("unet"), "input noise", amount=amount)
-    assert "a number from 2 to 8" in refusal(network("unet"), "quantised weights", bits=1)
+    assert "a whole number from 2 to 8" in refusal(network("unet"), "quantised weights", bits=1)
 
 
 def test_input_noise_needs_no_knowledge_of_the_network():

@@ -51,7 +51,7 @@ def by_roles(model):
     """As a reference control that attends again for the rows of the negative alone, in the host's way."""
 
     def forward(self, x, context=None, transformer_options=None):
-        options = {**transformer_options, "n_heads": self.n_heads, "attn_precision": None}
+        options = {**transformer_options, "n_heads": self.n_heads}  # and no attn_precision
         attend = (
             options["patches_replace"].get("attn1", {}).get(("middle", 0, 0)) if "patches_replace" in options else None
         )

@@ -240,12 +240,15 @@ def replaced(model):  # noqa: F811
 
 
 IN_THE_WAY = {
-    "IPAdapter": (ip_adapter, "patches_replace"),
-    "FreeU": (lambda m: patch(FreeU_V2, m, 1.3, 1.4, 0.9, 0.2), "patches"),
+    "IPAdapter": (ip_adapter, "has put patches_replace into"),
+    "FreeU": (
+        lambda m: patch(FreeU_V2, m, 1.3, 1.4, 0.9, 0.2),
+        "FreeU_V2 of comfy_extras.nodes_freelunch has put patches",
+    ),
     "a random patch": (random_patch, "patches"),
     "an attention": (sage, "attention"),
     "a hook": (hooked, "ResBlock"),
-    "a module": (replaced, "Block is not the host's own"),
+    "a module": (replaced, "is not the host's own"),
 }
 
 
