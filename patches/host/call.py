@@ -64,7 +64,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
     architecture, blocks = architectures.find(network), plan.blocks.now(network)
     unproven = plan.unproven.intersection(plan.shares)
-    for perturbation in unproven:
+    for perturbation in (one for one in unproven if not hasattr(one, "observe")):
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
     inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
     shared = plan.sharing.forwards(architecture, compiled, inputs, options, plan.shares, plan.copies, present)
