@@ -51,7 +51,7 @@ def checked_strength(about, settings: dict) -> float:
     strength = settings.pop(about.strength)
     if not 0 <= strength <= 100:  # also refuses NaN
         raise ValueError(f"{about.strength} is {strength}; it must be a number from 0 to 100")
-    return strength if about.strength == "scale" else strength - 1
+    return strength - about.off
 
 
 def perturbation_inputs(method: type) -> list:

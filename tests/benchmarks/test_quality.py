@@ -268,7 +268,7 @@ def test_a_pair_is_both_methods_one_after_the_other_at_a_share_of_their_strength
         return lambda rig, model, strength: ([*model, (name, strength)], 1.0 if weight is None else strength)
 
     one = Method("one", "cfg", (), (), adding("one", "cfg"), off=1.0)
-    other = Method("other", "scale", (), (), adding("other"))
+    other = Method("other", "scale", (), (), adding("other"), off=0.0)
     both = methods.pair(one, 3.0, other, 2.0)
     assert both.build(None, [], 1.0) == ([("one", 3.0), ("other", 2.0)], 3.0)
     assert both.build(None, [], 0.25) == ([("one", 1.5), ("other", 0.5)], 1.5)
