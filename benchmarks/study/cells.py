@@ -55,6 +55,13 @@ class Results:
         self.records = {record["id"]: record for record in known if record["kind"] == "cell"}
         self.comparisons = {record["id"]: record for record in known if record["kind"] == "comparison"}
 
+    def forget(self) -> None:
+        """All is sampled again."""
+        for path in (self.path, *self.arrays.glob("*.npz")):
+            path.unlink(missing_ok=True)
+        self.records.clear()
+        self.comparisons.clear()
+
     def begin(self, run: dict) -> None:
         """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
         self._run = {"kind": "run", "id": name_of(run), **run}

@@ -452,6 +452,29 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
     assert len(probe) / 3 == sampled.forwards and sum(len(one.roles) for one in probe) / 3 == sampled.rows
 
 
+def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypatch):
+    if not CHECKPOINTS:
+        pytest.skip("no host, or no tiny checkpoints")
+    monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
+    models, path = Path(CHECKPOINTS), tmp_path / "quality_own.jsonl"
+    (tmp_path / "prompts.txt").write_text("a small grey cat\n", "utf-8")
+    arguments = ["--checkpoint", models / "tiny_flux.ckpt", "--prompts", tmp_path / "prompts.txt", "--quick"]
+    arguments += ["--clip", models / "tiny_sd3.ckpt", "--size", 64, 64, "--steps", 1, "--report", 1, "--seeds", 3]
+    arguments += ["--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"], "--threads", torch.get_num_threads()]
+    arguments = [str(one) for one in [*arguments, "--methods", NONE]]
+    quality.main(arguments)
+    known, features = read_records(path), list(tmp_path.rglob("*.npz"))
+    known[1]["key"]["method"] = "one that is no more"
+    path.write_text("".join(json.dumps(record) + "\n" for record in known))
+    features[0].rename(features[0].with_stem("old"))
+    quality.main([*arguments, "--again"])
+    records = read_records(path)
+    assert [record["kind"] for record in records] == ["run", "cell"] and "--again" in records[0]["command"]
+    assert records[1]["key"]["method"] == NONE and list(tmp_path.rglob("*.npz")) == features
+    with pytest.raises(SystemExit):
+        quality.parse(["--again", "--only-report"])
+
+
 def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monkeypatch):
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("no host")
