@@ -22,6 +22,15 @@ def test_the_tables_of_the_evidence_are_those_of_its_results():
         assert in_step(text, ROOT / "benchmarks/results") == text and "| real pictures |" in text
 
 
+def test_all_cells_of_a_setting_are_of_one_commit_without_changes():
+    """As benchmarks/README.md says. Else: python benchmarks/quality.py --setting NAME --again, from a clean checkout"""
+    for path in (ROOT / "benchmarks/results").glob("quality_*.jsonl"):
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        runs = {record["id"]: record["commit"] for record in records if record["kind"] == "run"}
+        commits = {runs[record["run"]] for record in records if record["kind"] == "cell"}
+        assert len(commits) == 1 and "changes" not in min(commits), (path.name, commits)
+
+
 def test_the_tables_of_costs_are_those_of_their_results():
     """Else: python benchmarks/cost.py"""
     from pack.benchmarks import cost
