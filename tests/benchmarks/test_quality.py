@@ -471,6 +471,8 @@ def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypa
     records = read_records(path)
     assert [record["kind"] for record in records] == ["run", "cell"] and "--again" in records[0]["command"]
     assert records[1]["key"]["method"] == NONE and list(tmp_path.rglob("*.npz")) == features
+    quality.main([*arguments, "--again", "another method"])
+    assert read_records(path) == records and list(tmp_path.rglob("*.npz")) == features
     with pytest.raises(SystemExit):
         quality.parse(["--again", "--only-report"])
 

@@ -28,7 +28,10 @@ READY = "() => window.LiteGraph?.registered_node_types.BeyondCFGPAG && window.ap
 @pytest.fixture(scope="module")
 def browser(dev):
     api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
-    with api.sync_playwright() as playwright, contextlib.closing(launched(playwright, dev.BROWSERS, api.Error)) as chromium:
+    with (
+        api.sync_playwright() as playwright,
+        contextlib.closing(launched(playwright, dev.BROWSERS, api.Error)) as chromium,
+    ):
         yield chromium
 
 
