@@ -25,7 +25,8 @@ def facts_of_run(script: str, arguments: Sequence[str], **more) -> dict:
 
     commit = "unknown"
     with contextlib.suppress(OSError):  # without git
-        dirty = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")  # made by it
+        dirty = " with changes" if changed else ""
         commit = (git("rev-parse", "--short=12", "HEAD") or commit) + dirty
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     arguments = [Path(each).name if os.path.isabs(each) else each for each in map(str, arguments)]  # no one's folders

@@ -2,6 +2,8 @@
 
     python benchmarks/quality.py                      the demo models, all settings; resumes where it was stopped
     python benchmarks/quality.py --setting early      some of them: early, better, unconditional, no-dropout, layers
+    python benchmarks/quality.py --setting early --again    forgets what is in the results of a setting, samples all anew;
+                                                      --again SIMS "SIMS + Classifier" only these rows
     python benchmarks/quality.py --quick              few pictures, only to show that it runs
     python benchmarks/quality.py --checkpoint my.safetensors --prompts prompts.txt [--weak older.safetensors]
     python benchmarks/quality.py --only-report        tables and curves again, from the results
@@ -144,6 +146,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), metavar="N")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="default: benchmarks/results, or output/quality")
     parser.add_argument("--only-report", action="store_true", help="write tables and curves from the results, no more")
+    parser.add_argument(
+        "--again",
+        nargs="*",
+        metavar="METHOD",
+        help="forget what the results hold of these settings, or of these rows in them",
+    )
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
     options = parser.parse_args(arguments)
     if bool(options.checkpoint) != bool(options.prompts):
@@ -151,6 +159,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.unconditional and not options.checkpoint:
         parser.error("--unconditional is for your own model; the demo's is --setting unconditional")
     own_model, quick = options.checkpoint is not None, options.quick
+    if options.again is not None and options.only_report:
+        parser.error("--again forgets the results that --only-report is about")
     options.setting = ["own"] if own_model else options.setting or (["early"] if quick else list(SETTINGS))
     options.steps = options.steps or (4 if quick else 20 if own_model else 8)
     options.size = options.size or ([512, 512] if own_model else [128, 128])
@@ -169,11 +179,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
+    if not options.only_report:
+        host = start_host(options.comfyui, options.threads)
+        made = facts_of_run("quality.py", arguments, host=f"ComfyUI {host}")
     for name in options.setting:
         path = options.results / f"quality_{name}.jsonl"
         try:
             if not options.only_report:
-                run(name, path, options, arguments)
+                run(name, path, options, made)
         finally:
             if path.exists():
                 print(path, *write_report(path), sep="\n")
@@ -183,8 +196,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def run(name: str, path: Path, options, arguments: Sequence[str]) -> None:
-    host = start_host(options.comfyui, options.threads)
+def run(name: str, path: Path, options, made: dict) -> None:
+    """One setting. made: the facts of this process, whose code does not change while it runs."""
     if options.checkpoint:
         suite, conditional = PromptFile.load(options.prompts), not options.unconditional
         others = {"weak": (options.weak,)} if options.weak else {}
@@ -202,8 +215,9 @@ def run(name: str, path: Path, options, arguments: Sequence[str]) -> None:
     count = options.report or (options.per_prompt * len(suite.lines) if options.checkpoint else 1000)
     seeds = options.seeds if setting.reported else []
     results = Results(path, ROOT / "output/quality" / path.stem)
-    facts = {"host": f"ComfyUI {host}", "choose_seed": CHOOSE_SEED, "seeds": seeds, "draws": options.draws}
-    results.begin(facts_of_run("quality.py", arguments, **facts))
+    if options.again is not None:
+        results.forget(options.again)
+    results.begin({**made, "choose_seed": CHOOSE_SEED, "seeds": seeds, "draws": options.draws})
     common = {
         "setting": name, "model": named(model.checkpoint), "suite": suite.name, "steps": options.steps,
         "sampler": options.sampler, "scheduler": options.scheduler, "width": rig.width, "height": rig.height,

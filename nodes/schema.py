@@ -73,7 +73,6 @@ SCHEDULE_IN = SCHEDULE.Input(
 
 def strength(about: About) -> io.Float.Input:
     """The strength of a guidance by a worse prediction, as its paper counts it."""
-    off = 0 if about.strength == "scale" else 1
     return io.Float.Input(
         about.strength,
         default=about.default,
@@ -81,8 +80,8 @@ def strength(about: About) -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.001,
-        tooltip=f"How far to move away from the worse prediction. {off} is off and costs nothing; {about.default:g} is "
-        "a good start. More acts more strongly; too much burns.",
+        tooltip=f"How far to move away from the worse prediction. {about.off:g} is off and costs nothing; "
+        f"{about.default:g} is a good start. More acts more strongly; too much burns.",
     )
 
 

@@ -48,8 +48,7 @@ def cfg_interval(title, model, **when):
 
 def scale_of(about, settings: dict) -> float:
     """Takes the strength out of a node's settings, as the scale s of D + s (D₊ − D₋)."""
-    strength = settings.pop(about.strength)
-    return strength if about.strength == "scale" else strength - 1
+    return settings.pop(about.strength) - about.off
 
 
 def perturbation_inputs(method: type) -> list:

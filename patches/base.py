@@ -28,10 +28,15 @@ class About:
     summary: str
     paper: str = ""  # where its method comes from
     aliases: tuple[str, ...] = ()
-    strength: str = "scale"  # what the user calls it: scale is neutral at 0, weight at 1
+    strength: str = "scale"  # what the user calls it, as its paper counts it
     default: float = 3.0  # of the strength
     window: tuple[float, float] = (0.0, 1.0)  # default start and end, as fractions of sampling
     guider: bool = False  # whether it has a guider node of its own
+
+    @property
+    def off(self) -> float:
+        """The strength that does nothing."""
+        return {"scale": 0.0, "weight": 1.0}[self.strength]
 
 
 def param(default, help: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):

@@ -22,6 +22,27 @@ def test_the_tables_of_the_evidence_are_those_of_its_results():
         assert in_step(text, ROOT / "benchmarks/results") == text and "| real pictures |" in text
 
 
+def test_all_cells_are_of_commits_without_changes():
+    """As benchmarks/README.md says. Else: python benchmarks/quality.py --setting NAME --again, from a clean checkout"""
+    for path in (ROOT / "benchmarks/results").glob("quality_*.jsonl"):
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        runs = {record["id"]: record["commit"] for record in records if record["kind"] == "run"}
+        commits = {runs[record["run"]] for record in records if record["kind"] == "cell"}
+        assert not [commit for commit in commits if "changes" in commit], (path.name, commits)
+
+
+def test_every_row_of_the_evidence_is_one_of_the_study_with_its_own_word_and_strengths():
+    """Else: python benchmarks/quality.py --setting NAME --again METHOD"""
+    from pack.benchmarks.study.methods import METHODS
+
+    known = {method.name: method for method in METHODS}
+    for path in (ROOT / "benchmarks/results").glob("quality_*.jsonl"):
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for key in (record["key"] for record in records if record["kind"] == "cell"):
+            if method := known.get(key["method"]):
+                assert key["word"] == method.word and key["strength"] in method.strengths, (path.name, key)
+
+
 def test_the_tables_of_costs_are_those_of_their_results():
     """Else: python benchmarks/cost.py"""
     from pack.benchmarks import cost

@@ -55,6 +55,27 @@ class Results:
         self.records = {record["id"]: record for record in known if record["kind"] == "cell"}
         self.comparisons = {record["id"]: record for record in known if record["kind"] == "comparison"}
 
+    def forget(self, methods: Sequence[str] = ()) -> None:
+        """All cells, or those of some methods with what they were compared with, are sampled again."""
+
+        def is_stale(record: dict) -> bool:
+            return not methods or bool({record["key"]["method"], record["key"].get("than")} & {*methods})
+
+        stale = (
+            [f"{record['id']}.npz" for record in self.records.values() if is_stale(record)] if methods else ["*.npz"]
+        )
+        for path in (path for name in stale for path in self.arrays.glob(name)):
+            path.unlink()
+        kept = [record for record in read_records(self.path) if record["kind"] == "run" or not is_stale(record)]
+        runs = {record.get("run") for record in kept}
+        kept = [record for record in kept if record["kind"] != "run" or record["id"] in runs]
+        if self.path.exists():
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+            self.path.write_text("".join(lines), "utf-8")
+        for known in (self.records, self.comparisons):
+            for name in [name for name, record in known.items() if is_stale(record)]:
+                del known[name]
+
     def begin(self, run: dict) -> None:
         """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
         self._run = {"kind": "run", "id": name_of(run), **run}

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...guiders.base import About
+from ...guiders.independent_condition import ABOUT as ICG
+from ...guiders.self_attention import SelfAttention
+from ...guiders.weak_model import AUTOGUIDANCE, SIMS
+from ...patches import BlurredQuery, IdentityAttention, NoisyTimeEmbedding
 from ..truncation import Truncation
 
 NONE, REAL = "none", "real pictures"
@@ -22,21 +27,24 @@ class Method:
     strengths: tuple[float, ...]  # those tried on the small demo models
     usual: tuple[float, ...]  # those tried on a model of full size
     build: Callable
-    off: float = 0.0  # the strength that does nothing
+    off: float | None = None  # the strength that does nothing, where there is one
     needs: tuple[str, ...] = ()  # NEGATIVE, or files of the rig by what they are
     settings: str = ""  # what else is set, as shown in the report; {layers} are the rig's
     adds: bool = True  # whether it is a term that others can stand beside
     made_of: tuple[str, ...] = ()  # methods that it is compared with, beside none
 
 
-def node(node_id: str, **fixed) -> Callable:
-    """build() by one of the pack's own nodes, with its defaults and `fixed`; values may be functions of the rig."""
+def node(
+    name: str, about: About, strengths: tuple[float, ...], usual: tuple[float, ...], needs=(), settings="", **fixed
+) -> Method:
+    """The row of one of the pack's nodes, with its defaults and `fixed`, whose values may be functions of the rig. What the
+    strength is called, and which does nothing, the node knows itself."""
 
     def build(rig, model, strength):
         given = {key: value(rig) if callable(value) else value for key, value in fixed.items()}
-        return rig.with_node(node_id, model, strength, **given), 1.0
+        return rig.with_node(about.node_id, model, strength, **given), 1.0
 
-    return build
+    return Method(name, about.strength, strengths, usual, build, about.off, needs, settings)
 
 
 def none(rig, model, strength):
@@ -64,18 +72,14 @@ def average(rig, model, strength):
     return rig.average(strength), 1.0
 
 
-def attention(name: str, node_id: str, scales: tuple[float, ...]) -> Method:
-    return Method(
-        name, "scale", scales, (1, 2, 3, 5), node(node_id, layers=lambda rig: rig.layers), settings="{layers}"
-    )
+def attention(name: str, about: About, scales: tuple[float, ...]) -> Method:
+    return node(name, about, scales, (1, 2, 3, 5), settings="{layers}", layers=lambda rig: rig.layers)
 
 
-def away_from(
-    name: str, file: str, weights: tuple[float, ...], node_id: str = "BeyondCFGAutoguidance", given: str = "weak_model"
-) -> Method:
+def autoguidance(name: str, file: str, weights: tuple[float, ...]) -> Method:
     """Guidance by another model, from the rig's file of that kind."""
-    build = node(node_id, **{given: lambda rig: rig.file_model(file)})
-    return Method(name, "weight", weights, (1.5, 2, 2.5, 3), build, off=1.0, needs=(file,))
+    usual = (1.5, 2, 2.5, 3)
+    return node(name, AUTOGUIDANCE, weights, usual, (file,), weak_model=lambda rig: rig.file_model(file))
 
 
 DEGRADATIONS = {"input noise 10 %": ("input noise", 0.1), "input noise 20 %": ("input noise", 0.2)}
@@ -89,35 +93,39 @@ def degraded(main: str, weak: str = "") -> Method:
         worse = rig.degraded(model, *DEGRADATIONS[main], seed=1)
         if weak:
             other = rig.degraded(model, *DEGRADATIONS[weak], seed=2)
-            worse = rig.with_node("BeyondCFGAutoguidance", worse, weight, weak_model=other)
+            worse = rig.with_node(AUTOGUIDANCE.node_id, worse, weight, weak_model=other)
         return worse, 1.0
 
     if not weak:
         return Method(main, "", (1.0,), (1.0,), build, adds=False)
     weights = (1.5, 2, 3, 4)
-    return Method(f"{main} ← {weak}", "weight", weights, weights, build, off=1.0, adds=False, made_of=(main,))
+    name, word, off = f"{main} ← {weak}", AUTOGUIDANCE.strength, AUTOGUIDANCE.off
+    return Method(name, word, weights, weights, build, off, adds=False, made_of=(main,))
 
 
 METHODS = (
-    Method(NONE, "", (0.0,), (0.0,), none, adds=False),
+    Method(NONE, "", (0.0,), (0.0,), none, off=0.0, adds=False),
     Method("CFG", "cfg", (1.1, 1.25, 1.5, 2), (3, 5, 7, 10), cfg, 1.0, (NEGATIVE,)),
     Method(
         "CFG + interval", "cfg", (1.25, 1.5, 2, 3), (3, 5, 7, 10), cfg_interval, 1.0, (NEGATIVE,),
         settings="{} to {} of sampling".format(*PERCENT),
     ),
-    attention("PAG", "BeyondCFGPAG", (0.25, 0.5, 1, 2)),
-    attention("SEG", "BeyondCFGSEG", (0.05, 0.1, 0.25, 1)),
-    Method("SAG", "scale", (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5), node("BeyondCFGSAG")),
-    Method(
-        "ICG", "weight", (1.05, 1.1, 1.25, 1.5), (2, 3, 5, 8), off=1.0, settings=f"{POOL_SIZE} other prompts",
-        build=node("BeyondCFGICG", conditions="prompts", prompts=lambda rig: rig.pool),
+    attention("PAG", IdentityAttention.about, (0.25, 0.5, 1, 2)),
+    attention("SEG", BlurredQuery.about, (0.05, 0.1, 0.25, 1)),
+    node("SAG", SelfAttention.about, (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5)),
+    node(
+        "ICG", ICG, (1.05, 1.1, 1.25, 1.5), (2, 3, 5, 8), settings=f"{POOL_SIZE} other prompts",
+        conditions="prompts", prompts=lambda rig: rig.pool,
     ),
-    Method("TSG", "weight", (1.05, 1.1, 1.5, 2), (1.5, 2, 3, 5), node("BeyondCFGTSG"), off=1.0),
-    away_from("Autoguidance", "weak", (1.1, 1.25, 1.5, 2)),
-    away_from("Autoguidance, less capacity", "smaller", (1.25, 1.5, 2, 3)),
-    away_from("Autoguidance, both", "smaller and weak", (1.1, 1.25, 1.5, 2)),
-    away_from("SIMS", "own pictures", (1.25, 1.5, 2, 3), "BeyondCFGSIMS", "auxiliary_model"),
-    Method("Classifier", "scale", (0.25, 0.5, 1, 4), (0.5, 1, 2, 4), classifier, needs=("classifiers",)),
+    node("TSG", NoisyTimeEmbedding.about, (1.05, 1.1, 1.5, 2), (1.5, 2, 3, 5)),
+    autoguidance("Autoguidance", "weak", (1.1, 1.25, 1.5, 2)),
+    autoguidance("Autoguidance, less capacity", "smaller", (1.25, 1.5, 2, 3)),
+    autoguidance("Autoguidance, both", "smaller and weak", (1.1, 1.25, 1.5, 2)),
+    node(
+        "SIMS", SIMS, (0.3, 1, 1.5, 2), (0.3, 0.5, 0.75, 1), ("own pictures",),
+        auxiliary_model=lambda rig: rig.file_model("own pictures"),
+    ),
+    Method("Classifier", "scale", (0.25, 0.5, 1, 4), (0.5, 1, 2, 4), classifier, 0.0, ("classifiers",)),
     Method("Post-hoc EMA", "σ_rel", (0.06, 0.075, 0.1, 0.125), (), average, needs=("snapshots",), adds=False),
     degraded("input noise 10 %"),
     degraded("input noise 10 %", "input noise 20 %"),

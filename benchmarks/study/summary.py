@@ -99,8 +99,10 @@ def facts(records: Sequence[dict]) -> str:
     cells = [record for record in records if record["kind"] == "cell"]
     seeds = sorted({cell["key"]["seed"] for cell in cells if cell["key"]["stage"] == "report"})
     counts = sorted({cell["key"]["n"] for cell in cells if cell["key"]["stage"] == "report"})
+    commits = sorted({run["commit"] for run in runs if any(cell["run"] == run["id"] for cell in cells)})
     machines = sorted({f"{run['machine']}, {run['host']}, torch {run['torch']}" for run in runs})
-    return f"n = {', '.join(map(str, counts))}; seeds {', '.join(map(str, seeds))}; {'; '.join(machines)}."
+    numbers = f"n = {', '.join(map(str, counts))}; seeds {', '.join(map(str, seeds))}"
+    return f"{numbers}; commit {', '.join(commits)}; {'; '.join(machines)}."
 
 
 def in_step(text: str, results: Path) -> str:

@@ -268,7 +268,7 @@ def test_a_pair_is_both_methods_one_after_the_other_at_a_share_of_their_strength
         return lambda rig, model, strength: ([*model, (name, strength)], 1.0 if weight is None else strength)
 
     one = Method("one", "cfg", (), (), adding("one", "cfg"), off=1.0)
-    other = Method("other", "scale", (), (), adding("other"))
+    other = Method("other", "scale", (), (), adding("other"), off=0.0)
     both = methods.pair(one, 3.0, other, 2.0)
     assert both.build(None, [], 1.0) == ([("one", 3.0), ("other", 2.0)], 3.0)
     assert both.build(None, [], 0.25) == ([("one", 1.5), ("other", 0.5)], 1.5)
@@ -450,6 +450,31 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
         sampled = rig.sample(sag, 1.0, [Prompt("a cat")] * 2, 0, lambda pictures: None)
     probe = forwards[: len(forwards) // 2]  # of one picture; then those of both
     assert len(probe) / 3 == sampled.forwards and sum(len(one.roles) for one in probe) / 3 == sampled.rows
+
+
+def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypatch):
+    if not CHECKPOINTS:
+        pytest.skip("no host, or no tiny checkpoints")
+    monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
+    models, path = Path(CHECKPOINTS), tmp_path / "quality_own.jsonl"
+    (tmp_path / "prompts.txt").write_text("a small grey cat\n", "utf-8")
+    arguments = ["--checkpoint", models / "tiny_flux.ckpt", "--prompts", tmp_path / "prompts.txt", "--quick"]
+    arguments += ["--clip", models / "tiny_sd3.ckpt", "--size", 64, 64, "--steps", 1, "--report", 1, "--seeds", 3]
+    arguments += ["--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"], "--threads", torch.get_num_threads()]
+    arguments = [str(one) for one in [*arguments, "--methods", NONE]]
+    quality.main(arguments)
+    known, features = read_records(path), list(tmp_path.rglob("*.npz"))
+    known[1]["key"]["method"] = "one that is no more"
+    path.write_text("".join(json.dumps(record) + "\n" for record in known))
+    features[0].rename(features[0].with_stem("old"))
+    quality.main([*arguments, "--again"])
+    records = read_records(path)
+    assert [record["kind"] for record in records] == ["run", "cell"] and "--again" in records[0]["command"]
+    assert records[1]["key"]["method"] == NONE and list(tmp_path.rglob("*.npz")) == features
+    quality.main([*arguments, "--again", "another method"])
+    assert read_records(path) == records and list(tmp_path.rglob("*.npz")) == features
+    with pytest.raises(SystemExit):
+        quality.parse(["--again", "--only-report"])
 
 
 def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monkeypatch):
