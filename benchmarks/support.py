@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT))
 
 from patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE  # noqa: E402
 
+del sys.path[0]  # else the pack's nodes would hide the host's nodes.py
+
 METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
 BEGIN, END = "<!-- support: made by benchmarks/support.py -->", "<!-- /support -->"
 
