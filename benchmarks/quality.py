@@ -216,7 +216,8 @@ def run(name: str, path: Path, options, made: dict) -> None:
     seeds = options.seeds if setting.reported else []
     results = Results(path, ROOT / "output/quality" / path.stem)
     if options.again is not None:
-        results.forget(options.again)
+        for method in results.forget(options.again):
+            sys.stderr.write(f"--again: {path.name} holds no row called {method}\n")
     results.begin({**made, "choose_seed": CHOOSE_SEED, "seeds": seeds, "draws": options.draws})
     common = {
         "setting": name, "model": named(model.checkpoint), "suite": suite.name, "steps": options.steps,

@@ -55,26 +55,22 @@ class Results:
         self.records = {record["id"]: record for record in known if record["kind"] == "cell"}
         self.comparisons = {record["id"]: record for record in known if record["kind"] == "comparison"}
 
-    def forget(self, methods: Sequence[str] = ()) -> None:
-        """All cells, or those of some methods with what they were compared with, are sampled again."""
-
-        def is_stale(record: dict) -> bool:
-            return not methods or bool({record["key"]["method"], record["key"].get("than")} & {*methods})
-
-        stale = (
-            [f"{record['id']}.npz" for record in self.records.values() if is_stale(record)] if methods else ["*.npz"]
-        )
-        for path in (path for name in stale for path in self.arrays.glob(name)):
-            path.unlink()
-        kept = [record for record in read_records(self.path) if record["kind"] == "run" or not is_stale(record)]
+    def forget(self, methods: Sequence[str] = ()) -> list[str]:
+        """All is sampled again, or what is of some methods or was compared with them; those of them that have nothing."""
+        known = [*self.records.values(), *self.comparisons.values()]
+        found = {record["id"]: {record["key"]["method"], record["key"].get("than")} for record in known}
+        stale = {name for name, about in found.items() if not methods or about & {*methods}}
+        for path in self.arrays.glob("*.npz"):
+            if not methods or path.stem in stale:
+                path.unlink()
+        kept = [record for record in read_records(self.path) if record["id"] not in stale]
         runs = {record.get("run") for record in kept}
         kept = [record for record in kept if record["kind"] != "run" or record["id"] in runs]
         if self.path.exists():
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-            self.path.write_text("".join(lines), "utf-8")
-        for known in (self.records, self.comparisons):
-            for name in [name for name, record in known.items() if is_stale(record)]:
-                del known[name]
+            self.path.write_bytes(b"".join(map(line_of, kept)))
+        self.records = {name: record for name, record in self.records.items() if name not in stale}
+        self.comparisons = {name: record for name, record in self.comparisons.items() if name not in stale}
+        return [method for method in methods if not any(method in about for about in found.values())]
 
     def begin(self, run: dict) -> None:
         """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
@@ -117,9 +113,13 @@ class Results:
         with self.path.open("r+b" if text else "wb") as file:
             file.seek(len(whole))
             file.truncate()
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(line_of(record))
             file.flush()
             os.fsync(file.fileno())
+
+
+def line_of(record: dict) -> bytes:
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
 def read_records(path: Path) -> list[dict]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import read_records
-from .methods import DEGRADATIONS, NONE, REAL
+from .methods import DEGRADATIONS, METHODS, REAL
 from .report import number, setting, table
 
 COLUMNS = ("accuracy", "fd", "fd_pixel", "precision", "recall", "diversity")
@@ -16,6 +16,7 @@ OVERVIEW = {  # the settings that stand side by side in the pack's own README
     "early": "under-trained", "better": "trained to the end", "unconditional": "no prompt", "no-dropout": "no empty prompt",
 }  # fmt: skip
 WORSE = tuple(DEGRADATIONS)  # the model made worse on purpose
+ORDER = {name: at for at, name in enumerate([REAL, *(method.name for method in METHODS)])}  # then what is made of two
 CLEAR = 3  # paired standard errors, on each seed
 BLOCK = r"(<!-- quality: ([\w-]+) -->\n).*?(<!-- /quality -->)"
 
@@ -27,6 +28,11 @@ def by_method(records: Sequence[dict]) -> dict[str, list[dict]]:
         if record["kind"] == "cell" and record["key"]["stage"] == "report":
             methods.setdefault(record["key"]["method"], []).append(record)
     return methods
+
+
+def in_order(row: Sequence[str]) -> int:
+    """Whenever it was sampled."""
+    return ORDER.get(row[0], len(ORDER))
 
 
 def mean(cells: Sequence[dict], column: str) -> str:
@@ -68,8 +74,7 @@ def summary(records: Sequence[dict]) -> list[str]:
         seeds = "" if len(cells) == whole else f"seed {cells[0]['key']['seed']} only"
         settings = ", ".join(filter(None, (setting(cells[0]["key"]), seeds)))
         rows.append([name, settings, *shown, listed(from_none(cells)), from_parts(name, records), cost])
-    order = {REAL: 0, NONE: 1}
-    rows.sort(key=lambda row: order.get(row[0], 2))
+    rows.sort(key=in_order)
     return table(["method", "setting", *TITLES, "ΔFD / error", "from its parts", "rows"], rows)
 
 
@@ -88,8 +93,7 @@ def overview(results: Path) -> list[str]:
         return f"~~{text}~~" if errors and min(errors) >= CLEAR else text
 
     rows = [[name, *(shown(methods.get(name, ())) for methods in found.values())] for name in names]
-    order = {REAL: 0, NONE: 1}
-    rows.sort(key=lambda row: (order.get(row[0], 2), " + " in row[0] and row[0] != "CFG + interval"))
+    rows.sort(key=in_order)
     return table(["", *OVERVIEW.values()], rows)
 
 

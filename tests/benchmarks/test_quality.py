@@ -18,6 +18,7 @@ from pack.benchmarks.study.measured import features_of, measured
 from pack.benchmarks.study.methods import METHODS, NEGATIVE, NONE, REAL, Method
 from pack.benchmarks.study.rig import Files, Rig, Sampled, noise_of
 from pack.benchmarks.study.suites import DemoDigits, Prompt, PromptFile, Reference
+from pack.benchmarks.study.summary import summary
 
 CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 LEVELS = np.array([0.2, 0.5, 0.8])
@@ -156,6 +157,27 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing_and_ends_with_the_s
         assert {**found[name], "run": ""} == {**cell, "run": ""}
     runs = [r["id"] for r in read_records(tmp_path / "quality.jsonl") if r["kind"] == "run"]
     assert len(runs) == 2 and {cell["run"] for cell in found.values()} <= set(runs)
+
+
+def test_what_is_forgotten_of_some_methods_is_all_of_them_and_no_more(done, tmp_path):
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    before = read_records(tmp_path / "quality.jsonl")
+    stale = [r for r in before if r["kind"] != "run" and "PAG" in (r["key"]["method"], r["key"].get("than"))]
+    results = Results(tmp_path / "quality.jsonl", tmp_path / "arrays")
+    assert results.forget(["PAG", "PGA"]) == ["PGA"]
+    assert read_records(tmp_path / "quality.jsonl") == [record for record in before if record not in stale]
+    assert {record["kind"] for record in stale} == {"cell", "comparison"}
+    gone = {path.name for path in (done[0] / "arrays").iterdir()} - {path.name for path in results.arrays.iterdir()}
+    assert gone == {f"{record['id']}.npz" for record in stale if record["kind"] == "cell"}
+    again = Painter()
+    study(tmp_path, again)
+    assert [call[0] for call in again.calls] == ["PAG"] * (3 + 2)
+    records = read_records(tmp_path / "quality.jsonl")
+    assert {r["id"]: {**r, "run": ""} for r in records if r["kind"] != "run"} == {
+        r["id"]: {**r, "run": ""} for r in before if r["kind"] != "run"
+    }
+    by_row = [row[0] for row in rows_of("\n".join(summary(records)))]
+    assert by_row == ["method", "---", REAL, *(method.name for method in USED), "CFG + interval + PAG"]
 
 
 def test_another_setting_is_another_cell(done, tmp_path):
@@ -452,7 +474,7 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
     assert len(probe) / 3 == sampled.forwards and sum(len(one.roles) for one in probe) / 3 == sampled.rows
 
 
-def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypatch):
+def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypatch, capsys):
     if not CHECKPOINTS:
         pytest.skip("no host, or no tiny checkpoints")
     monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
@@ -473,6 +495,7 @@ def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypa
     assert records[1]["key"]["method"] == NONE and list(tmp_path.rglob("*.npz")) == features
     quality.main([*arguments, "--again", "another method"])
     assert read_records(path) == records and list(tmp_path.rglob("*.npz")) == features
+    assert "--again: quality_own.jsonl holds no row called another method\n" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         quality.parse(["--again", "--only-report"])
 
