@@ -45,11 +45,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
-from ..guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step
-from ..guiders.classifier_free import ClassifierFree
+from ..guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step, WeakModelRef
+from ..guiders.classifier_free import ClassifierFreeGuidance
 from ..guiders.compose import GuidanceRun
 from ..guiders.schedule import Interval
-from ..guiders.weak_model import WeakModel
+from ..guiders.weak_model import WeakModelGuidance
 from . import metrics
 from .mixtures import Denoiser, Mixture, clusters, follow, noise_levels, trees
 from .provenance import facts_of_run, named
@@ -62,7 +62,7 @@ SEEDS = (0, 1, 2)
 
 Network = Callable[[Tensor, float], Tensor]  # (x [n, d], σ) → D [n, d]
 Term = tuple[GuidanceRule, Interval]
-WEAK = Branch(model="weak")
+WEAK = Branch(model=WeakModelRef(0))
 ALWAYS = Interval()
 
 
@@ -77,11 +77,11 @@ def guided(networks: Mapping[Branch, Network], *terms: Term) -> Denoiser:
 
 
 def cfg(weight: float, where: Interval = ALWAYS) -> Term:
-    return ClassifierFree(weight), where
+    return ClassifierFreeGuidance(weight), where
 
 
 def autoguidance(weight: float) -> Term:
-    return WeakModel(weight - 1), ALWAYS
+    return WeakModelGuidance(weight - 1), ALWAYS
 
 
 def noisier(network: LogDensity, amount: float, generator: Generator) -> Network:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..guiders.base import POSITIVE, Apply, Branch, check_params, param
+from ..guiders.base import POSITIVE, Apply, Branch, GuidanceRule, check_params, param
 
 
 @dataclass(frozen=True)
-class Truncation:
+class Truncation(GuidanceRule):
     factor: float = param(1.4, "Factor on the score. 1 is off.", low=0.0, high=100.0)
 
     def __post_init__(self):

@@ -1,22 +1,22 @@
 """How predictions are combined: guidance rules, and the run that composes them."""
 
-from .adaptive_projected import AdaptiveProjected
-from .classifier import CleanClassifier, NoisyClassifier
-from .classifier_free import ClassifierFree
-from .independent_condition import IndependentCondition
-from .rescale import Rescale
-from .self_attention import SelfAttention
-from .weak_branch import WeakBranch
-from .weak_model import WeakModel
+from .adaptive_projected import AdaptiveProjectedGuidance
+from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
+from .classifier_free import ClassifierFreeGuidance
+from .independent_condition import IndependentConditionGuidance
+from .perturbation import PerturbationGuidance
+from .rescale import GuidanceRescale
+from .self_attention import SelfAttentionGuidance
+from .weak_model import WeakModelGuidance
 
 RULES = (
-    ClassifierFree,
-    WeakBranch,
-    Rescale,
-    AdaptiveProjected,
-    WeakModel,
-    IndependentCondition,
-    SelfAttention,
-    NoisyClassifier,
-    CleanClassifier,
+    ClassifierFreeGuidance,
+    PerturbationGuidance,
+    GuidanceRescale,
+    AdaptiveProjectedGuidance,
+    WeakModelGuidance,
+    IndependentConditionGuidance,
+    SelfAttentionGuidance,
+    NoisyClassifierGuidance,
+    CleanClassifierGuidance,
 )

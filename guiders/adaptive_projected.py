@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import POSITIVE, About, Apply, Branch, check_params, param
+from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact, norm, project
 
 ETA = "Factor on the guidance's part along the prediction itself, which saturates. 1 keeps all of it, 0 takes it out."
@@ -22,7 +22,7 @@ MOMENTUM = "Factor on the step before's guidance, which is added. 0 is off; the 
 
 
 @dataclass(frozen=True)
-class AdaptiveProjected:
+class AdaptiveProjectedGuidance(GuidanceRule):
     eta: float = param(0.0, ETA, low=-10.0, high=10.0, step=0.05)
     norm_threshold: float = param(0.0, NORM, low=0.0, high=10000.0, step=0.5)
     momentum: float = param(0.0, MOMENTUM, low=-1.0, high=1.0, step=0.05)

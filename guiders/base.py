@@ -5,16 +5,19 @@ Everything is in terms of the denoised prediction D(x; σ), the network's estima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import abc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 from torch import Generator, Tensor, device
 
-from ..patches.base import About, Moment, check_params, param  # a method declares itself in one way, on both sides
+# A method declares itself in one way, here and in patches.
+from ..patches.base import About, Moment, Observation, Perturbation, check_params, param
 
-__all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Evaluate", "GuidanceRule", "Latent"]
-__all__ += ["Predictions", "Source", "Step", "check_params", "param"]
+__all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Conditioning", "DrawnConditioning"]
+__all__ += ["Evaluate", "GuidanceRule", "Latent", "Observation", "Perturbation", "Predictions", "Source", "Step"]
+__all__ += ["WeakModelRef", "check_params", "param"]
 
 Latent = Tensor  # [batch, channels, *spatial], any number of spatial axes
 
@@ -30,8 +33,9 @@ class Step:
     signal: float = 1.0  # a in x = a x₀ + b n: 1 for most ε and v networks as the host samples them, 1 − σ for flow
     noise_scale: float = 1.0  # b / σ
     seed: int = 0  # the sampler's
+    cfg: float = 1.0  # the weight of the sampler's own CFG in this step; 1 where it has none
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does
-    maps: dict[Hashable, Tensor] = field(default_factory=dict, compare=False)  # what a rule's observation has seen
+    maps: dict[Observation, Tensor] = field(default_factory=dict, compare=False)  # what a rule's observation has seen
 
     @property
     def noise(self) -> float:
@@ -43,14 +47,28 @@ class Step:
         return Moment(self.seed, self.index).generators(self.x.shape[0], device("cpu"), salt)
 
 
+class DrawnConditioning:
+    """A conditioning that a rule brings along, and that the host draws anew in each step. Compared by identity."""
+
+
+@dataclass(frozen=True)
+class WeakModelRef:
+    """Which of the weak models that a MODEL carries."""
+
+    index: int
+
+
+Conditioning = Literal["positive", "negative", "reference"] | DrawnConditioning
+
+
 @dataclass(frozen=True)
 class Branch:
-    """One prediction of the network. Equal branches are evaluated once."""
+    """One prediction of a network. Equal branches are evaluated once."""
 
-    conditioning: Hashable = "positive"  # the guider's own by its name, or something of a rule's that the host can draw
-    perturbation: Hashable | None = None
-    model: str = "main"
-    source: Source | None = None  # None: the sampler's own x
+    conditioning: Conditioning = "positive"  # one of the guider's by its name, or one that a rule brings along
+    perturbation: Perturbation | None = None
+    model: WeakModelRef | None = None  # None: the model that is sampled
+    source: Source | None = None  # what makes another x; None: the sampler's own x
 
 
 POSITIVE = Branch()
@@ -63,12 +81,15 @@ Apply = Callable[[Latent, Predictions, Step], Latent]  # (denoised so far, all p
 Evaluate = Callable[[tuple[Branch, ...], Step], Predictions]
 
 
-@runtime_checkable
-class GuidanceRule(Protocol):
+class GuidanceRule(abc.ABC):
     """A frozen setting of one guidance: which branches it needs, and how it folds them into the result."""
 
+    observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
+
+    @abc.abstractmethod
     def branches(self) -> tuple[Branch, ...]:
         """The branches beyond POSITIVE; none when the setting is neutral, so that neutral costs nothing."""
 
+    @abc.abstractmethod
     def begin(self) -> Apply:
-        """Called once per sampling run. What a run remembers lives in the function that is returned."""
+        """The rule as a function, for one sampling run. What the rule remembers during the run lives in that function."""

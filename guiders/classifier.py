@@ -25,7 +25,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .base import POSITIVE, About, Apply, Branch, Latent, Step, check_params, param
+from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, Step, check_params, param
 from .linalg import exact, per_sample
 
 CLASSIFIER = About(
@@ -52,8 +52,8 @@ class Classifier(Protocol):
 
 
 @dataclass(frozen=True)
-class NoisyClassifier:
-    """By a classifier of noisy latents: it is asked about x at σ."""
+class ClassifierGuidance(GuidanceRule):
+    """What the two below have in common."""
 
     classifier: Classifier
     scale: float = param(
@@ -71,6 +71,10 @@ class NoisyClassifier:
     def branches(self) -> tuple[Branch, ...]:
         return () if self.scale == 0 else (POSITIVE,)
 
+
+class NoisyClassifierGuidance(ClassifierGuidance):
+    """By a classifier of noisy latents: it is asked about x at σ."""
+
     def begin(self) -> Apply:
         log_probability = self.classifier.begin()
 
@@ -83,8 +87,7 @@ class NoisyClassifier:
         return apply
 
 
-@dataclass(frozen=True)
-class CleanClassifier(NoisyClassifier):
+class CleanClassifierGuidance(ClassifierGuidance):
     """By a classifier of clean latents: it is asked about D₊ as if it were x at σ = 0."""
 
     def begin(self) -> Apply:

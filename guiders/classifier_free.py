@@ -12,11 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import NEGATIVE, POSITIVE, About, Apply, Branch, check_params, param
+from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
+class ClassifierFreeGuidance(GuidanceRule):
     weight: float = param(1.0, "How far to move away from the negative prediction. 1 is off.", low=0, high=100)
 
     def __post_init__(self):

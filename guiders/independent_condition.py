@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
-from .base import POSITIVE, About, Apply, Branch, check_params, param
+from .base import POSITIVE, About, Apply, Branch, DrawnConditioning, GuidanceRule, check_params, param
 
 ABOUT = About(
     node_id="BeyondCFGICG",
@@ -34,7 +34,7 @@ ABOUT = About(
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Pool(DrawnConditioning):
     """The conditions that ŷ is drawn from: some that the host can evaluate, or Gaussian noise like the positive's own."""
 
     conditions: tuple = field(default=(), repr=False)
@@ -51,7 +51,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class IndependentCondition:
+class IndependentConditionGuidance(GuidanceRule):
     scale: float = param(2.0, "w − 1: how far to move away. 0 is off.", low=-1.0, high=100.0, step=0.1)
     pool: Pool = Pool()
 

@@ -15,12 +15,12 @@ from typing import ClassVar
 
 import torch
 
-from .base import POSITIVE, About, Apply, Branch, check_params, param
+from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import std
 
 
 @dataclass(frozen=True)
-class Rescale:
+class GuidanceRescale(GuidanceRule):
     amount: float = param(
         0.7,
         "How much of the result's contrast is set back to that of the positive prediction alone, as a fraction (φ). "

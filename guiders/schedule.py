@@ -147,7 +147,7 @@ EVALUATIONS = {
 }
 
 
-class Steps:
+class StepTracker:
     """Tells which step of the schedule an evaluation belongs to, from the σs of one run in the order they come.
 
     A step begins when its σ is asked for; what is not on the schedule belongs to the step that is under way. Samplers

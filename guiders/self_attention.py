@@ -20,7 +20,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import REFERENCE, About, Apply, Branch, Latent, Predictions, Step, check_params, param
+from .base import (
+    REFERENCE,
+    About,
+    Apply,
+    Branch,
+    GuidanceRule,
+    Latent,
+    Observation,
+    Predictions,
+    Step,
+    check_params,
+    param,
+)
 
 RADIUS = 4  # of the blur: 9 latent pixels, as in the paper's Stable Diffusion code
 MASKS = ("attention", "global", "high-frequency", "random", "square")
@@ -32,7 +44,7 @@ class Degraded:
 
     blur_sigma: float
     mask: str
-    observation: object
+    observation: Observation | None
 
     def denoised(self, predictions: Predictions, step: Step) -> Latent:
         """x̃ [batch, channels, *spatial]"""
@@ -42,7 +54,7 @@ class Degraded:
 
     def where(self, reference: Latent, blurred: Latent, step: Step) -> Tensor:
         """M [batch, 1, *spatial]"""
-        if self.mask == "attention" and self.observation in step.maps:
+        if self.mask == "attention" and self.observation is not None and self.observation in step.maps:
             return step.maps[self.observation] > 1 + 1e-5  # of equal attention none is more than the average
         if self.mask == "high-frequency":
             energy = (reference - blurred).float().square().mean(1, keepdim=True)
@@ -63,7 +75,7 @@ class Degraded:
 
 
 @dataclass(frozen=True)
-class SelfAttention:
+class SelfAttentionGuidance(GuidanceRule):
     scale: float = param(0.5, "How far to move away. 0 is off.", low=0.0, high=100.0, step=0.05)
     blur_sigma: float = param(
         2.0, "How much is blurred, in latent pixels. 0 blurs nothing, and the guidance does nothing.",
@@ -75,7 +87,7 @@ class SelfAttention:
         "at random; a square in the middle.",
         choices=MASKS,
     )
-    observation: object = None  # what the host records of the reference's attention
+    observation: Observation | None = None  # of the reference's attention, for the mask of that name
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSAG",
@@ -96,15 +108,19 @@ class SelfAttention:
 
     @property
     def degraded(self) -> Branch:
-        return Branch(REFERENCE.conditioning, source=Degraded(self.blur_sigma, self.mask, self.observation))
+        return Branch(REFERENCE.conditioning, source=self.source)
+
+    @property
+    def source(self) -> Degraded:
+        return Degraded(self.blur_sigma, self.mask, self.observation)
 
     def branches(self) -> tuple[Branch, ...]:
         return () if self.scale == 0 or self.blur_sigma == 0 else (REFERENCE, self.degraded)
 
     def begin(self) -> Apply:
-        branch = self.degraded
+        branch, source = self.degraded, self.source
         return lambda denoised, predictions, step: (
-            denoised + self.scale * (branch.source.denoised(predictions, step) - predictions[branch])
+            denoised + self.scale * (source.denoised(predictions, step) - predictions[branch])
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .base import POSITIVE, About, Apply, Branch, check_params, param
+from .base import POSITIVE, About, Apply, Branch, GuidanceRule, WeakModelRef, check_params, param
 
 AUTOGUIDANCE = About(
     node_id="BeyondCFGAutoguidance",
@@ -44,9 +44,9 @@ SIMS = About(
 
 
 @dataclass(frozen=True)
-class WeakModel:
+class WeakModelGuidance(GuidanceRule):
     scale: float = param(1.0, "How far to move away from the worse model. 0 is off.", low=-1.0, high=100.0, step=0.1)
-    model: str = "weak"
+    model: WeakModelRef = WeakModelRef(0)
 
     def __post_init__(self):
         check_params(self)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guiders.classifier import CLASSIFIER, CleanClassifier, NoisyClassifier
-from ..guiders.host import classifier as host
+from ..guiders.classifier import CLASSIFIER, CleanClassifierGuidance, NoisyClassifierGuidance
+from ..guiders.host import classifiers as host
 from ..guiders.noisy_network import ABOUT as NOISY
 from . import schema
 from .terms import term
@@ -44,7 +44,7 @@ class ClassifierGuidance(schema.Node):
             "and bias [classes], a linear layer on the CLIP vision embedding, with a JSON list of labels in its metadata "
             "if they have names. Empty: words.",
         ),
-        *schema.inputs(CleanClassifier),
+        *schema.inputs(CleanClassifierGuidance),
         *schema.window(),
         io.Clip.Input(
             "clip",
@@ -58,7 +58,7 @@ class ClassifierGuidance(schema.Node):
 
     @classmethod
     def build(cls, model, scale, start_percent, end_percent, schedule=None, **classifier):
-        rule = CleanClassifier(host.picture_classifier(model, **classifier), scale)
+        rule = CleanClassifierGuidance(host.picture_classifier(model, **classifier), scale)
         return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
 
 
@@ -79,7 +79,7 @@ class NoiseAwareClassifierGuidance(schema.Node):
             placeholder="0",
             tooltip="What the latent should be taken for: one of the classifier's labels, or a class's number from 0.",
         ),
-        *schema.inputs(NoisyClassifier),
+        *schema.inputs(NoisyClassifierGuidance),
         *schema.window(),
         schema.SCHEDULE_IN,
     ]
@@ -87,7 +87,7 @@ class NoiseAwareClassifierGuidance(schema.Node):
 
     @classmethod
     def build(cls, model, classifier, label, scale, start_percent, end_percent, schedule=None):
-        rule = NoisyClassifier(host.LatentClassifier(model, classifier.strip(), label), scale)
+        rule = NoisyClassifierGuidance(host.LatentClassifier(model, classifier.strip(), label), scale)
         return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..guiders.base import About
-from ..guiders.host import with_sharing
+from ..guiders.host import with_prefix_sharing
 from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
@@ -106,7 +106,7 @@ class GuidanceOptions(schema.Node):
 
     @classmethod
     def build(cls, model, sharing):
-        return with_sharing(model, sharing)
+        return with_prefix_sharing(model, sharing)
 
 
 class LayerMap(schema.Node):

@@ -7,16 +7,17 @@ from functools import partial
 
 from comfy_api.latest import io
 
-from ..guiders import AdaptiveProjected, Rescale, SelfAttention
+from ..guiders import AdaptiveProjectedGuidance, GuidanceRescale, SelfAttentionGuidance
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term, prompts, random_tokens, with_weak_model
 from ..guiders.independent_condition import ABOUT as ICG
-from ..guiders.independent_condition import IndependentCondition, Pool
+from ..guiders.independent_condition import IndependentConditionGuidance, Pool
+from ..guiders.perturbation import PerturbationGuidance
 from ..guiders.schedule import Schedule
-from ..guiders.weak_branch import WeakBranch
-from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModel
+from ..guiders.weak_model import AUTOGUIDANCE, SIMS, WeakModelGuidance
 from ..patches import PERTURBATIONS
 from ..patches.attention_sums import AttentionSums
+from ..patches.base import BlockPerturbation, TimePerturbation
 from ..patches.host import check_time, select_layers
 from . import schema
 
@@ -52,7 +53,7 @@ def scale_of(about, settings: dict) -> float:
 
 
 def perturbation_inputs(method: type) -> list:
-    about, layers = method.about, [] if hasattr(method, "time_embedding") else [schema.LAYERS]
+    about, layers = method.about, [] if issubclass(method, TimePerturbation) else [schema.LAYERS]
     return [
         schema.strength(about), *schema.inputs(method), *layers, *schema.window(*about.window), schema.SCHEDULE_IN
     ]  # fmt: skip
@@ -64,16 +65,16 @@ def perturb(method: type, title, model, start_percent, end_percent, schedule=Non
     if layers is None:
         check_time(model)
     else:
-        settings["layers"] = select_layers(model, layers, skip=hasattr(method, "skips"))
-    return term(model, WeakBranch(scale, method(**settings)), title, start_percent, end_percent, schedule)
+        settings["layers"] = select_layers(model, layers, skip=issubclass(method, BlockPerturbation))
+    return term(model, PerturbationGuidance(scale, method(**settings)), title, start_percent, end_percent, schedule)
 
 
 def guide_away(about, title, model, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what a weak model predicts."""
-    rule, (weak,) = WeakModel(scale_of(about, settings)), settings.values()
+    rule, (weak,) = WeakModelGuidance(scale_of(about, settings)), settings.values()
     if rule.branches():  # else it need not even be loaded
-        model, name = with_weak_model(model, weak)
-        rule = dataclasses.replace(rule, model=name)
+        model, ref = with_weak_model(model, weak)
+        rule = dataclasses.replace(rule, model=ref)
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
@@ -87,7 +88,7 @@ WEAK = weak_model_input("weak_model", "A worse version of the model: less traine
 AUXILIARY = weak_model_input("auxiliary_model", "The model trained on its own pictures, such as with a LoRA of them.")
 
 
-SAG = SelfAttention.about
+SAG = SelfAttentionGuidance.about
 ICG_INPUTS = [
     schema.strength(ICG),
     io.Combo.Input(
@@ -136,13 +137,13 @@ def independent(title, model, conditions, pool_size, pool_seed, start_percent, e
                 "conditions is prompts, but no prompts are connected. Connect two or more, or use gaussian"
             )
         pool = prompts(others, pool_seed)
-    rule = IndependentCondition(scale_of(ICG, settings), pool)
+    rule = IndependentConditionGuidance(scale_of(ICG, settings), pool)
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
 SAG_INPUTS = [
     schema.strength(SAG),
-    *schema.inputs(SelfAttention)[1:],
+    *schema.inputs(SelfAttentionGuidance)[1:],
     schema.LAYERS,
     *schema.window(),
     schema.SCHEDULE_IN,
@@ -152,7 +153,7 @@ SAG_INPUTS = [
 def self_attention(title, model, layers, start_percent, end_percent, schedule=None, **settings):
     """MODEL guided away from what it makes of its own prediction with the attended parts blurred."""
     settings["scale"] = scale_of(SAG, settings)
-    rule = SelfAttention(**settings, observation=AttentionSums(select_layers(model, layers)))
+    rule = SelfAttentionGuidance(**settings, observation=AttentionSums(select_layers(model, layers)))
     return term(model, rule, title, start_percent, end_percent, schedule)
 
 
@@ -178,6 +179,6 @@ NODES = [
             [*schema.inputs(method), *schema.window(*method.about.window), schema.SCHEDULE_IN],
             partial(finish, method),
         )
-        for method in (Rescale, AdaptiveProjected)
+        for method in (GuidanceRescale, AdaptiveProjectedGuidance)
     ),
 ]

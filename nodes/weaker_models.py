@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guiders.base import About
-from ..guiders.host import degraded
-from ..guiders.host import ema as host
+from ..patches.host import degraded
+from ..patches.host import ema as host
 from ..patches.texts import shown
 from . import schema
 

@@ -52,7 +52,7 @@ class Stack:
     rows: int = 0  # the axis of the batch in the streams
     prefix: bool = False  # whether keys that have no queries come first
     grid: Callable | None = None  # (network, the latent's axes, block) → tokens on each axis, where blocks differ in it
-    shares: bool = True  # whether some rows of a block's inputs can be left out
+    prefix_sharing: bool = True  # whether a block can run with some rows of its inputs left out
 
 
 @dataclass(frozen=True)
@@ -490,7 +490,7 @@ ARCHITECTURES = (
         name="PixArt",
         network="pixart.pixartms.PixArtMS",
         # the text of all rows is one sequence
-        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",), shares=False),),
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",), prefix_sharing=False),),
         auto="block.1",
         source="diffusers' PixArt-Σ PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import AttentionCall
+from .base import AttentionCall, Observation
 from .layers import Layer
 
 
 @dataclass(frozen=True)
-class AttentionSums:
+class AttentionSums(Observation):
     layers: tuple[Layer, ...]
 
     def observe(self, call: AttentionCall) -> Tensor:  # [rows, image tokens]

@@ -5,11 +5,12 @@ Shapes, everywhere in this folder: tokens are [rows, heads, tokens, head_dim], w
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -97,13 +98,13 @@ class AttentionCall:
     layer: str
     moment: Moment | None  # where the perturbation is `random`
     prefix: int = 0  # keys before the tokens' own; there may be more of them after
-    strange: Callable[[], str] | None = None  # says why keys are not known to be a token's own, where they are not …
-    own: Tensor | None = None  # … and the picture's own values, where they are known, and are all there are
+    why_unknown: Callable[[], str] | None = None  # says why nobody knows which key belongs to which token, where so …
+    own_values: Tensor | None = None  # … and the values of the picture's tokens, where those are known all the same
 
     def keys_of(self, tokens: slice) -> slice:
         """Where the keys and values of `tokens` are. Raises RuntimeError where that is not known."""
-        if self.strange is not None:
-            raise RuntimeError(self.strange())
+        if self.why_unknown is not None:
+            raise RuntimeError(self.why_unknown())
         return slice(tokens.start + self.prefix, tokens.stop + self.prefix)
 
     @property
@@ -140,28 +141,62 @@ def _around(part: slice, size: int) -> list[slice]:
     return [end for end in (slice(0, part.start), slice(part.stop, size)) if end.stop > end.start]
 
 
-@runtime_checkable
-class Perturbation(Protocol):
-    """A frozen setting of how the network is made worse. It sees one branch's rows, never the batch, the host or σ, and
-    never changes a tensor it was given. It is one of four kinds, by what it defines:
+class Intervention(abc.ABC):
+    """A frozen setting of what is done in chosen layers of the network. It sees the rows of one branch, never the batch,
+    the host or σ, and it never changes a tensor that it was given. It is a perturbation of one of the kinds below, or
+    an observation. Two that are equal do the same."""
 
-        attention(call)                    what a chosen layer's self-attention gives, [rows, heads, tokens, head_dim]
-        time_embedding(embedding, moment)  what the network is told about the time, [rows, *tokens, channels]
-        skips = True                       a chosen layer is left out
+    layers: tuple[Layer, ...]  # empty for a time embedding, which all layers get
 
-        observe(call)                      nothing changed; what it gives is reported, [rows, image tokens]
+    @property
+    def random(self) -> bool:
+        """Whether it draws random numbers. AttentionCall.moment is there only if so."""
+        return False
 
-    It says `random = True` if it draws, and `neutral = True` where its settings change nothing.
-    """
+
+class Observation(Intervention):
+    """Reads the attention of its layers and changes nothing."""
+
+    @abc.abstractmethod
+    def observe(self, call: AttentionCall) -> Tensor:
+        """What there is to report, [rows, image tokens]."""
+
+
+class Perturbation(Intervention):
+    """Makes the network worse in its layers. A subclass of one of the three kinds below, and of no other."""
 
     about: ClassVar[About]
-    layers: tuple[Layer, ...]  # none for a time embedding
+
+    @property
+    def neutral(self) -> bool:
+        """Whether its settings change nothing, so that no branch need be evaluated."""
+        return False
+
+
+class AttentionPerturbation(Perturbation):
+    """Changes what the self-attention of its layers gives."""
+
+    @abc.abstractmethod
+    def attention(self, call: AttentionCall) -> Tensor:
+        """The attention's output, [rows, heads, tokens, head_dim]. Raises ValueError where the setting cannot act."""
+
+
+class BlockPerturbation(Perturbation):
+    """Leaves its layers out: what a block gives is what it got."""
+
+
+class TimePerturbation(Perturbation):
+    """Changes the embedding of the time that the network gets."""
+
+    @abc.abstractmethod
+    def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:
+        """Another embedding of the time, in the shape of `embedding`, [rows, *tokens, channels]."""
 
 
 def attend_to_self(call: AttentionCall) -> Tensor:
     """The attention in which every token of the picture sees itself and the others, but no other of the picture."""
-    if call.own is not None:
-        return call.own
+    if call.own_values is not None:
+        return call.own_values
     others = call.other_keys
     if not others:
         return call.v

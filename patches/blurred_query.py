@@ -22,14 +22,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import About, AttentionCall, check_params, param
+from .base import About, AttentionCall, AttentionPerturbation, check_params, param
 from .layers import Layer
 
 INFINITE = -1.0
 
 
 @dataclass(frozen=True)
-class BlurredQuery:
+class BlurredQuery(AttentionPerturbation):
     layers: tuple[Layer, ...]
     blur_sigma: float = param(
         INFINITE,
@@ -86,7 +86,9 @@ class BlurredQuery:
     def _blurred(self, q: Tensor, call: AttentionCall) -> Tensor:
         if call.grid is None:
             none = f"{self.about.title}: the tokens of {call.layer} are no picture that could be blurred, without an order."
-            raise ValueError(f"{call.strange() if call.strange else none} Set blur_sigma to -1, which needs none.")
+            raise ValueError(
+                f"{call.why_unknown() if call.why_unknown else none} Set blur_sigma to -1, which needs none."
+            )
         # In float32 at least: a kernel in bfloat16 no longer sums to 1 (to 0.4 % on each axis), and it would add two
         # roundings to the one at the end. Next to the attention itself it costs nothing.
         exact = torch.promote_types(q.dtype, torch.float32)

@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import About, AttentionCall, attend_to_self
+from .base import About, AttentionCall, AttentionPerturbation, attend_to_self
 from .layers import Layer
 
 
 @dataclass(frozen=True)
-class IdentityAttention:
+class IdentityAttention(AttentionPerturbation):
     layers: tuple[Layer, ...]
 
     about: ClassVar[About] = About(

@@ -17,12 +17,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import About, AttentionCall, attend_to_self, check_params, param
+from .base import About, AttentionCall, AttentionPerturbation, attend_to_self, check_params, param
 from .layers import Layer
 
 
 @dataclass(frozen=True)
-class MaskedAttention:
+class MaskedAttention(AttentionPerturbation):
     layers: tuple[Layer, ...]
     ratio: float = param(
         1.0,

@@ -17,12 +17,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import About, Moment, check_params, param
+from .base import About, Moment, TimePerturbation, check_params, param
 from .layers import Layer
 
 
 @dataclass(frozen=True)
-class NoisyTimeEmbedding:
+class NoisyTimeEmbedding(TimePerturbation):
     layers: tuple[Layer, ...] = ()
     noise: float = param(
         1.25,
@@ -39,7 +39,6 @@ class NoisyTimeEmbedding:
         step=0.05,
     )
 
-    random: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGTSG",
         title="TSG",
@@ -56,6 +55,10 @@ class NoisyTimeEmbedding:
 
     def __post_init__(self):
         check_params(self)
+
+    @property
+    def random(self) -> bool:
+        return True
 
     @property
     def neutral(self) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import About
+from .base import About, BlockPerturbation
 from .layers import Layer
 
 
 @dataclass(frozen=True)
-class SkippedLayer:
+class SkippedLayer(BlockPerturbation):
     layers: tuple[Layer, ...]
 
-    skips: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGSkipLayer",
         title="Skip Layer",

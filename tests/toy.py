@@ -9,7 +9,28 @@ from dataclasses import dataclass, field
 import torch
 from pack.guiders.base import Branch, Latent, Predictions, Step
 from pack.guiders.compose import GuidanceRun
-from pack.guiders.schedule import Steps
+from pack.guiders.schedule import StepTracker
+from pack.patches.base import AttentionCall, Observation, Perturbation
+from pack.patches.layers import Layer
+
+
+@dataclass(frozen=True)
+class Worse(Perturbation):
+    """Something that makes a network worse, told apart from others by its name alone."""
+
+    name: str
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seen(Observation):
+    """Something that is seen of a network's attention."""
+
+    layers: tuple[Layer, ...] = ()
+
+    def observe(self, call: AttentionCall) -> torch.Tensor:
+        raise NotImplementedError  # there is no network
+
 
 Denoiser = Callable[[Latent, float], Latent]  # D(x; σ)
 
@@ -65,7 +86,7 @@ def karras(steps: int, low: float = 0.002, high: float = 80.0, rho: float = 7.0)
 
 
 def euler(run: GuidanceRun, evaluate: Toy, x: Latent, sigmas: list[float]) -> Latent:
-    steps = Steps(sigmas, "euler")
+    steps = StepTracker(sigmas, "euler")
     for sigma, after in _steps(sigmas):
         x = x + (after - sigma) * _slope(run, evaluate, x, sigma, steps)
     return x
@@ -73,7 +94,7 @@ def euler(run: GuidanceRun, evaluate: Toy, x: Latent, sigmas: list[float]) -> La
 
 def heun(run: GuidanceRun, evaluate: Toy, x: Latent, sigmas: list[float]) -> Latent:
     """Second order, with the same decision in both evaluations of a step; the step to 0 is Euler's."""
-    steps = Steps(sigmas, "heun")
+    steps = StepTracker(sigmas, "heun")
     for sigma, after in _steps(sigmas):
         slope = _slope(run, evaluate, x, sigma, steps)
         if after > 0:
@@ -86,7 +107,7 @@ def _steps(sigmas: list[float]) -> Iterator[tuple[float, float]]:
     return zip(sigmas[:-1], sigmas[1:], strict=True)
 
 
-def _slope(run: GuidanceRun, evaluate: Toy, x: Latent, sigma: float, steps: Steps) -> Latent:
+def _slope(run: GuidanceRun, evaluate: Toy, x: Latent, sigma: float, steps: StepTracker) -> Latent:
     """dx/dσ of the probability flow ODE."""
     index, start = steps.of(sigma)
     return (x - run(Step(x, sigma, start, index), evaluate)) / sigma

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...guiders.base import About
 from ...guiders.independent_condition import ABOUT as ICG
-from ...guiders.self_attention import SelfAttention
+from ...guiders.self_attention import SelfAttentionGuidance
 from ...guiders.weak_model import AUTOGUIDANCE, SIMS
 from ...patches import BlurredQuery, IdentityAttention, NoisyTimeEmbedding
 from ..truncation import Truncation
@@ -112,7 +112,7 @@ METHODS = (
     ),
     attention("PAG", IdentityAttention.about, (0.25, 0.5, 1, 2)),
     attention("SEG", BlurredQuery.about, (0.05, 0.1, 0.25, 1)),
-    node("SAG", SelfAttention.about, (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5)),
+    node("SAG", SelfAttentionGuidance.about, (0.1, 0.25, 0.5, 1), (0.25, 0.5, 0.75, 1.5)),
     node(
         "ICG", ICG, (1.05, 1.1, 1.25, 1.5), (2, 3, 5, 8), settings=f"{POOL_SIZE} other prompts",
         conditions="prompts", prompts=lambda rig: rig.pool,

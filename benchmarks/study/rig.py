@@ -128,9 +128,9 @@ class Rig:
         return self._counting(model)
 
     def classifier_rule(self, scale: float):
-        from ...guiders.classifier import NoisyClassifier
+        from ...guiders.classifier import NoisyClassifierGuidance
 
-        return NoisyClassifier(PromptClassifier(self, self.files.others["classifiers"]), scale)
+        return NoisyClassifierGuidance(PromptClassifier(self, self.files.others["classifiers"]), scale)
 
     @functools.cached_property
     def pool(self) -> list:

@@ -5,33 +5,23 @@ PREDICT_NOISE wrapper on the guider's own copy of model_options, and takes it of
 the guider or the model. For each model call that wrapper asks which terms act at its σ. If none does, the call goes
 through untouched. Otherwise
 
-    rows    the branches' conditionings join the guider's own in one calc_cond_batch, under uuids of their own;
-    roles   what other packs see of them are the places of the guider's own conditionings, positive 0 and negative 1;
-    fold    the terms are applied to what the host made of its own predictions, before any post-CFG function of others.
+    conditionings   the branches' conditionings join the guider's own in one calc_cond_batch, under uuids of their own;
+    roles           what other packs see of them are the places of the guider's own, positive 0 and negative 1;
+    fold            the terms are applied to what the host made of its own predictions, before any post-CFG function of
+                    other packs.
 
-A guider with a predict_noise of its own keeps it: rows are added to the call that carries its positive, and the terms
-are applied to its result.
+A guider with a predict_noise of its own keeps it: the conditionings are added to the call that carries its positive, and
+the terms are applied to its result.
 """
 
-from .pools import prompts, random_tokens
+from ...patches.host import KEY
+from .attach import add_term, make_guider, with_prefix_sharing, with_recorder
+from .condition_pools import prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
-from .terms import KEY, Term, add_term, make_guider, with_recorder, with_sharing
-from .trace import Forward, trace
+from .term import Term
+from .trace import ForwardRecord, trace
 from .weak_models import with_weak_model
 
-__all__ = [
-    "KEY",
-    "Forward",
-    "Recorder",
-    "Term",
-    "add_term",
-    "make_guider",
-    "prompts",
-    "random_tokens",
-    "sample_with_terms",
-    "trace",
-    "with_recorder",
-    "with_sharing",
-    "with_weak_model",
-]
+__all__ = ["KEY", "ForwardRecord", "Recorder", "Term", "add_term", "make_guider", "prompts", "random_tokens"]
+__all__ += ["sample_with_terms", "trace", "with_prefix_sharing", "with_recorder", "with_weak_model"]

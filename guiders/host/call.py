@@ -1,237 +1,287 @@
-"""One model call in which terms act."""
+"""One model call of the sampler in which terms act, in the order in which it runs.
+
+ModelCall.placed_in      puts the call's functions into the host's options
+ModelCall.slot, .ride    the host calls one of them where it would evaluate the guider's own conditionings
+HostEvaluator            evaluates them together with what the rules need besides: evaluate(branches, step)
+ModelCall.post_cfg       folds the rules into what the host made of its own predictions
+ModelCall.finish         the same, where the host called no post-CFG function; and the end of the call
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...patches.base import Moment
-from ...patches.host import KEY, Plan, planned
-from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Predictions, Step
+from ...patches.host import KEY, Chunks, Plan, planned
+from ...patches.host.log import warn_once
+from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Observation, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
 from ..independent_condition import Pool
-from .maps import assembled
-from .trace import record, warn_once
+from .attention_maps import Found, assembled
+from .call_info import CallInfo, CallResult
+from .context import RunContext
+from .trace import record
 
-if TYPE_CHECKING:
-    from .run import Run
+Conds = list[list[dict] | None]  # conditionings, as the host's calc_cond_batch takes them
 
 
 @contextlib.contextmanager
-def lent(options: dict, ours: dict) -> Iterator[None]:
-    """While the context lasts `ours` are in these very options, since other packs remember things in them."""
-    kept = {key: options[key] for key in ours if key in options}
-    options.update(ours)
+def lent(options: dict, entries: dict) -> Iterator[None]:
+    """Within this context `entries` are in these very `options`, since other packs remember things in that dict."""
+    kept = {key: options[key] for key in entries if key in options}
+    options.update(entries)
     try:
         yield
     finally:
-        for key in ours:
+        for key in entries:
             options.pop(key, None)
         options.update(kept)
 
 
 class ModelCall:
-    """The host's call with our rows in it, and the fold of what they gave."""
+    """The host's model call, with more rows in it and the rules folded into its result."""
 
-    def __init__(self, run: Run, active: ActiveRules, step: Step, timestep: torch.Tensor, moment: Moment):
-        self.run, self.active, self.step, self.timestep, self.moment = run, active, step, timestep, moment
-        self.native = getattr(run.guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise
-        self.predictions: Predictions | None = None
-        self.folded = False
-        self.forwards = self.rows = 0  # of the networks in this call
-        self.asked: list[list[dict] | None] = []  # the guider's conditionings in the call that our rows join
-        self.stages: list[tuple[str, Latent]] = []  # what it was after each guidance, where somebody records
+    def __init__(self, context: RunContext, active: ActiveRules, step: Step, timestep: torch.Tensor, moment: Moment):
+        self._context, self._active, self._step, self._timestep, self._moment = context, active, step, timestep, moment
+        self._previous_slot: Callable[[dict], list[Latent]] | None = None  # another pack's
+        self.result = CallResult()
 
     @contextlib.contextmanager
     def placed_in(self, options: dict) -> Iterator[None]:
-        """While the context lasts, model_options have our place in the call: in the host's own sampling function the batch
-        slot and the first post-CFG function, in another guider a wrapper of its calc_cond_batch."""
-        if self.native:
-            self.previous_slot = options.get("sampler_calc_cond_batch_function")
+        """Within this context the model_options `options` hold the call's functions: in the host's own sampling function
+        the batch slot and the first post-CFG function, in another guider a wrapper of its calc_cond_batch."""
+        guider = self._context.guider
+        if getattr(guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise:
+            self._previous_slot = options.get("sampler_calc_cond_batch_function")
             after = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
-            ours = {"sampler_calc_cond_batch_function": self.slot, "sampler_post_cfg_function": after}
-            with lent(options, ours):
+            entries = {"sampler_calc_cond_batch_function": self.slot, "sampler_post_cfg_function": after}
+            with lent(options, entries):
                 yield
         elif options.get("context_handler") is not None:  # its windows lie above the wrapper and below the guider
             yield
         else:
             to = options.setdefault("transformer_options", {})
             wrappers = to.get("wrappers", {})
-            around = {**wrappers.get(WrappersMP.CALC_COND_BATCH, {}), KEY: [self.ride]}
-            with lent(to, {"wrappers": {**wrappers, WrappersMP.CALC_COND_BATCH: around}}):
+            with_ride = {**wrappers.get(WrappersMP.CALC_COND_BATCH, {}), KEY: [self.ride]}
+            with lent(to, {"wrappers": {**wrappers, WrappersMP.CALC_COND_BATCH: with_ride}}):
                 yield
 
     def slot(self, args: dict) -> list[Latent]:
+        """The host's sampler_calc_cond_batch_function: the predictions of the guider's own conditionings."""
         model, conds, x, options = args["model"], args["conds"], args["input"], args["model_options"]
-        self.asked = conds
-        if self.previous_slot:
-            own = self.previous_slot(args)
-            if self.predictions is None:
-                self._evaluate([], model, x, options, {POSITIVE: own[0], NEGATIVE: own[1] if conds[1] else None})
-            return own
-        if self.predictions is not None:
+        if self._previous_slot:
+            found = self._previous_slot(args)
+            if self.result.predictions is None:
+                negative = {NEGATIVE: found[1]} if conds[1] and found[1] is not None else {}
+                self._evaluate([], model, x, options, known={POSITIVE: found[0], **negative}, asked=conds)
+            return found
+        if self.result.predictions is not None:
             return comfy.samplers.calc_cond_batch(model, conds, x, args["sigma"], options)
         return self._evaluate(conds, model, x, options)
 
-    def ride(self, executor, model, conds, x, timestep, options):
-        carries = any(rows is self.run.rows.own(POSITIVE) for rows in conds)
-        if self.predictions is not None or not carries or model is not self.run.guider.inner_model:
+    def ride(self, executor, model, conds: Conds, x: Latent, timestep, options: dict) -> list[Latent]:
+        """The host's CALC_COND_BATCH wrapper, in the call of another guider that carries its positive."""
+        carries = any(entries is self._context.conditionings.positive for entries in conds)
+        if self.result.predictions is not None or not carries or model is not self._context.guider.inner_model:
             return executor(model, conds, x, timestep, options)
-        self.asked = conds
         return self._evaluate(conds, model, x, options, calc=executor)
 
+    def _evaluate(
+        self,
+        conds: Conds,
+        model,
+        x: Latent,
+        options: dict,
+        known: Predictions | None = None,
+        asked: Conds | None = None,
+        calc: Callable = comfy.samplers.calc_cond_batch,
+    ) -> list[Latent]:
+        """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
+        `known` are predictions that need no evaluation, and `asked` are the conditionings that those are of."""
+        known = dict(known or {})
+        negative = self._context.guider.conds.get("negative")
+        has_negative = NEGATIVE in known or any(entries is negative for entries in conds if entries is not None)
+        windowed = options.get("context_handler") is not None
+        call = CallInfo(
+            self._step,
+            self._timestep,
+            self._moment,
+            asked=tuple(conds if asked is None else asked),
+            reference="negative" if has_negative else "positive",
+            observation=next((rule.observation for rule, *_ in self._active.rules if rule.observation), None),
+            # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
+            hides_attention=windowed or "model_function_wrapper" in options,
+            shares_prefixes=not windowed and "multigpu_clones" not in options,
+        )
+        if known:
+            known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
+        evaluator = HostEvaluator(self._context, call, self.result, known, conds, model, x, options, calc)
+        self.result.predictions = evaluate_all((POSITIVE, *self._active.branches), self._step, evaluator)
+        return evaluator.own
+
     def post_cfg(self, args: dict) -> Latent:
+        """The host's first sampler_post_cfg_function."""
         return self._fold(args["denoised"], args["model_options"])
 
     def finish(self, denoised: Latent, options: dict) -> Latent:
-        """The call's result, folded here if no post-CFG function of ours was called on the way."""
-        return denoised if self.folded else self._fold(denoised, options)
+        """The call's result, folded here if no post-CFG function was called on the way."""
+        return denoised if self.result.folded else self._fold(denoised, options)
 
     def _fold(self, denoised: Latent, options: dict) -> Latent:
-        if self.predictions is None and self.active.rules:  # our rows found no call to join
-            self.asked = [self.run.rows.own(POSITIVE)]
-            self._evaluate(self.asked, self.run.guider.inner_model, self.step.x, options)
-        self.folded = True
-        if not self.run.recorders:
-            return self.active.fold(denoised, self.predictions, self.step)
-        names = ["CFG", *(self.run.node_of(rule) for rule, *_ in self.active.rules)]
-        stages = [denoised, *self.active.stages(denoised, self.predictions, self.step)]
-        self.stages = list(zip(names, stages, strict=True))
+        context, active, result = self._context, self._active, self.result
+        if result.predictions is None and active.rules:  # no call of the host's has carried the rules' rows
+            self._evaluate([context.conditionings.positive], context.guider.inner_model, self._step.x, options)
+        result.folded = True
+        if not context.recorders:
+            return active.fold(denoised, result.predictions or {}, self._step)
+        names = ["CFG", *(context.node_of(rule) for rule, *_ in active.rules)]
+        stages = [denoised, *active.stages(denoised, result.predictions or {}, self._step)]
+        result.stages = list(zip(names, stages, strict=True))
         return stages[-1]
 
-    def _evaluate(self, conds, model, x, options, known=None, calc=comfy.samplers.calc_cond_batch) -> list[Latent]:
-        """Evaluate the guider's own `conds` and what the active rules need besides; returns the guider's predictions.
-        `known` are predictions that need no evaluation."""
-        own: list[Latent] = []
-        # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
-        self.windowed = options.get("context_handler") is not None
-        self.copied = not self.windowed and "multigpu_clones" not in options
-        self.hidden = self.windowed or "model_function_wrapper" in options
-        rows, known = self.run.rows, {branch: value for branch, value in (known or {}).items() if value is not None}
-        negative = rows.own(NEGATIVE)
-        has_negative = NEGATIVE in known or (negative is not None and any(mine is negative for mine in conds))
-        rows.reference = "negative" if has_negative else "positive"
-        if known:
-            known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
 
-        def evaluate(branches: tuple[Branch, ...], step: Step) -> Predictions:
-            first = step is self.step  # at the sampler's own x, which the guider's own conditionings ask for
-            carried = conds if first else []
-            place = {
-                branch: at
-                for branch in (POSITIVE, NEGATIVE, REFERENCE)
-                for at, mine in enumerate(carried)
-                if mine is not None and mine is rows.own(branch)
-            }
-            self.found = {self.run.observation: {}} if first and self._observes else {}
-            asked = [branch for branch in branches if branch not in place and branch not in known]
-            out, values = self._forward(carried, asked, model, x if first else step.x, options, calc)
-            own.extend(out)
-            for observation, found in self.found.items():
-                self._keep(observation, assembled(rows.own(REFERENCE), found, x))
-            return known | values | {branch: out[at] for branch, at in place.items()}
+class HostEvaluator:
+    """evaluate(branches, step) → predictions, by the host's network: compose.Evaluate for one model call."""
 
-        self.predictions = evaluate_all((POSITIVE, *self.active.branches), self.step, evaluate)
-        return own
+    def __init__(
+        self,
+        context: RunContext,
+        call: CallInfo,
+        result: CallResult,
+        known: Predictions,
+        conds: Conds,
+        model,
+        x: Latent,
+        options: dict,
+        calc: Callable,
+    ):
+        """`known`: predictions that need no evaluation. `conds`, `model`, `x`, `options`: what the host would evaluate in
+        this call, by its function `calc`, which is calc_cond_batch or what another guider has in its place."""
+        self._context, self._call, self._result, self._known = context, call, result, known
+        self._conds, self._model, self._x, self._options, self._calc = conds, model, x, options, calc
+        self.own: list[Latent] = []  # the predictions of `conds`, after the first evaluation
 
-    @property
-    def _observes(self) -> bool:
-        return any(getattr(rule, "observation", None) for rule, *_ in self.active.rules)
+    def __call__(self, branches: tuple[Branch, ...], step: Step) -> Predictions:
+        """The predictions of `branches` at step.x, and those known before. The first evaluation, at the sampler's own x,
+        carries the guider's own conditionings too. Raises ValueError where the guider has no conditioning for a branch."""
+        call, conditionings = self._call, self._context.conditionings
+        if step is not call.step:
+            asked = [branch for branch in branches if branch not in self._known]
+            return {**self._known, **self._forward([], asked, step.x, None)[1]}
+        place = {
+            branch: at
+            for branch in (POSITIVE, NEGATIVE, REFERENCE)
+            for at, entries in enumerate(self._conds)
+            if entries is not None and entries is conditionings.source(branch, call)
+        }
+        asked = [branch for branch in branches if branch not in place and branch not in self._known]
+        found: Found | None = None if call.observation is None else {}
+        self.own, values = self._forward(self._conds, asked, self._x, found)
+        if call.observation is not None and found is not None:
+            self._keep_map(call.observation, assembled(conditionings.source(REFERENCE, call) or [], found, self._x))
+        return {**self._known, **values, **{branch: self.own[at] for branch, at in place.items()}}
 
-    def _keep(self, observation, seen: Latent | None) -> None:
-        """Hand the rules what was seen: in this call, or where a cache answered for the network, the last time."""
-        if seen is not None:
-            self.run.seen = seen
-        if self.run.seen is None:
+    def _keep_map(self, observation: Observation, seen: Latent | None) -> None:
+        """Give the rules the attention map of this call, or the previous one if a cache has answered for the network."""
+        seen = self._context.last_map.update(seen)
+        if seen is None:
             why = "tiles, merged tokens or context windows"
             warn_once(f"SAG cannot see the attention here ({why}), and blurs everything instead")
         else:
-            self.step.maps[observation] = self.run.seen
+            self._call.step.maps[observation] = seen
 
-    def _forward(self, conds, branches, model, x, options, calc) -> tuple[list[Latent], dict[Branch, Latent]]:
-        """One calc_cond_batch of [branches that can share a batch with the positive, the guider's own, the others].
+    def _forward(
+        self, conds: Conds, branches: list[Branch], x: Latent, found: Found | None
+    ) -> tuple[list[Latent], dict[Branch, Latent]]:
+        """The predictions of the guider's own `conds` and of `branches` at x; what is observed goes into `found`.
 
+        All in one calc_cond_batch of [branches that can share a batch with the positive, the guider's own, the others].
         The host runs the first list last in a batch and the first batch first, so every pack that looks for the first
-        row, or the first call, finds the one it has without us. Where another pack has a model_function_wrapper, which
-        may cut rows into tiles in its own order, each perturbed branch runs in a call of its own; where it has replaced
-        forwards in the network, each branch does, in a call like the guider's.
+        row, or the first call, finds the one that would be there without the branches. There are exceptions. Where
+        another pack has a model_function_wrapper, which may cut rows into tiles in its own order, each perturbed branch
+        runs in a call of its own. Where another pack has replaced forwards in the network, each branch runs in a call
+        that looks like the guider's.
         """
-        rows, values = self.run.rows, {}
-        for branch in [branch for branch in branches if branch.model != POSITIVE.model]:
-            values[branch] = self.run.weak_models.predict(branch, x, self.timestep, self.step.index)
-            self._count(x.shape[0])
+        context, call, conditionings = self._context, self._call, self._context.conditionings
+        values: dict[Branch, Latent] = {}
+        for branch in [branch for branch in branches if branch.model is not None]:
+            values[branch] = context.weak_models.predict(branch, x, call.timestep, call.step.index)
+            self._result.count(x.shape[0])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:
-            self.run.check(branch)
-        rows.set_roles(conds, branches)
-        wrapper = options.get("model_function_wrapper")
-        beside = self.run.changed
-        apart = [branch for branch in branches if beside or (wrapper and branch.perturbation is not None)]
-        together = [branch for branch in branches if branch not in apart]
-        first = [branch for branch in together if rows.can_share_a_batch_with_the_positive(branch)]
+            context.check(branch, call)
+        conditionings.set_roles(conds, branches, call)
+        wrapper = self._options.get("model_function_wrapper")
+        alone = [b for b in branches if context.replaced_forwards or (wrapper and b.perturbation is not None)]
+        together = [branch for branch in branches if branch not in alone]
+        first = [branch for branch in together if conditionings.can_share_a_batch_with_the_positive(branch, call)]
         last = [branch for branch in together if branch not in first]
-        network = functools.partial(self._network, wrapper)
+        network = functools.partial(self._network, wrapper, found)
 
-        def predict(lists: list) -> list[Latent]:
-            given = [rows.with_roles(conds) for conds in lists]
-            with lent(options, {"model_function_wrapper": network}):
-                return calc(model, given, x, self.timestep, options) if lists else []
+        def predict(lists: Conds) -> list[Latent]:
+            given = [conditionings.with_roles(conds) for conds in lists]
+            with lent(self._options, {"model_function_wrapper": network}):
+                return self._calc(self._model, given, x, call.timestep, self._options) if lists else []
 
-        out = predict([*map(rows.of, first), *conds, *map(rows.of, last)])
+        lists = ([conditionings.copy(branch, call) for branch in part] for part in (first, last))
+        out = predict([*next(lists), *conds, *next(lists)])
         start, end = len(first), len(first) + len(conds)
         values |= dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
-        for branch in apart:
-            place, lists = self._stand_in(branch) if beside else (0, [rows.of(branch)])
-            values[branch] = predict(lists)[place]
+        for branch in alone:
+            place, like_the_guiders = self._stand_in(branch)
+            values[branch] = predict(like_the_guiders)[place]
         return out[start:end], values
 
-    def _stand_in(self, branch: Branch) -> tuple[int, list]:
-        """(place, the guider's conditionings with `branch` there, where what it is a copy of would be). The others are
-        copies with the same perturbation: forwards of other packs may divide a batch in ways that nobody else knows."""
-        rows, origin = self.run.rows, branch.conditioning
-        copied = rows.own(POSITIVE if isinstance(origin, Pool) else branch)
-        names = {id(mine): name for name, mine in self.run.guider.conds.items()}
-        lists = [mine for mine in self.asked if mine is None or id(mine) in names]
-        if not any(mine is copied for mine in lists):
-            return 0, [rows.of(branch)]
-        place = next(at for at, mine in enumerate(lists) if mine is copied)
-        others = [None if mine is None else replace(branch, conditioning=names[id(mine)]) for mine in lists]
+    def _stand_in(self, branch: Branch) -> tuple[int, Conds]:
+        """(place, conditionings of a call in which `branch` is at that place). Where other packs have replaced forwards,
+        which may divide a batch in ways that nobody else knows, the call looks like the guider's: `branch` stands where
+        what it copies would, and the others are copies with the same perturbation."""
+        context, call, conditionings = self._context, self._call, self._context.conditionings
+        alone = 0, [conditionings.copy(branch, call)]
+        if not context.replaced_forwards:
+            return alone
+        copied = conditionings.source(POSITIVE if isinstance(branch.conditioning, Pool) else branch, call)
+        names = {id(entries): name for name, entries in context.guider.conds.items()}
+        lists = [entries for entries in call.asked if entries is None or id(entries) in names]
+        if not any(entries is copied for entries in lists):
+            return alone
+        place = next(at for at, entries in enumerate(lists) if entries is copied)
+        others = [e if e is None else replace(branch, conditioning=names[id(e)]) for e in lists]
         others[place] = branch
-        rows.set_roles(lists, [other for other in others if other])
-        return place, [other and rows.of(other) for other in others]
+        conditionings.set_roles(lists, [other for other in others if other], call)
+        return place, [other and conditionings.copy(other, call) for other in others]
 
-    def _count(self, rows: int) -> None:
-        self.forwards, self.rows = self.forwards + 1, self.rows + rows
-
-    def _network(self, wrapper, apply_model, args: dict) -> Latent:
-        """The outermost model_function_wrapper: one network call, its rows told apart and its roles set."""
-        self._count(args["input"].shape[0])
+    def _network(self, wrapper: Callable | None, found: Found | None, apply_model: Callable, args: dict) -> Latent:
+        """The outermost model_function_wrapper: one network call, with its roles set and its plan in the options."""
+        context, call, conditionings = self._context, self._call, self._context.conditionings
+        self._result.count(args["input"].shape[0])
         options = args["c"]["transformer_options"]
-        self.run.rows.give_roles(options)
-        branches = self.run.rows.branches(options)
-        record(self.step.sigma, branches, tuple(options["cond_or_uncond"]))
-        shares = tuple(branch.perturbation if branch else None for branch in branches)
-        if self.found and not self.hidden:
-            reference = {row["uuid"] for row in self.run.rows.own(REFERENCE)}
-            seen = zip(shares, options["uuids"], strict=True)
-            shares = tuple(self.run.observation if row in reference else share for share, row in seen)
+        conditionings.give_roles(options)
+        branches = conditionings.branches(options)
+        record(call.step.sigma, branches, tuple(options["cond_or_uncond"]))
+        chunks: Chunks = tuple(branch.perturbation if branch else None for branch in branches)
+        uuids = options["uuids"]  # not the options, which will hold the plan, which holds this list
+        if found is not None and not call.hides_attention:
+            reference = {entry["uuid"] for entry in conditionings.source(REFERENCE, call) or ()}
+            chunks = tuple(
+                call.observation if key in reference else chunk for chunk, key in zip(chunks, uuids, strict=True)
+            )
 
-        rows = options["uuids"]  # not the options, which will hold the plan, which holds this
+        def report(chunk: int, observation: Observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
+            if found is not None:
+                found.setdefault(uuids[chunk], (sums, grid))  # of a block's several transformers the first
 
-        def report(share: int, observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
-            self.found[observation].setdefault(rows[share], (sums, grid))  # of a block's transformers the first
-
-        if any(shares):
-            copies = self.run.rows.copies(options) if self.copied else ()
-            plan = Plan(shares, self.run.unproven, self.moment, report, copies, self.run.sharing, self.run.blocks)
-            options = planned(options, plan)
+        if any(chunks):
+            copies = conditionings.copies(options) if call.shares_prefixes else ()
+            sharing, blocks = context.prefix_sharing, context.blocks
+            options = planned(options, Plan(chunks, context.proofs, call.moment, report, copies, sharing, blocks))
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
         return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

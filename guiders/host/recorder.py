@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 
 from ...patches.texts import shown
 from ..base import NEGATIVE, POSITIVE, Latent, Step
+from .call_info import CallResult
 
 RECORDERS = "beyond_cfg_recorders"  # in model_options: a tuple
 
@@ -63,6 +65,7 @@ class Recorder:
     predictions_at: tuple[int, ...] = ()
     calls: list[Call] = field(default_factory=list)
     predictions: dict[int, dict[str, Latent]] = field(default_factory=dict)  # step → name → [1, …], of the first sample
+    _kept_steps: frozenset[int] = frozenset()  # predictions_at, counted from 0
 
     def begin(self, steps: int) -> None:
         """A run of so many steps. Raises ValueError for a step that it does not have."""
@@ -71,11 +74,12 @@ class Recorder:
                 raise ValueError(
                     f"Guidance Recorder: predictions_at asks for step {step}, and this run has the steps 0 to {steps - 1}"
                 )
-        self.kept_steps = {step % steps for step in self.predictions_at}
+        self._kept_steps = frozenset(step % steps for step in self.predictions_at)
         self.calls, self.predictions = [], {}
 
-    def add(self, call, step: Step, began: float, finish) -> None:
-        """One ModelCall that is over; `finish` turns a prediction into what a LATENT holds."""
+    def add(self, call: CallResult, step: Step, began: float, finish: Callable[[Latent], Latent]) -> None:
+        """One model call that is over. `began`: when, on time.perf_counter. `finish` turns a prediction into what a LATENT
+        holds."""
         entry = Call(step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began))
         self.calls.append(entry)
         if call.predictions is None or POSITIVE not in call.predictions:
@@ -89,13 +93,14 @@ class Recorder:
         if directions:
             stacked = torch.stack(directions)
             entry.names, entry.products = tuple(names), stacked @ stacked.T / stacked.shape[1]
-        if step.index in self.kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
+        if step.index in self._kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
             found = {"positive": call.predictions[POSITIVE], "guided": before}
             if NEGATIVE in call.predictions:
                 found = {"positive": found["positive"], "negative": call.predictions[NEGATIVE], "guided": before}
             self.predictions[step.index] = {name: finish(value[:1]).detach().cpu() for name, value in found.items()}
 
     def end(self) -> None:
+        """The run is over: bring what was measured to the CPU."""
         for call in self.calls:
             if call.products is not None:
                 call.products = call.products.cpu()

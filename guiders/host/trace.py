@@ -1,11 +1,9 @@
-"""What ran: the forwards of a block of code, for tests and reports, and what the log is told."""
+"""What ran: the network's forwards during a block of code, for tests and reports."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,23 +11,23 @@ from ..base import Branch
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardRecord:
     """One forward of the network in a model call where terms acted."""
 
     sigma: float
-    branches: tuple[Branch | None, ...]  # by row of the batch; None: a row of the guider's own
-    roles: tuple[int, ...]
+    branches: tuple[Branch | None, ...]  # for each chunk of the batch; None: the guider's own
+    roles: tuple[int, ...]  # what other packs take each chunk for: 0 positive, 1 negative
 
 
-_TRACE: contextvars.ContextVar[list[Forward] | None] = contextvars.ContextVar("trace", default=None)
+_TRACE: contextvars.ContextVar[list[ForwardRecord] | None] = contextvars.ContextVar("beyond_cfg_trace", default=None)
 
 
 @contextlib.contextmanager
-def trace() -> Iterator[list[Forward]]:
-    """Collects the forwards that carry rows of ours, in the order they run."""
-    token = _TRACE.set(record := [])
+def trace() -> Iterator[list[ForwardRecord]]:
+    """Within this context the list that is yielded gets each forward in which terms act, in the order they run."""
+    token = _TRACE.set(forwards := [])
     try:
-        yield record
+        yield forwards
     finally:
         _TRACE.reset(token)
 
@@ -37,11 +35,4 @@ def trace() -> Iterator[list[Forward]]:
 def record(sigma: float, branches: tuple[Branch | None, ...], roles: tuple[int, ...]) -> None:
     """Note one forward where somebody traces."""
     if (forwards := _TRACE.get()) is not None:
-        forwards.append(Forward(sigma, branches, roles))
-
-
-def warn(message: str) -> None:
-    logging.warning(f"Beyond CFG: {message}")
-
-
-warn_once = functools.cache(warn)
+        forwards.append(ForwardRecord(sigma, branches, roles))

@@ -6,7 +6,6 @@ from copies of the guider's own before the main model's were processed, its own 
 
 from __future__ import annotations
 
-import logging
 import uuid
 
 import comfy.model_management
@@ -16,13 +15,14 @@ import comfy.sampler_helpers
 import comfy.samplers
 
 from ...patches.host import KEY, others
-from ..base import Branch, Latent
-from .degraded import STEP
-from .trace import warn
+from ...patches.host.degraded import STEP
+from ...patches.host.log import LOG, warn
+from ..base import Branch, Latent, WeakModelRef
+from .sampler_inputs import SamplerInputs
 
 
-def with_weak_model(model, weak) -> tuple[object, str]:
-    """(a clone of MODEL that carries `weak`, the name that branches know it by). The same MODEL twice is one.
+def with_weak_model(model, weak) -> tuple[object, WeakModelRef]:
+    """(a clone of MODEL that carries `weak`, the reference that branches have to it). The same MODEL twice is one.
 
     Raises ValueError where the two cannot be combined: another latent space, another meaning of σ, or other texts."""
     check_agreement(model, weak)
@@ -33,7 +33,7 @@ def with_weak_model(model, weak) -> tuple[object, str]:
         carried = weak.clone()
         carried.set_attachments(KEY, weak)
         model.set_additional_models(KEY, [*models, carried])
-    return model, f"weak {place}"
+    return model, WeakModelRef(place)
 
 
 # What the host calls the width of the text tokens that a network takes, in the configurations of its networks.
@@ -41,6 +41,7 @@ _TEXT = ("context_dim", "context_in_dim", "text_dim", "cap_feat_dim", "caption_c
 
 
 def check_agreement(model, weak) -> None:
+    """Raise ValueError where the predictions of two MODELs cannot be compared."""
     main_space, weak_space = (m.get_model_object("latent_format") for m in (model, weak))
     if type(main_space) is not type(weak_space) or main_space.latent_channels != weak_space.latent_channels:
         raise ValueError(
@@ -63,7 +64,7 @@ def check_agreement(model, weak) -> None:
 
 
 def _text_widths(model) -> dict[str, int]:
-    """By the host's names for them; of a network that the host has configured in another way none."""
+    """Width of the text tokens by the host's name for it; empty for a network that the host configures in another way."""
     config = model.model.model_config.unet_config
     widths = {name: config.get(name) for name in _TEXT}
     widths["context_embedder_config"] = (
@@ -73,24 +74,22 @@ def _text_widths(model) -> dict[str, int]:
 
 
 class WeakModels:
-    """The weak models of one run, by the names that branches know them by. `nodes`: the title of the node of each."""
+    """The weak models of one run. `nodes`: the title of the node of each."""
 
-    def __init__(self, guider, nodes: dict[str, str]):
+    def __init__(self, guider, nodes: dict[WeakModelRef, str]):
         models = guider.model_patcher.get_additional_models_with_key(KEY)
-        self._models = {
-            name: _apart(models, int(name.split()[1]), guider.model_patcher, node) for name, node in nodes.items()
-        }
+        self._models = {ref: _apart(models, ref.index, guider.model_patcher, node) for ref, node in nodes.items()}
         kinds = [kind for kind in ("positive", "negative") if kind in guider.conds]  # each has the areas of the other
         self._raw = {kind: [dict(row) for row in guider.conds[kind]] for kind in kinds}
-        self._options: dict[str, dict] = {}
-        self._conds: dict[str, dict[str, list[dict]]] = {}
+        self._options: dict[WeakModelRef, dict] = {}
+        self._conds: dict[WeakModelRef, dict[str, list[dict]]] = {}
 
         if any(weak.model_options.get(KEY) for weak in self._models.values()):
             warn("guidance on a weak model does not act: it is only asked for its prediction")
 
-    def begin(self, guider, sigmas, noise, latent_image, mask, seed, shapes) -> None:
+    def begin(self, guider, inputs: SamplerInputs) -> None:
         """Process their conditionings and get them ready; the host has loaded them with the main model."""
-        for name, weak in self._models.items():
+        for ref, weak in self._models.items():
             conds = {kind: [{**row, "uuid": uuid.uuid4()} for row in rows] for kind, rows in self._raw.items()}
             options = comfy.model_patcher.create_model_options_clone(weak.model_options)
             options.setdefault("transformer_options", {})
@@ -98,24 +97,27 @@ class WeakModels:
             comfy.samplers.filter_registered_hooks_on_conds(conds, options)
             # Controls are made ready by the main model's own run, and would be a second time here.
             controls = {row["uuid"]: row.pop("control") for rows in conds.values() for row in rows if "control" in row}
-            more = {"latent_shapes": shapes} if shapes else {}
-            device = guider.model_patcher.load_device
-            conds = comfy.samplers.process_conds(weak.model, noise, conds, device, latent_image, mask, seed, **more)
+            device, image, mask = guider.model_patcher.load_device, inputs.latent_image, inputs.mask
+            conds = comfy.samplers.process_conds(
+                weak.model, inputs.noise, conds, device, image, mask, inputs.seed, **inputs.shapes_argument
+            )
             for row in (row for rows in conds.values() for row in rows):
                 if row["uuid"] in controls:
                     row["control"] = controls[row["uuid"]]
-            options["transformer_options"]["sample_sigmas"] = sigmas
-            self._options[name], self._conds[name] = options, conds
+            options["transformer_options"]["sample_sigmas"] = inputs.sigmas
+            self._options[ref], self._conds[ref] = options, conds
             weak.pre_run()
 
     def predict(self, branch: Branch, x: Latent, timestep, step: int) -> Latent:
-        """The prediction at an evaluation that belongs to this step of the sampler."""
+        """The prediction of a branch that has a weak model, in an evaluation that belongs to this step of the sampler.
+        `timestep`: σ as the host hands it on, [batch]."""
         weak, options = self._models[branch.model], self._options[branch.model]
         options["transformer_options"][STEP] = step
-        rows = self._conds[branch.model][branch.conditioning]
-        return comfy.samplers.calc_cond_batch(weak.model, [rows], x, timestep, options)[0]
+        conditioning = self._conds[branch.model][branch.conditioning]
+        return comfy.samplers.calc_cond_batch(weak.model, [conditioning], x, timestep, options)[0]
 
     def end(self) -> None:
+        """Undo what the run has changed in them."""
         for weak in self._models.values():
             weak.cleanup()
             weak.restore_hook_patches()
@@ -149,7 +151,7 @@ def _apart(models: list, place: int, main, node: str):
     except RuntimeError as error:
         raise ValueError(f"{node}: {reason} ({error})") from None
     size = comfy.model_management.module_size(own.model) / 2**20
-    logging.info(f"Beyond CFG: the weak model got weights of its own, {size:.0f} MB, since its patches differ")
+    LOG.info(f"Beyond CFG: the weak model got weights of its own, {size:.0f} MB, since its patches differ")
     own.set_attachments(KEY, weak.get_attachment(KEY))
     models[place] = own
     main.set_additional_models(KEY, models)  # so that the next run has it

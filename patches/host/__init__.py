@@ -1,29 +1,27 @@
 """The one door from perturbations to the host's networks.
 
-A network call carries a batch of equal shares of rows. `planned` writes into its transformer_options which perturbation
-each share gets; `apply_model`, the innermost wrapper of that call, sees the network and everything other packs have
-installed by then, and puts ours in front of the chosen layers for the length of the call: in a UNet by the host's
-attn1 replace patches, in a transformer by a forward around its modules. Nothing is left behind, nothing of others is
-replaced: what was there before is called from ours.
+A network call carries a batch of equal chunks, one for each conditioning. `planned` writes into the call's
+transformer_options what is done in each chunk. `apply_model`, the innermost wrapper of that call, sees the network and
+everything that other packs have installed by then, and puts the pack's functions in front of what is there. All of them
+are removed when the call ends. What was there before is called from them.
+
+    UNets                the host's own attn1 replace patches, in the options of the call
+    transformers         `forward` of the chosen modules (forwards.py): the host has no patch for the self-attention of
+                         most of them, and for none where the picture's tokens are. The networks are shared objects, so
+                         `forward` looks up what to do in the options of its own call
+    of these: AuraFlow,  `optimized_attention` and `optimized_attention_masked` in the Python modules in which the host
+    HunyuanDiT, PixArt,  writes these networks (options_free.py): it gives their attention no options, so that an
+    Stable Cascade …     override cannot reach it in another way. A lock and a count of users serve several threads
+
+For which networks that third way is needed is not a list here: `takes_options` asks each attending module.
 """
 
-from .call import KEY, Plan, planned
+from .call import KEY, Plan, Proofs, planned
+from .chunks import Chunks
+from .forwards import ForwardPatch, Streams, patched_forwards
 from .lookup import Blocks, architecture_of, check_layers, check_time, is_compiled, layer_map, select_layers, uncompiled
-from .modules import Forward, Streams, around
-from .sharing import Sharing
+from .prefix_sharing import PrefixSharing
 
-__all__ = [
-    "KEY",
-    "Blocks",
-    "Forward",
-    "Plan",
-    "Sharing",
-    "Streams",
-    "architecture_of",
-    "around",
-    "check_layers",
-    "check_time",
-    "is_compiled",
-    "planned",
-]
-__all__ += ["layer_map", "select_layers", "uncompiled"]
+__all__ = ["KEY", "Blocks", "Chunks", "ForwardPatch", "Plan", "PrefixSharing", "Proofs", "Streams", "architecture_of"]
+__all__ += ["check_layers", "check_time", "is_compiled", "layer_map", "patched_forwards", "planned", "select_layers"]
+__all__ += ["uncompiled"]

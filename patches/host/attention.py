@@ -1,4 +1,4 @@
-"""Our attention in the host's place: told by the host's arguments, cut into the shares of the batch."""
+"""Attention functions that apply a perturbation to its own chunks of the batch, and call the host's for the rest."""
 
 from __future__ import annotations
 
@@ -12,49 +12,40 @@ import torch
 from torch import Tensor
 
 from ..architectures import Place
-from ..base import AttentionCall, Moment, Perturbation
+from ..base import AttentionCall, Moment, Observation
+from .chunks import Chunks, PresentChunks, by_chunk, mark_reached
 from .tiles import Tiles, Watch
 
 ATTENTION = "optimized_attention_override"  # the host's slot for one function around every attention
-TEXT = "beyond_cfg_text"  # how many tokens of text come first, in the options of a module of ours
-PARTS = "beyond_cfg_parts"  # how many tokens had which call, where a module's attention may come in several
+TEXT = "beyond_cfg_text"  # in a module's options: how many tokens of text come first
+PARTS = "beyond_cfg_parts"  # … and how many tokens each attention call so far had, in modules that attend in several
 
 ADVICE = "Take the node out that does this, or choose other layers."
 
-Shares = tuple[Perturbation | None, ...]  # of a batch, in its order; None runs as the host would
-Report = Callable[[int, Perturbation, Tensor, tuple[int, ...]], None]  # (share, who, [rows, image tokens], grid)
-
-
-@dataclass
-class Present:
-    """Which shares of a network call's batch there are in the module that is running."""
-
-    kept: tuple[int, ...] | None = None  # None: all
-
-    def of(self, shares: Shares) -> Shares:
-        return shares if self.kept is None else tuple(shares[at] for at in self.kept)
+Report = Callable[[int, Observation, Tensor, tuple[int, ...]], None]  # (chunk, who, [rows, image tokens], grid)
 
 
 @dataclass(frozen=True)
 class UNetAttention:
-    """The UNet's attn1 replace patch: it is asked for the self-attention alone, text is attended to elsewhere."""
+    """The UNet's attn1 replace patch of one layer. The host asks it for the self-attention only: text is attended to
+    elsewhere."""
 
-    shares: Shares
+    chunks: Chunks
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
     layer: str
     pictures: set | None = field(compare=False)  # of a video's network: the layers whose attention in pictures has run
     moment: Moment | None
     report: Report | None
-    reached: set = field(compare=False)
-    present: Present = field(compare=False)
+    reached: set = field(compare=False)  # what has come to where it acts
+    present: PresentChunks = field(compare=False)
     watch: Watch = field(compare=False)
     others: Callable[[], str] = field(compare=False)  # a sentence of what other nodes have put into the network
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # q, k, v: [batch, tokens, channels]
-        witness(self.reached, self.shares)
-        images, _, height, width = extra["activations_shape"]  # of the transformer; a block in it may get fewer shares
-        shares = self.present.of(self.shares)
-        if q.shape[0] * len(self.shares) == images * len(shares):
+        mark_reached(self.reached, self.chunks)
+        images, _, height, width = extra["activations_shape"]  # of the transformer; a block in it may get fewer chunks
+        chunks = self.present.of(self.chunks)
+        if q.shape[0] * len(self.chunks) == images * len(chunks):
             images = q.shape[0]
         heads, precision = extra["n_heads"], extra.get("attn_precision")
         run = comfy.ldm.modules.attention.optimized_attention
@@ -73,11 +64,11 @@ class UNetAttention:
             if (q.shape[0] != images and tiles is None) or self.layer in self.pictures:
                 return clean(slice(None))
             self.pictures.add(self.layer)
-        strange, own = self._strange(q, k, height * width, tiles), None
+        why_unknown, own_values = self._why_unknown(q, k, height * width, tiles), None
         if tiles and tiles.keys == "whole" and k.shape[1] == q.shape[1]:
-            own = _to_heads(tiles.cut(values), heads)
+            own_values = _to_heads(tiles.cut(values), heads)
 
-        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+        def changed(rows: slice, acting) -> Tensor:
             qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))
 
             def attend(queries: Tensor, tokens: slice) -> Tensor:
@@ -85,23 +76,23 @@ class UNetAttention:
 
             grid = tiles.grid if tiles else (height, width) if height * width == q.shape[1] else None
             image, scale = slice(0, q.shape[1]), qh.shape[-1] ** -0.5
-            known = {"own": own if own is None else own[rows]}
-            if strange is not None:
-                known["strange"] = lambda: f"{_titles([perturbation])}: {strange()}"
+            known = {"own_values": own_values if own_values is None else own_values[rows]}
+            if why_unknown is not None:
+                known["why_unknown"] = lambda: f"{acting.about.title}: {why_unknown()}"
             call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment, **known)
-            if hasattr(perturbation, "observe"):
-                if strange is None or own is not None:
-                    call = replace(call, strange=None, grid=(height, width))
-                    _observe(self, perturbation, call, rows, q.shape[0], tiles.joined if tiles else None)
+            if isinstance(acting, Observation):
+                if why_unknown is None or own_values is not None:
+                    call = replace(call, why_unknown=None, grid=(height, width))
+                    _observe(self, acting, call, rows, q.shape[0], tiles.joined if tiles else None)
                 return clean(rows)
-            return _from_heads(perturbation.attention(call))
+            return _from_heads(acting.attention(call))
 
-        told = q.shape[0] == images or tiles is not None
-        untold = None if told else partial(self._untold, q.shape[0], images)
-        return by_share(q.shape[0], shares, clean, perturbed, untold)
+        known_rows = q.shape[0] == images or tiles is not None
+        unknown = None if known_rows else partial(self._unknown_rows, q.shape[0], images)
+        return by_chunk(q.shape[0], chunks, clean, changed, unknown)
 
-    def _strange(self, q: Tensor, k: Tensor, size: int, tiles: Tiles | None) -> Callable[[], str] | None:
-        """Says why no key is known to be that of a token of the picture, which has `size`; None: it is known."""
+    def _why_unknown(self, q: Tensor, k: Tensor, size: int, tiles: Tiles | None) -> Callable[[], str] | None:
+        """Why nobody knows which key belongs to which token of the picture, which has `size` tokens. None: it is known."""
         if tiles:
             if tiles.keys == "cut" and k.shape[1] == q.shape[1]:
                 return None
@@ -114,25 +105,25 @@ class UNetAttention:
             f"in {self.layer} {what}, so that it is not known which of them is which. {self.others()} {ADVICE}"
         )
 
-    def _untold(self, rows: int, images: int) -> str:
+    def _unknown_rows(self, rows: int, images: int) -> str:
         what = f"the attention of {self.layer} gets {rows} rows where the network has {images}"
         return f"{what}, and nothing says whose they are. {self.others()} {ADVICE}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the picture is among a self-attention's tokens, in one call of the network."""
+    """Where the picture's tokens are among all tokens of a self-attention, in one call of the network."""
 
     grid: tuple[int, ...]
-    is_set: bool  # whether the grid only counts
+    is_set: bool  # whether the tokens have no order, so that the grid only counts them
     place: Place
-    shift: int
+    shift: int  # tokens by which the picture begins later than `place` says
     across: int  # tokens of another picture that follow in each row of the grid
-    prefix: bool
+    prefix: bool  # whether keys that have no queries come first
 
     def image(self, tokens: int, text: int, call: slice | None = None) -> slice | None:
-        """The picture among the tokens of a call that is of them all, or of those in `call`, where it may not be. Raises
-        LookupError where they are too few."""
+        """Which of the tokens are the picture. `call` is a slice of all tokens where the call has only some of them; the
+        result then counts from its start, or is None if the picture is not in it. Raises LookupError for too few tokens."""
         size = math.prod(self.grid)
         start = self.place(tokens, size, text) + self.shift
         if call is not None:
@@ -146,7 +137,7 @@ class Layout:
         return slice(start, start + size)
 
     def order(self, image: slice, tokens: int, device: torch.device) -> Tensor | None:
-        """The places of all tokens in an order in which the picture's are those of `image`; None: they are."""
+        """The permutation of all tokens that puts the picture's at `image`, one after the other. None: they are there."""
         if not self.across:
             return None
         at, width = torch.arange(tokens, device=device), self.grid[-1] + self.across
@@ -158,22 +149,23 @@ class Layout:
 
 @dataclass(frozen=True)
 class TransformerAttention:
-    """The host's attention override inside one module, whose attention is over the picture and what lies beside it."""
+    """The host's attention override inside one module of a transformer, whose attention sees the picture and what lies
+    beside it, such as text."""
 
-    shares: Shares
-    previous: Callable | None
+    chunks: Chunks
+    previous: Callable | None  # another pack's override
     layout: Layout
     where: str  # network and layer
     moment: Moment | None
     report: Report | None
-    reached: set = field(compare=False)
-    present: Present = field(compare=False)
+    reached: set = field(compare=False)  # what has come to where it acts
+    present: PresentChunks = field(compare=False)
     others: Callable[[], str] = field(compare=False)  # a sentence of what other nodes have put into the network
 
     def __call__(
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
     ) -> Tensor:
-        witness(self.reached, self.shares)
+        mark_reached(self.reached, self.chunks)
         options, before = kw.get("transformer_options", {}), 0
         tokens, keys = (part.shape[2] if skip_reshape else part.shape[1] for part in (q, k))
         if keys < tokens:
@@ -196,7 +188,7 @@ class TransformerAttention:
             form = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
             return run(q[rows], k[rows], v[rows], heads, mask=_mask_of(mask, rows, q), **form, **kw)
 
-        def perturbed(rows: slice, perturbation: Perturbation) -> Tensor:
+        def changed(rows: slice, acting) -> Tensor:
             qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
             kh, vh = (part.repeat_interleave(heads // part.shape[1], 1) for part in (kh, vh))  # those that heads share
             bias = _bias(_mask_of(mask, rows, q), qh.dtype)
@@ -214,61 +206,32 @@ class TransformerAttention:
             grid = None if self.layout.is_set else self.layout.grid
             prefix = keys - tokens if self.layout.prefix else before
             call = AttentionCall(qh, kh, vh, image, grid, scale, bias, attend, self.where, self.moment, prefix)
-            if hasattr(perturbation, "observe"):
-                _observe(self, perturbation, call, rows, q.shape[0])
+            if isinstance(acting, Observation):
+                _observe(self, acting, call, rows, q.shape[0])
                 return clean(rows)
-            out = perturbation.attention(call)
+            out = acting.attention(call)
             out = out if order is None else out[:, :, order.argsort()]
             return out if skip_output_reshape else _from_heads(out)
 
         if image is None:
             return clean(slice(None))
-        shares = self.present.of(self.shares)
-        what = f"{self.where}: its attention gets {q.shape[0]} rows, which are no {len(shares)} equal shares."
-        untold = partial("{} {} {}".format, what, self.others(), ADVICE) if q.shape[0] % len(shares) else None
-        return by_share(q.shape[0], shares, clean, perturbed, untold)
+        chunks = self.present.of(self.chunks)
+        what = f"{self.where}: its attention gets {q.shape[0]} rows, which are no {len(chunks)} equal shares."
+        unknown = partial("{} {} {}".format, what, self.others(), ADVICE) if q.shape[0] % len(chunks) else None
+        return by_chunk(q.shape[0], chunks, clean, changed, unknown)
 
     def refusal(self, what: str) -> RuntimeError:
         return RuntimeError(f"{self.where}: {what} {self.others()} {ADVICE}")
 
 
-def _observe(patch, perturbation: Perturbation, call: AttentionCall, rows: slice, batch: int, joined=None) -> None:
-    """Report what `perturbation` sees of these rows, share by share; `joined` puts tiles in the batch together."""
+def _observe(patch, observation: Observation, call: AttentionCall, rows: slice, batch: int, joined=None) -> None:
+    """Report what `observation` sees of these rows, chunk by chunk; `joined` puts tiles in the batch together."""
     if call.grid is not None:
-        present = patch.present.of(tuple(range(len(patch.shares))))
-        size, seen = batch // len(present), perturbation.observe(call)
+        present = patch.present.of(tuple(range(len(patch.chunks))))
+        size, seen = batch // len(present), observation.observe(call)
         parts = [part if joined is None else joined(part) for part in seen.split(size)]
-        for share, part in zip(present[rows.start // size :], parts, strict=False):
-            patch.report(share, perturbation, part, call.grid)
-
-
-def by_share(
-    batch: int, shares: Shares, clean: Callable, perturbed: Callable, untold: Callable[[], str] | None = None
-) -> Tensor:
-    """Each run of equal shares handled once, but for those that draw by sample, and put together in the batch's order.
-    `untold` says why it is not known which rows of the batch are whose: RuntimeError, unless it is the same for all."""
-    size, rest = divmod(batch, len(shares))
-    if untold or rest:
-        acting = {share for share in shares if share is not None and not hasattr(share, "observe")}
-        if not acting:
-            return clean(slice(None))
-        if len({*shares}) > 1 or any(getattr(share, "random", False) for share in acting):
-            why = (
-                untold() if untold else f"{batch} rows are no {len(shares)} equal shares. Another pack has changed them"
-            )
-            raise RuntimeError(f"{_titles(acting)}: {why}")
-        return perturbed(slice(None), *acting)
-    parts, start = [], 0
-    for end in range(1, len(shares) + 1):
-        if end == len(shares) or shares[end] != shares[start] or getattr(shares[start], "random", False):
-            rows = slice(start * size, end * size)
-            parts.append(clean(rows) if shares[start] is None else perturbed(rows, shares[start]))
-            start = end
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _titles(perturbations) -> str:
-    return ", ".join(sorted({perturbation.about.title for perturbation in perturbations}))
+        for chunk, part in zip(present[rows.start // size :], parts, strict=False):
+            patch.report(chunk, observation, part, call.grid)
 
 
 def _host_attention(run, q: Tensor, k: Tensor, v: Tensor, heads: int, **kw) -> Tensor:
@@ -302,8 +265,3 @@ def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _ordered(bias: Tensor, order: Tensor) -> Tensor:
     return (bias if bias.shape[-2] == 1 else bias[..., order, :])[..., order]
-
-
-def witness(reached: set, shares: Shares) -> None:
-    if not torch.compiler.is_compiling():
-        reached.update(shares)

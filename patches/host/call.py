@@ -1,49 +1,78 @@
-"""One network call in which some shares of the batch are perturbed."""
+"""One network call in which something is done in some chunks of the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from .. import architectures
-from ..base import Moment, Perturbation
-from ..layers import Layer
-from .attention import ATTENTION, Layout, Present, Report, Shares, TransformerAttention, UNetAttention
-from .lookup import Blocks, check_layers, is_compiled, uncompiled
-from .modules import (
-    AttendingModule,
-    Forward,
-    Inputs,
-    SkippedBlock,
-    Streams,
-    TimeModule,
-    ToldAttention,
-    UntoldModule,
-    around,
-    attention_told,
-    takes_options,
+from ..architectures import Architecture, Stack
+from ..base import (
+    AttentionPerturbation,
+    BlockPerturbation,
+    Intervention,
+    Moment,
+    Observation,
+    Perturbation,
+    TimePerturbation,
 )
+from ..layers import Layer
+from .attention import ATTENTION, Layout, Report, TransformerAttention, UNetAttention
+from .chunks import Chunks, PresentChunks, only
+from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_options
+from .lookup import Blocks, check_layers, is_compiled, uncompiled
+from .modules import AttendingModule, SkippedBlock, TimeModule
+from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
 from .others import said
-from .sharing import Sharing
+from .prefix_sharing import PrefixSharing
 from .tiles import Watch
 
-KEY = "beyond_cfg"
+KEY = "beyond_cfg"  # of everything that the pack puts into the host's options
+ATTENDING = (AttentionPerturbation, Observation)
 
 
-@dataclass
+class Proofs:
+    """Which perturbations of a run have been seen to act. One that has not by the end of its first call is an error; later
+    calls need no proof, since a cache may answer for the network."""
+
+    def __init__(self, perturbations: Iterable[Intervention | None]):
+        self._missing = {one for one in perturbations if isinstance(one, Perturbation)}
+
+    def missing(self, chunks: Chunks) -> set[Perturbation]:
+        """Those of `chunks` that have not been seen to act."""
+        return self._missing.intersection(chunks)
+
+    def settle(self, perturbations: set[Perturbation]) -> None:
+        """These need no proof any more."""
+        self._missing -= perturbations
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What one network call is to do, and the perturbations whose first call this is."""
+    """What is to be done in one network call."""
 
-    shares: Shares
-    unproven: set[Perturbation]
+    chunks: Chunks
+    proofs: Proofs  # of the run
     moment: Moment
-    report: Report | None = None  # told what is observed
-    copies: tuple[Hashable, ...] = ()  # what each share is a copy of, but for its perturbation
-    sharing: Sharing = field(default_factory=Sharing)  # of the run
+    report: Report | None = None  # gets what is observed
+    copies: tuple[Hashable, ...] = ()  # for each chunk what it is a copy of, but for what is done in it; empty: unknown
+    prefix_sharing: PrefixSharing = field(default_factory=PrefixSharing)  # of the run
     blocks: Blocks = Blocks(None, {})  # of the network when the run began
+
+    @property
+    def moment_if_random(self) -> Moment | None:
+        """The moment where something draws only: a compiled network would be compiled again for each new one."""
+        return self.moment if any(chunk is not None and chunk.random for chunk in self.chunks) else None
+
+    def of_layers(self) -> dict[Layer, Chunks]:
+        """The layers in which something is done, and what in each chunk."""
+        layers = dict.fromkeys(layer for chunk in self.chunks if chunk is not None for layer in chunk.layers)
+        return {
+            layer: tuple(c if c is not None and layer in c.layers else None for c in self.chunks) for layer in layers
+        }
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -56,157 +85,157 @@ def planned(transformer_options: dict, plan: Plan) -> dict:
 
 
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    """The host's APPLY_MODEL wrapper of a call that carries a plan. Raises RuntimeError where the plan cannot be carried
+    out, or where a perturbation is seen to have had no effect."""
     plan: Plan = transformer_options[KEY]
     compiled = executor.class_obj.diffusion_model
     network = uncompiled(compiled)
-    reached: set[Perturbation] = set()
-    present = Present()
     options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
-    architecture, blocks = architectures.find(network), plan.blocks.now(network)
-    unproven = plan.unproven.intersection(plan.shares)
-    for perturbation in (one for one in unproven if not hasattr(one, "observe")):
+    architecture, blocks, missing = (
+        architectures.find(network),
+        plan.blocks.now(network),
+        plan.proofs.missing(plan.chunks),
+    )
+    for perturbation in missing:
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
+    if architecture is None:
+        raise RuntimeError(f"{type(network).__name__} is not supported: {architectures.why_not(network)}")
+    call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, partial(said, network, options))
     inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
-    shared = plan.sharing.forwards(architecture, compiled, inputs, options, plan.shares, plan.copies, present)
-    forwards, untold = _time(architecture, network, x, kwargs, plan, reached), []
-    others = partial(said, network, options)
+    shared = plan.prefix_sharing.patches(
+        architecture, compiled, inputs, options, plan.chunks, plan.copies, call.present
+    )
+    forwards, options_free = call.time_patches(), []
     if architecture.stacks:
-        transformer = _Transformer(architecture, network, blocks, x, kwargs, plan, reached, present, others)
-        forwards, untold = forwards + transformer.forwards(options.get(ATTENTION)), transformer.untold
-        if untold:
-            options = {**options, ATTENTION: ToldAttention(options.get(ATTENTION))}
+        options_free = call.options_free()
+        forwards += call.transformer_patches(options.get(ATTENTION))
+        if options_free:
+            options = {**options, ATTENTION: OptionsFreeOverride(options.get(ATTENTION))}
     else:
-        options = _with_attn1_patches(options, network, plan, reached, present, others)
-    with attention_told(untold), around(forwards + shared, options) as options:
+        options = call.with_attn1_patches(options)
+    with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-    if not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
-        for perturbation in unproven - reached:
+    if not is_compiled(compiled):  # a compiled graph runs no Python that could note what it reached
+        for perturbation in missing - call.reached:
             layers = ", ".join(map(str, perturbation.layers))
             what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
             raise RuntimeError(
                 f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
-                f"effect. {others()} Take the node out that is in the way, or choose other layers."
+                f"effect. {call.others()} Take the node out that is in the way, or choose other layers."
             )
-    plan.sharing.say(plan.shares)
-    plan.unproven.difference_update(unproven)  # later calls may be skipped by a cache, and need no proof
+    plan.prefix_sharing.log(plan.chunks)
+    plan.proofs.settle(missing)
     return denoised
 
 
-def _layers(plan: Plan) -> dict[Layer, Shares]:
-    """The layers that are touched, and by what in each share."""
-    layers = dict.fromkeys(layer for perturbation in plan.shares if perturbation for layer in perturbation.layers)
-    return {layer: tuple(p if p is not None and layer in p.layers else None for p in plan.shares) for layer in layers}
+@dataclass(frozen=True)
+class NetworkCall:
+    """A plan and the network that carries it out, and what is put into the network for the length of the call."""
+
+    architecture: Architecture
+    network: object
+    blocks: dict[Layer, object]
+    shape: tuple[int, ...]  # of x
+    conds: dict  # the host's further inputs of the network
+    plan: Plan
+    others: Callable[[], str]  # a sentence of what other nodes have put into the network
+    reached: set[Intervention | None] = field(default_factory=set)  # what has come to where it acts
+    present: PresentChunks = field(default_factory=PresentChunks)
+
+    def time_patches(self) -> list[ForwardPatch]:
+        """What stands around the module that embeds the time."""
+        chunks = only(TimePerturbation, self.plan.chunks)
+        if not any(chunks):
+            return []
+        which = self.architecture.time_rows
+        grid = self.architecture.tokens(self.network, self.shape, self.conds) if which == "tokens" else ()
+        module = self.network.get_submodule(self.architecture.time)
+        setting = {"rows": self.shape[0], "which": which, "moment": self.plan.moment, "grid": grid}
+        return [ForwardPatch("time", module, partial(TimeModule, chunks=chunks, reached=self.reached, **setting))]
+
+    def with_attn1_patches(self, options: dict) -> dict:
+        """A copy of a UNet's transformer_options with an attention function for each layer in which something is done."""
+        replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
+        attn1, patches, layers = (
+            replace.setdefault("attn1", {}),
+            dict(options.get("patches", {})),
+            self.plan.of_layers(),
+        )
+        pictures = set() if architectures.has_frames(self.network) else None
+        watch = Watch({_place(layer) for layer in layers})
+        if patches.get("attn1_patch"):
+            patches["attn1_patch"] = [watch.first, *patches["attn1_patch"], watch.last]
+        for layer, chunks in layers.items():
+            key = _place(layer)
+            attn1[key] = UNetAttention(
+                only(ATTENDING, chunks),
+                attn1.get(key, attn1.get(key[:2])),  # the host looks for patches in this order
+                str(layer),
+                pictures,
+                self.plan.moment_if_random,
+                self.plan.report,
+                self.reached,
+                self.present,
+                watch,
+                self.others,
+            )
+        return {**options, "patches": patches, "patches_replace": replace}
+
+    def options_free(self) -> list:
+        """The attending modules of a transformer that the host gives no options."""
+        modules = (self._attending_module(layer) for layer, chunks in self.plan.of_layers().items() if _attends(chunks))
+        return [module for module in modules if not takes_options(module)]
+
+    def transformer_patches(self, previous: Callable | None) -> list[ForwardPatch]:
+        """What stands around which module of a transformer; `previous` is another pack's attention override."""
+        found = []
+        for layer, chunks in self.plan.of_layers().items():
+            if _attends(chunks):
+                found.append(self._attention_patch(layer, only(ATTENDING, chunks), previous))
+            if any(skipped := only(BlockPerturbation, chunks)):
+                stack, block = self.architecture.stack(layer), self.blocks[layer]
+                setting = {"streams": Streams.of(block, stack.streams), "axis": stack.rows, "chunks": skipped}
+                skip = partial(SkippedBlock, **setting, reached=self.reached, present=self.present)
+                found.append(ForwardPatch(f"skipped {layer}", block, skip))
+        return found
+
+    def _attending_module(self, layer: Layer):
+        return self.architecture.attention(self.blocks[layer], layer)
+
+    def _attention_patch(self, layer: Layer, chunks: Chunks, previous: Callable | None) -> ForwardPatch:
+        module, stack = self._attending_module(layer), self.architecture.stack(layer)
+        attention = TransformerAttention(
+            chunks,
+            previous,
+            self._layout(layer, stack),
+            f"{type(self.network).__name__} {layer}",
+            self.plan.moment_if_random,
+            self.plan.report,
+            self.reached,
+            self.present,
+            self.others,
+        )
+        if takes_options(module):
+            sliced = stack.text == "img_slice"
+            text = Inputs.of(module, (stack.text,)) if stack.text and not sliced else None
+            make = partial(AttendingModule, attention=attention, text=text, parts=stack.parts, sliced=sliced)
+        else:
+            make = partial(OptionsFreeModule, attention=attention)
+        return ForwardPatch(f"attention of {layer}", module, make)
+
+    def _layout(self, layer: Layer, stack: Stack) -> Layout:
+        """Where the picture's tokens are in a layer's attention."""
+        architecture, network = self.architecture, self.network
+        whole = architecture.tokens(network, self.shape, self.conds)
+        grid = architecture.tokens(network, self.shape, self.conds, layer) if stack.grid else whole
+        shift, across = (beside(network, self.conds, whole) for beside in (architecture.shift, architecture.across))
+        return Layout(grid, architecture.is_set, stack.image, shift, across, stack.prefix)
 
 
-def _those(has: tuple[str, ...], shares: Shares) -> Shares:
-    """Those of `shares` that define one of `has`."""
-    return tuple(p if any(hasattr(p, name) for name in has) else None for p in shares)
-
-
-def _moment(plan: Plan) -> Moment | None:
-    """A compiled network would be compiled again for every new one, so it is given where something draws only."""
-    return plan.moment if any(getattr(p, "random", False) for p in plan.shares) else None
-
-
-def _with_attn1_patches(options: dict, network, plan: Plan, reached: set, present: Present, others: Callable) -> dict:
-    replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
-    attn1, patches, layers = replace.setdefault("attn1", {}), dict(options.get("patches", {})), _layers(plan)
-    pictures = set() if architectures.has_frames(network) else None
-    watch = Watch({_place(layer) for layer in layers})
-    if patches.get("attn1_patch"):
-        patches["attn1_patch"] = [watch.first, *patches["attn1_patch"], watch.last]
-    for layer, shares in layers.items():
-        key = _place(layer)
-        previous = attn1.get(key, attn1.get(key[:2]))  # the host looks for them in this order
-        shares = _those(("attention", "observe"), shares)
-        of_call = (pictures, _moment(plan), plan.report, reached, present, watch, others)
-        attn1[key] = UNetAttention(shares, previous, str(layer), *of_call)
-    return {**options, "patches": patches, "patches_replace": replace}
+def _attends(chunks: Chunks) -> bool:
+    return any(only(ATTENDING, chunks))
 
 
 def _place(layer: Layer) -> tuple[str, int, int]:
-    """As the host names it."""
+    """A layer of a UNet, as the host names it."""
     return layer.stack, layer.index, layer.part
-
-
-class _Transformer:
-    """What is put around the modules of a transformer in one call."""
-
-    def __init__(
-        self,
-        architecture,
-        network,
-        blocks,
-        x,
-        conds: dict,
-        plan: Plan,
-        reached: set,
-        present: Present,
-        others: Callable,
-    ):
-        self.others = others
-        self.architecture, self.network, self.blocks, self.plan = architecture, network, blocks, plan
-        self.reached, self.present = reached, present
-        self.tokens = partial(architecture.tokens, network, tuple(x.shape), conds)
-        self.grid = self.tokens()
-        self.shift = architecture.shift(network, conds, self.grid)
-        self.across = architecture.across(network, conds, self.grid)
-        self.layers = _layers(plan)
-        attending = [layer for layer, shares in self.layers.items() if any(_those(("attention", "observe"), shares))]
-        self.attentions = {layer: architecture.attention(blocks[layer], layer) for layer in attending}
-        self.untold = [module for module in self.attentions.values() if not takes_options(module)]
-
-    def forwards(self, previous: Callable | None) -> list[Forward]:
-        """What is put around which module; `previous` is another pack's attention override."""
-        moment, found = _moment(self.plan), []
-        for layer, shares in self.layers.items():
-            stack = self.architecture.stack(layer)
-            if layer in self.attentions:
-                module = self.attentions[layer]
-                grid = self.tokens(layer) if stack.grid else self.grid
-                layout = Layout(grid, self.architecture.is_set, stack.image, self.shift, self.across, stack.prefix)
-                where, attending = f"{type(self.network).__name__} {layer}", _those(("attention", "observe"), shares)
-                attention = TransformerAttention(
-                    attending,
-                    previous,
-                    layout,
-                    where,
-                    moment,
-                    self.plan.report,
-                    self.reached,
-                    self.present,
-                    self.others,
-                )
-                found.append(Forward(f"attention of {layer}", module, self._attending(module, attention, stack)))
-            if any(skipped := _those(("skips",), shares)):
-                block = self.blocks[layer]
-                streams = Streams.of(block, stack.streams)
-                skip = partial(
-                    SkippedBlock,
-                    streams=streams,
-                    axis=stack.rows,
-                    shares=skipped,
-                    reached=self.reached,
-                    present=self.present,
-                )
-                found.append(Forward(f"skipped {layer}", block, skip))
-        return found
-
-    def _attending(self, module, attention: TransformerAttention, stack: architectures.Stack) -> Callable:
-        if module in self.untold:
-            return partial(UntoldModule, attention=attention)
-        text = Inputs.of(module, (stack.text,)) if stack.text not in ("", "img_slice") else None
-        return partial(
-            AttendingModule, attention=attention, text=text, parts=stack.parts, sliced=stack.text == "img_slice"
-        )
-
-
-def _time(architecture, network, x, conds: dict, plan: Plan, reached: set) -> list[Forward]:
-    shares = _those(("time_embedding",), plan.shares)
-    if not any(shares):
-        return []
-    module = network.get_submodule(architecture.time)
-    setting = {"shares": shares, "rows": x.shape[0], "which": architecture.time_rows, "moment": plan.moment}
-    if architecture.time_rows == "tokens":
-        setting["grid"] = architecture.tokens(network, tuple(x.shape), conds)
-    return [Forward("time", module, partial(TimeModule, **setting, reached=reached))]

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from pack.guiders import AdaptiveProjected, ClassifierFree, WeakBranch
+from pack.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance, PerturbationGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot, norm, project
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, euler, heun, karras
+from toy import Gaussian, Mixture, Toy, Worse, euler, heun, karras
 
 ALWAYS = Interval()
-WEAK = Branch(perturbation="a")
+WEAK = Branch(perturbation=Worse("a"))
 DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), WEAK: Mixture((0.2, 0.9), 0.4)}
 SHAPES = ((1, 8, 2, 3, 4), (1, 4, 9))  # of a packed latent: a picture and its sound
 CUT = math.prod(SHAPES[0])
@@ -28,10 +28,10 @@ def at(index: int, shapes=()) -> Step:
 
 
 def applied(denoised, positive, shapes=(), **settings) -> torch.Tensor:
-    return AdaptiveProjected(**settings).begin()(denoised, {POSITIVE: positive}, at(0, shapes))
+    return AdaptiveProjectedGuidance(**settings).begin()(denoised, {POSITIVE: positive}, at(0, shapes))
 
 
-def fed(rule: AdaptiveProjected, evaluations: list[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
+def fed(rule: AdaptiveProjectedGuidance, evaluations: list[tuple[int, torch.Tensor]]) -> list[torch.Tensor]:
     """The directions that one run gives for (index of the step, direction so far)."""
     apply, zero = rule.begin(), torch.zeros_like(evaluations[0][1])
     return [apply(direction, {POSITIVE: zero}, at(index)) for index, direction in evaluations]
@@ -42,10 +42,10 @@ def fed(rule: AdaptiveProjected, evaluations: list[tuple[int, torch.Tensor]]) ->
 
 def test_with_all_of_the_parallel_part_no_clip_and_no_momentum_it_is_not_there():
     x = several(1, 3, 4, 6, 5)[0]
-    plain = [(ClassifierFree(8.0), ALWAYS), (WeakBranch(3.0, "a"), ALWAYS)]
-    with_it = [*plain, (AdaptiveProjected(eta=1.0), ALWAYS)]
+    plain = [(ClassifierFreeGuidance(8.0), ALWAYS), (PerturbationGuidance(3.0, Worse("a")), ALWAYS)]
+    with_it = [*plain, (AdaptiveProjectedGuidance(eta=1.0), ALWAYS)]
     step, toy = Step(x, 2.0, 2.0), Toy(DENOISERS)
-    assert AdaptiveProjected(eta=1.0).branches() == ()
+    assert AdaptiveProjectedGuidance(eta=1.0).branches() == ()
     assert torch.equal(GuidanceRun(with_it)(step, toy), GuidanceRun(plain)(step, toy))
     denoised, positive = several(2, 3, 4, 6, 5)
     for settings in ({"eta": 1.0}, {"eta": 1.0, "norm_threshold": 1000.0}):  # the arithmetic, too
@@ -54,7 +54,7 @@ def test_with_all_of_the_parallel_part_no_clip_and_no_momentum_it_is_not_there()
 
 def test_it_asks_for_no_row_whatever_it_does():
     for settings in ({}, {"eta": 1.0, "norm_threshold": 5.0}, {"eta": 1.0, "momentum": -0.5}):
-        assert AdaptiveProjected(**settings).branches() == (POSITIVE,)
+        assert AdaptiveProjectedGuidance(**settings).branches() == (POSITIVE,)
 
 
 @pytest.mark.parametrize("spatial", [(), (7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
@@ -90,7 +90,7 @@ def test_the_direction_is_no_longer_than_the_threshold_and_one_that_is_shorter_s
 def test_with_cfg_alone_a_threshold_is_the_papers_times_the_weight_less_one(weight):
     """Paper: D₊ + (w − 1) f(D₊ − D₋) with threshold r. Here: D₊ + f((w − 1)(D₊ − D₋)) with threshold (w − 1) r."""
     eta, threshold, momentum, average = 0.3, 2.5, -0.5, 0.0
-    apply = AdaptiveProjected(eta, (weight - 1) * threshold, momentum).begin()
+    apply = AdaptiveProjectedGuidance(eta, (weight - 1) * threshold, momentum).begin()
     for index in range(4):
         positive, negative = several(2 * index + 2, 3, 4, 6, 5)[-2:]
         average = positive - negative + momentum * average
@@ -108,14 +108,14 @@ def test_with_cfg_alone_a_threshold_is_the_papers_times_the_weight_less_one(weig
 
 def test_momentum_adds_the_direction_of_the_step_before_with_what_it_had_added():
     a, b, c = several(3, 2, 4, 6, 5)
-    given = fed(AdaptiveProjected(eta=1.0, momentum=-0.5), [(0, a), (1, b), (2, c)])
+    given = fed(AdaptiveProjectedGuidance(eta=1.0, momentum=-0.5), [(0, a), (1, b), (2, c)])
     for result, expected in zip(given, (a, b - 0.5 * a, c - 0.5 * (b - 0.5 * a)), strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-15)
 
 
 def test_evaluations_of_one_step_add_the_same_and_the_first_is_what_the_next_step_adds():
     a, trial, b, other_trial = several(4, 2, 4, 6, 5)
-    rule = AdaptiveProjected(eta=1.0, momentum=0.5)
+    rule = AdaptiveProjectedGuidance(eta=1.0, momentum=0.5)
     given = fed(rule, [(0, a), (0, trial), (1, b), (1, other_trial)])
     for result, expected in zip(given, (a, trial, b + 0.5 * a, other_trial + 0.5 * a), strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-15)
@@ -124,26 +124,26 @@ def test_evaluations_of_one_step_add_the_same_and_the_first_is_what_the_next_ste
 
 def test_a_step_that_lies_before_the_last_one_begins_anew():
     a, b, c = several(3, 2, 4, 6, 5)
-    given = fed(AdaptiveProjected(eta=1.0, momentum=0.5), [(5, a), (3, b), (4, c)])
+    given = fed(AdaptiveProjectedGuidance(eta=1.0, momentum=0.5), [(5, a), (3, b), (4, c)])
     for result, expected in zip(given, (a, b, c + 0.5 * b), strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-15)
 
 
 def test_what_is_carried_on_is_not_clipped():
     a, b = several(2, 2, 4, 6, 5)
-    clipping = fed(AdaptiveProjected(eta=1.0, norm_threshold=0.5, momentum=0.5), [(0, a), (1, b)])
-    free = fed(AdaptiveProjected(eta=1.0, momentum=0.5), [(0, a), (1, b)])
+    clipping = fed(AdaptiveProjectedGuidance(eta=1.0, norm_threshold=0.5, momentum=0.5), [(0, a), (1, b)])
+    free = fed(AdaptiveProjectedGuidance(eta=1.0, momentum=0.5), [(0, a), (1, b)])
     torch.testing.assert_close(clipping[1], 0.5 * free[1] / norm(free[1]), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("sampler", [euler, heun])
 def test_a_run_knows_nothing_of_another(sampler):
-    rule, x = AdaptiveProjected(momentum=0.5), 80 * several(1, 2, 1, 4)[0]
-    runs = [GuidanceRun([(ClassifierFree(3.0), ALWAYS), (rule, ALWAYS)]) for _ in range(2)]
+    rule, x = AdaptiveProjectedGuidance(momentum=0.5), 80 * several(1, 2, 1, 4)[0]
+    runs = [GuidanceRun([(ClassifierFreeGuidance(3.0), ALWAYS), (rule, ALWAYS)]) for _ in range(2)]
     first, second = (sampler(run, Toy(DENOISERS), x, karras(8)) for run in runs)
     again = sampler(runs[0], Toy(DENOISERS), x, karras(8))  # the same run once more, from a step that lies before
     assert torch.equal(first, second) and torch.equal(first, again)
-    without = [(ClassifierFree(3.0), ALWAYS), (AdaptiveProjected(), ALWAYS)]
+    without = [(ClassifierFreeGuidance(3.0), ALWAYS), (AdaptiveProjectedGuidance(), ALWAYS)]
     assert not torch.allclose(first, sampler(GuidanceRun(without), Toy(DENOISERS), x, karras(8)))
 
 
@@ -153,7 +153,7 @@ ALL = {"eta": 0.3, "norm_threshold": 3.0, "momentum": -0.5}
 
 
 def two_steps(denoised, positive, shapes=()) -> torch.Tensor:
-    apply = AdaptiveProjected(**ALL).begin()
+    apply = AdaptiveProjectedGuidance(**ALL).begin()
     apply(denoised / 2, {POSITIVE: positive}, at(0, shapes))
     return apply(denoised, {POSITIVE: positive}, at(1, shapes))
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 from pack.guiders.base import NEGATIVE, POSITIVE, Step
-from pack.guiders.classifier import CleanClassifier, NoisyClassifier, gradient
-from pack.guiders.classifier_free import ClassifierFree
+from pack.guiders.classifier import CleanClassifierGuidance, NoisyClassifierGuidance, gradient
+from pack.guiders.classifier_free import ClassifierFreeGuidance
 from pack.guiders.noisy_network import NoisyNetwork, depth, embedded
 
 MEANS, WEIGHTS, STD = (-1.0, 0.7), (0.3, 0.7), 0.4
@@ -74,26 +74,26 @@ def test_with_the_exact_classifier_it_is_classifier_free_guidance_on_the_uncondi
     """D₀ + s (b²/a) ∇ log p(y | x; σ) = D₀ + s (D₊ − D₀)"""
     step = level(sigma, flow)
     base, wanted = unconditional(step), denoised(step, MEANS[1])
-    cfg = ClassifierFree(scale + 1).begin()(base, {POSITIVE: wanted, NEGATIVE: base}, step)
-    torch.testing.assert_close(guided(NoisyClassifier(BAYES, scale), step), cfg, rtol=0, atol=1e-10)
+    cfg = ClassifierFreeGuidance(scale + 1).begin()(base, {POSITIVE: wanted, NEGATIVE: base}, step)
+    torch.testing.assert_close(guided(NoisyClassifierGuidance(BAYES, scale), step), cfg, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("sigma, flow", [(1.0, True), (0.0, True), (0.0, False)])
 def test_where_x_is_all_noise_or_none_a_classifier_of_x_has_no_say_and_is_not_asked(sigma, flow):
     step, asked = level(sigma, flow), []
     assert step.signal * step.sigma == 0
-    rule, base = NoisyClassifier(Of(asked.append), 5.0), torch.ones_like(step.x)
+    rule, base = NoisyClassifierGuidance(Of(asked.append), 5.0), torch.ones_like(step.x)
     assert torch.equal(guided(rule, step, base), base) and not asked
 
 
 def test_the_clean_form_weighs_by_one_where_x_is_all_noise_and_by_nothing_where_it_is_all_picture():
-    rule = CleanClassifier(Of(lambda step: summed(step.x)), 5.0)
+    rule = CleanClassifierGuidance(Of(lambda step: summed(step.x)), 5.0)
     noise, picture = level(1.0, flow=True), level(0.0, flow=True)
     torch.testing.assert_close(guided(rule, noise) - unconditional(noise), torch.full_like(noise.x, 5.0))
     assert torch.equal(guided(rule, picture), unconditional(picture))
 
 
-@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+@pytest.mark.parametrize("rule", [NoisyClassifierGuidance, CleanClassifierGuidance])
 def test_it_is_linear_in_the_scale_and_at_zero_asks_for_nothing(rule):
     step = level(0.8, flow=True)
     base = unconditional(step)
@@ -110,8 +110,8 @@ def test_the_clean_form_is_exact_for_unit_gaussian_data_and_a_log_linear_classif
     step, c = level(sigma, flow), 0.7
     share = step.signal / (step.signal**2 + step.sigma**2)
     base = share * step.x
-    noisy = guided(NoisyClassifier(Of(lambda step: summed(c * share * step.x)), 2.0), step, base)
-    clean = guided(CleanClassifier(Of(lambda step: summed(c * step.x)), 2.0), step, base)
+    noisy = guided(NoisyClassifierGuidance(Of(lambda step: summed(c * share * step.x)), 2.0), step, base)
+    clean = guided(CleanClassifierGuidance(Of(lambda step: summed(c * step.x)), 2.0), step, base)
     torch.testing.assert_close(clean, noisy, rtol=0, atol=1e-12)
 
 
@@ -121,7 +121,10 @@ def test_the_clean_form_comes_nearer_to_the_exact_one_as_the_noise_falls(flow):
 
     def error(sigma: float) -> float:
         step = level(sigma, flow)
-        exact, clean = (guided(rule(BAYES), step) - unconditional(step) for rule in (NoisyClassifier, CleanClassifier))
+        exact, clean = (
+            guided(rule(BAYES), step) - unconditional(step)
+            for rule in (NoisyClassifierGuidance, CleanClassifierGuidance)
+        )
         return ((clean - exact).norm() / exact.norm()).item()
 
     errors = [error(sigma) for sigma in (0.16, 0.08, 0.04, 0.02)]
@@ -139,12 +142,12 @@ def test_the_clean_classifier_is_asked_about_the_positive_prediction_as_a_pictur
 
     step = level(0.6, flow=True)
     positive, so_far = unconditional(step), unconditional(step) + 1
-    CleanClassifier(Of(function)).begin()(so_far, {POSITIVE: positive}, step)
+    CleanClassifierGuidance(Of(function)).begin()(so_far, {POSITIVE: positive}, step)
     ((sigma, signal, start, x),) = asked
     assert (sigma, signal, start) == (0.0, 1.0, 0.6) and torch.equal(x, positive)
 
 
-@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+@pytest.mark.parametrize("rule", [NoisyClassifierGuidance, CleanClassifierGuidance])
 def test_a_sample_does_not_feel_the_others(rule):
     step = level(0.8, flow=False)
     together = guided(rule(BAYES, 3.0), step)
@@ -153,7 +156,7 @@ def test_a_sample_does_not_feel_the_others(rule):
         assert torch.equal(guided(rule(BAYES, 3.0), alone), together[row : row + 1])
 
 
-@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+@pytest.mark.parametrize("rule", [NoisyClassifierGuidance, CleanClassifierGuidance])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_sample_whose_gradient_is_not_finite_is_left_as_it_is_and_the_others_are_guided(rule, bad):
     def broken(step):
@@ -165,7 +168,7 @@ def test_a_sample_whose_gradient_is_not_finite_is_left_as_it_is_and_the_others_a
     assert torch.equal(result[0], base[0]) and torch.equal(result[1], guided(rule(BAYES), step)[1])
 
 
-@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+@pytest.mark.parametrize("rule", [NoisyClassifierGuidance, CleanClassifierGuidance])
 def test_it_works_where_the_host_allows_no_gradients(rule):
     expected = guided(rule(BAYES, 3.0), level(0.8, flow=False))
     for mode in (torch.no_grad, torch.inference_mode):
@@ -198,13 +201,13 @@ def test_what_a_run_needs_is_made_when_it_begins_and_once():
             Counted.begun += 1
             return BAYES.function
 
-    apply, step = CleanClassifier(Counted()).begin(), level(0.5, flow=False)
+    apply, step = CleanClassifierGuidance(Counted()).begin(), level(0.5, flow=False)
     for _ in range(3):
         apply(unconditional(step), {POSITIVE: unconditional(step)}, step)
     assert Counted.begun == 1
     one = Of(BAYES.function)
-    assert CleanClassifier(one) == CleanClassifier(one) != CleanClassifier(Of(BAYES.function))
-    assert NoisyClassifier(one) != CleanClassifier(one)
+    assert CleanClassifierGuidance(one) == CleanClassifierGuidance(one) != CleanClassifierGuidance(Of(BAYES.function))
+    assert NoisyClassifierGuidance(one) != CleanClassifierGuidance(one)
 
 
 # ------------------------------------------------------------------------------------------- the network of noisy latents
@@ -306,7 +309,7 @@ def test_with_a_network_that_is_the_exact_classifier_it_is_classifier_free_guida
     plus, minus = denoised(step, MEAN), denoised(step, -MEAN)
     likely = (2 * signal * MEAN * summed(step.x) / spread(step)).sigmoid().view(-1, 1, 1, 1)
     base = likely * plus + (1 - likely) * minus
-    rule = NoisyClassifier(of_class(bayes_network(48), 0), 2.5)
+    rule = NoisyClassifierGuidance(of_class(bayes_network(48), 0), 2.5)
     torch.testing.assert_close(guided(rule, step, base), base + 2.5 * (plus - base), rtol=0, atol=1e-9)
 
 
@@ -327,12 +330,12 @@ def test_the_network_gives_finite_guidance_at_the_ends_of_any_schedule(sigma, si
     network = NoisyNetwork(trainable(dtype=torch.float32).state_dict())
     x = level(sigma, False).x.float() * math.hypot(sigma, signal)
     step = Step(x, sigma, sigma, signal=signal)
-    result = guided(NoisyClassifier(of_class(network, 1), 1.0), step, torch.zeros_like(x))
+    result = guided(NoisyClassifierGuidance(of_class(network, 1), 1.0), step, torch.zeros_like(x))
     assert result.isfinite().all() and result.abs().max() > 0
 
 
 def test_the_network_takes_each_sample_by_itself():
-    rule = NoisyClassifier(of_class(NoisyNetwork(trainable().state_dict()), 1), 3.0)
+    rule = NoisyClassifierGuidance(of_class(NoisyNetwork(trainable().state_dict()), 1), 3.0)
     step = level(0.8, False, (4, 3, 9, 6))
     base = torch.zeros_like(step.x)
     together = guided(rule, step, base)
@@ -355,7 +358,7 @@ def test_a_copy_of_the_network_has_a_gradient_though_it_was_loaded_in_inference_
     assert not {id(tensor) for tensor in copy.tensors.values()} & {id(tensor) for tensor in loaded.tensors.values()}
 
 
-@pytest.mark.parametrize("rule", [NoisyClassifier, CleanClassifier])
+@pytest.mark.parametrize("rule", [NoisyClassifierGuidance, CleanClassifierGuidance])
 def test_a_flow_whose_noise_is_scaled_counts_by_its_noise(rule):
     """x = (1 − σ) x₀ + k σ n, as one of the host's networks has it."""
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pack.guiders import ClassifierFree, WeakBranch
+from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, euler, gain, heun, karras
+from toy import Gaussian, Mixture, Toy, Worse, euler, gain, heun, karras
 
-A, B = Branch(perturbation="a"), Branch(perturbation="b")
+A, B = Branch(perturbation=Worse("a")), Branch(perturbation=Worse("b"))
 DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Gaussian(-0.5, 1.0), A: Gaussian(0.2, 0.8), B: Gaussian(0.0, 0.3)}
 ALWAYS = Interval()
 
@@ -27,7 +27,7 @@ def step_at(sigma: float, start: float | None = None) -> Step:
 
 
 @dataclass(frozen=True)
-class Toyish:
+class Toyish(GuidanceRule):
     """Any fold, on any branches."""
 
     function: Callable
@@ -51,7 +51,13 @@ def test_without_rules_the_result_is_the_positive_prediction_and_nothing_else_is
 
 def test_equal_branches_of_several_rules_are_evaluated_once_all_together_in_the_order_they_were_asked():
     toy = Toy(DENOISERS)
-    rules = [WeakBranch(1.0, "b"), ClassifierFree(3.0), WeakBranch(2.0, "b"), WeakBranch(2.0, "a"), ClassifierFree(2.0)]
+    rules = [
+        PerturbationGuidance(1.0, Worse("b")),
+        ClassifierFreeGuidance(3.0),
+        PerturbationGuidance(2.0, Worse("b")),
+        PerturbationGuidance(2.0, Worse("a")),
+        ClassifierFreeGuidance(2.0),
+    ]
     GuidanceRun((rule, ALWAYS) for rule in rules)(step_at(2.0), toy)
     assert toy.asked == [(POSITIVE, B, NEGATIVE, A)]
 
@@ -65,7 +71,7 @@ def test_a_rule_that_asks_for_the_positive_gets_the_one_that_is_evaluated_anyway
 
 
 def test_additive_rules_commute():
-    rules = [ClassifierFree(4.0), WeakBranch(3.0, "a"), WeakBranch(1.5, "b")]
+    rules = [ClassifierFreeGuidance(4.0), PerturbationGuidance(3.0, Worse("a")), PerturbationGuidance(1.5, Worse("b"))]
     step = step_at(2.0)
     first, *others = (
         GuidanceRun((rule, ALWAYS) for rule in order)(step, Toy(DENOISERS)) for order in itertools.permutations(rules)
@@ -84,7 +90,7 @@ def test_rules_that_do_not_commute_fold_in_the_users_order():
 
 
 def test_the_fold_starts_from_what_the_sampler_made_and_rules_still_see_the_raw_predictions():
-    active = GuidanceRun([(WeakBranch(3.0, "a"), ALWAYS)]).at(2.0)
+    active = GuidanceRun([(PerturbationGuidance(3.0, Worse("a")), ALWAYS)]).at(2.0)
     step = step_at(2.0)
     predictions = Toy(DENOISERS)((POSITIVE, A), step)
     made = torch.full_like(step.x, 7.0)
@@ -102,7 +108,7 @@ def test_a_step_is_handed_to_every_rule_as_it_came():
 def test_a_run_begins_each_rule_once_and_what_it_remembers_ends_with_it():
     began = []
 
-    class Counting:
+    class Counting(GuidanceRule):
         def branches(self):
             return (NEGATIVE,)
 
@@ -122,7 +128,7 @@ def test_a_run_begins_each_rule_once_and_what_it_remembers_ends_with_it():
 
 
 def test_a_neutral_rule_is_never_begun():
-    class Neutral:
+    class Neutral(GuidanceRule):
         def branches(self):
             return ()
 
@@ -145,7 +151,7 @@ def halved(predictions, step):
 
 
 def test_branches_with_a_source_are_evaluated_at_that_x_in_one_more_call_for_each_source():
-    at_shifted = [Branch(perturbation="a", source=shifted), Branch("negative", source=shifted)]
+    at_shifted = [Branch(perturbation=Worse("a"), source=shifted), Branch("negative", source=shifted)]
     at_halved = Branch(source=halved)
     toy = Toy(DENOISERS | {branch: Gaussian(0.1, 0.9) for branch in (*at_shifted, at_halved)})
     got = {}
@@ -167,7 +173,10 @@ def test_branches_with_a_source_are_evaluated_at_that_x_in_one_more_call_for_eac
 
 
 def test_outside_its_interval_a_rule_is_as_if_it_were_not_there():
-    terms = [(ClassifierFree(4.0), Interval(1.0, 5.0)), (WeakBranch(3.0, "a"), Interval(2.0, 10.0))]
+    terms = [
+        (ClassifierFreeGuidance(4.0), Interval(1.0, 5.0)),
+        (PerturbationGuidance(3.0, Worse("a")), Interval(2.0, 10.0)),
+    ]
     asked = {}
     for start in (11.0, 10.0, 5.0, 2.0, 1.0):
         toy, step = Toy(DENOISERS), step_at(1.5, start)
@@ -188,9 +197,9 @@ def test_an_empty_interval_is_no_guidance_and_the_whole_axis_is_the_rule_itself(
     whole, to_the_top, empty, unguided = (
         heun(GuidanceRun(terms), Toy(DENOISERS), x, sigmas)
         for terms in (
-            [(ClassifierFree(3.0), Interval(0.0, math.inf))],
-            [(ClassifierFree(3.0), Interval(0.0, 80.0))],
-            [(ClassifierFree(3.0), Interval(2.0, 2.0))],
+            [(ClassifierFreeGuidance(3.0), Interval(0.0, math.inf))],
+            [(ClassifierFreeGuidance(3.0), Interval(0.0, 80.0))],
+            [(ClassifierFreeGuidance(3.0), Interval(2.0, 2.0))],
             [],
         )
     )
@@ -201,8 +210,8 @@ def test_an_empty_interval_is_no_guidance_and_the_whole_axis_is_the_rule_itself(
 def test_intervals_that_partition_the_axis_are_one_interval(cuts):
     sigmas, x = karras(16), 80 * x_of(3, 1, 4)
     parts, whole = Toy(DENOISERS), Toy(DENOISERS)
-    terms = [(ClassifierFree(3.0), Interval(low, high)) for low, high in itertools.pairwise(cuts)]
-    expected = heun(GuidanceRun([(ClassifierFree(3.0), ALWAYS)]), whole, x, sigmas)
+    terms = [(ClassifierFreeGuidance(3.0), Interval(low, high)) for low, high in itertools.pairwise(cuts)]
+    expected = heun(GuidanceRun([(ClassifierFreeGuidance(3.0), ALWAYS)]), whole, x, sigmas)
     assert torch.equal(heun(GuidanceRun(terms), parts, x, sigmas), expected)
     assert parts.evaluations == whole.evaluations == 2 * (2 * 16 - 1)
 
@@ -212,12 +221,12 @@ def test_the_official_steps_17_to_22_of_32_are_the_noise_levels_above_019_up_to_
     sigmas, toy = karras(32), Toy(DENOISERS)
     assert (round(sigmas[17], 4), round(sigmas[23], 4)) == (1.6086, 0.1886)
     x = 80 * x_of(1, 1, 4)
-    heun(GuidanceRun([(ClassifierFree(2.0), Interval(0.19, 1.61))]), toy, x, sigmas)
+    heun(GuidanceRun([(ClassifierFreeGuidance(2.0), Interval(0.19, 1.61))]), toy, x, sigmas)
     guided = [step.index for branches, step in toy.calls if NEGATIVE in branches]
     assert guided == [index for index in range(17, 23) for _ in range(2)]
     assert toy.evaluations == 63 + 2 * 6  # against 2 · 63 without the interval
     snapped = Toy(DENOISERS)  # half-open: exactly the same steps from the schedule's own values
-    heun(GuidanceRun([(ClassifierFree(2.0), Interval(sigmas[23], sigmas[17]))]), snapped, x, sigmas)
+    heun(GuidanceRun([(ClassifierFreeGuidance(2.0), Interval(sigmas[23], sigmas[17]))]), snapped, x, sigmas)
     assert snapped.asked == toy.asked
 
 
@@ -228,7 +237,7 @@ def test_the_official_steps_17_to_22_of_32_are_the_noise_levels_above_019_up_to_
 def test_classifier_free_and_weak_branch_give_the_papers_sum(cfg, scale):
     """D₋ + cfg (D₊ − D₋) + s (D₊ − D_p), arXiv:2403.17377."""
     step = step_at(2.0)
-    run = GuidanceRun([(ClassifierFree(cfg), ALWAYS), (WeakBranch(scale, "a"), ALWAYS)])
+    run = GuidanceRun([(ClassifierFreeGuidance(cfg), ALWAYS), (PerturbationGuidance(scale, Worse("a")), ALWAYS)])
     positive, negative, weak = (DENOISERS[branch](step.x, 2.0) for branch in (POSITIVE, NEGATIVE, A))
     expected = negative + cfg * (positive - negative) + scale * (positive - weak)
     torch.testing.assert_close(run(step, Toy(DENOISERS)), expected, rtol=0, atol=1e-14)
@@ -238,7 +247,7 @@ def test_classifier_free_and_weak_branch_give_the_papers_sum(cfg, scale):
 def test_cfg_between_gaussians_ends_at_the_papers_product_of_powers_not_at_the_tilted_density(weight, std):
     """The guided ODE is linear: its final std is s^w S^(1-w), here for s = 0.5, S = 1."""
     denoisers = {POSITIVE: Gaussian(0.0, 0.5), NEGATIVE: Gaussian(0.0, 1.0)}
-    run = GuidanceRun([(ClassifierFree(weight), ALWAYS)])
+    run = GuidanceRun([(ClassifierFreeGuidance(weight), ALWAYS)])
     end = heun(run, Toy(denoisers), torch.full((1, 1, 1), 80.0, dtype=torch.float64), karras(256)).item()
     assert end == pytest.approx(80 * gain(80.0, 0.0, 0.5, 1.0, weight), rel=1e-3)  # what 256 steps leave
     assert end == pytest.approx(std, abs=2e-4)
@@ -250,7 +259,7 @@ def test_the_error_of_the_closed_form_is_the_samplers_of_second_order_for_heun_a
     denoisers = {POSITIVE: Gaussian(0.0, 0.5), NEGATIVE: Gaussian(0.0, 1.0)}
     x, exact = torch.ones(1, 1, 1, dtype=torch.float64), gain(80.0, 0.0, 0.5, 1.0, 2.0)
     for sampler, order in ((heun, 2), (euler, 1)):
-        run = GuidanceRun([(ClassifierFree(2.0), ALWAYS)])
+        run = GuidanceRun([(ClassifierFreeGuidance(2.0), ALWAYS)])
         errors = [abs(sampler(run, Toy(denoisers), x, karras(steps)).item() / exact - 1) for steps in (200, 400)]
         assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
 
@@ -258,7 +267,7 @@ def test_the_error_of_the_closed_form_is_the_samplers_of_second_order_for_heun_a
 @pytest.mark.parametrize("weight", [1.0, 2.0, 5.0])
 def test_between_gaussians_of_one_width_cfg_moves_the_mean_and_keeps_the_width(weight):
     mean, std = 0.7, 0.5
-    run = GuidanceRun([(ClassifierFree(weight), ALWAYS)])
+    run = GuidanceRun([(ClassifierFreeGuidance(weight), ALWAYS)])
     denoisers = {POSITIVE: Gaussian(mean, std), NEGATIVE: Gaussian(0.0, std)}
     x = torch.tensor([-80.0, 0.0, 80.0], dtype=torch.float64).reshape(3, 1, 1)
     low, middle, high = heun(run, Toy(denoisers), x, karras(256)).flatten().tolist()
@@ -271,7 +280,7 @@ def test_between_gaussians_of_one_width_cfg_moves_the_mean_and_keeps_the_width(w
 def test_a_piecewise_constant_weight_ends_at_the_product_of_its_pieces(weight):
     sigmas = karras(256)
     high, low = (min(sigmas, key=lambda sigma: abs(sigma - end)) for end in (2.0, 0.2))
-    run = GuidanceRun([(ClassifierFree(weight), Interval(low, high))])
+    run = GuidanceRun([(ClassifierFreeGuidance(weight), Interval(low, high))])
     denoisers = {POSITIVE: Gaussian(0.0, 0.5), NEGATIVE: Gaussian(0.0, 1.0)}
     end = heun(run, Toy(denoisers), torch.full((1, 1, 1), 80.0, dtype=torch.float64), sigmas).item()
     pieces = gain(80.0, high, 0.5, 1.0, 1.0), gain(high, low, 0.5, 1.0, weight), gain(low, 0.0, 0.5, 1.0, 1.0)
@@ -299,6 +308,6 @@ def test_strong_cfg_loses_the_mode_both_prompts_share_and_an_interval_keeps_it(w
     """arXiv:2404.07724, figure 2 in one dimension."""
     quantiles = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     x = 20 * math.sqrt(2) * torch.erfinv(2 * quantiles - 1)
-    run = GuidanceRun([(ClassifierFree(weight), interval)])
+    run = GuidanceRun([(ClassifierFreeGuidance(weight), interval)])
     end = heun(run, Toy(MODES), x.reshape(-1, 1), karras(128, high=20.0))
     assert (end.abs() < 0.5).double().mean().item() == pytest.approx(mass, abs=0.005)

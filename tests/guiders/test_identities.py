@@ -6,29 +6,29 @@ from itertools import combinations, product
 import pytest
 import torch
 from pack.guiders import (
-    AdaptiveProjected,
-    ClassifierFree,
-    IndependentCondition,
-    Rescale,
-    SelfAttention,
-    WeakBranch,
-    WeakModel,
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    GuidanceRescale,
+    IndependentConditionGuidance,
+    PerturbationGuidance,
+    SelfAttentionGuidance,
+    WeakModelGuidance,
 )
-from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
+from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step, WeakModelRef
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.independent_condition import Pool
 from pack.guiders.schedule import Interval
 from pack.guiders.self_attention import blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import AttentionCall, Moment
-from toy import Gaussian, Mixture, Toy
+from toy import Gaussian, Mixture, Seen, Toy, Worse
 
 POOL = Pool()
 SUMS = {  # rules that add a weighted difference of predictions: by the weight s in D + s (D₊ − D′), the branch of D′
-    "classifier-free": (lambda s: ClassifierFree(1 + s), NEGATIVE),
-    "perturbed": (lambda s: WeakBranch(s, "any"), Branch(perturbation="any")),
-    "weak model": (lambda s: WeakModel(s), Branch(model="weak")),
-    "independent condition": (lambda s: IndependentCondition(s, POOL), Branch(POOL)),
+    "classifier-free": (lambda s: ClassifierFreeGuidance(1 + s), NEGATIVE),
+    "perturbed": (lambda s: PerturbationGuidance(s, Worse("any")), Branch(perturbation=Worse("any"))),
+    "weak model": (lambda s: WeakModelGuidance(s), Branch(model=WeakModelRef(0))),
+    "independent condition": (lambda s: IndependentConditionGuidance(s, POOL), Branch(POOL)),
 }
 TOYS = {branch: Mixture((-0.3, 0.2 + i, 1.1), 0.4) for i, (_, branch) in enumerate(SUMS.values())}
 TOYS[POSITIVE] = Gaussian(1.0, 0.5)
@@ -89,7 +89,7 @@ def test_weights_that_sum_to_one_combine_outputs_of_any_parametrisation_as_they_
 def test_self_attention_guidance_is_its_papers_difference_of_noises_whatever_the_signal(a, b):
     """ε + s (ε(x) − ε(x̂)), x̂ = a x̃ + b ε(x): not D + s (D(x) − D(x̂)), since the two see different x."""
     x, denoise = latent(2, 4, 6, 5), Mixture((-1.0, 0.5), 0.7)
-    rule = SelfAttention(0.7, 2.0, "global")
+    rule = SelfAttentionGuidance(0.7, 2.0, "global")
     toy = Toy(dict.fromkeys((POSITIVE, *rule.branches()), denoise))
     result = run(rule)(at(x, b, a), toy)
     clean = denoise(x, b)
@@ -113,8 +113,8 @@ def test_a_prediction_of_the_positive_itself_is_no_guidance_to_the_bit(name):
 
 
 def sag_with(mask: torch.Tensor, x, denoise) -> torch.Tensor:
-    rule = SelfAttention(0.7, 2.0, "attention", observation="seen")
-    step = Step(x, 1.5, 1.5, maps={"seen": mask})
+    rule = SelfAttentionGuidance(0.7, 2.0, "attention", observation=Seen())
+    step = Step(x, 1.5, 1.5, maps={Seen(): mask})
     return run(rule)(step, Toy(dict.fromkeys((POSITIVE, *rule.branches()), denoise)))
 
 
@@ -161,20 +161,55 @@ def test_column_sums_of_equal_attention_mark_no_token_and_those_of_any_are_one_o
     "rules, evaluations, calls",
     [
         ((), 1, 1),
-        ((ClassifierFree(1.0), WeakBranch(0.0, "any"), WeakModel(0.0), SelfAttention(0.0)), 1, 1),
-        ((Rescale(0.7), AdaptiveProjected()), 1, 1),
-        ((ClassifierFree(4.0),), 2, 1),
-        ((WeakBranch(3.0, "any"),), 2, 1),
-        ((WeakModel(1.0),), 2, 1),
-        ((IndependentCondition(2.0),), 2, 1),
         (
-            (SelfAttention(0.7, 2.0, "global"),),
+            (
+                ClassifierFreeGuidance(1.0),
+                PerturbationGuidance(0.0, Worse("any")),
+                WeakModelGuidance(0.0),
+                SelfAttentionGuidance(0.0),
+            ),
+            1,
+            1,
+        ),
+        ((GuidanceRescale(0.7), AdaptiveProjectedGuidance()), 1, 1),
+        ((ClassifierFreeGuidance(4.0),), 2, 1),
+        ((PerturbationGuidance(3.0, Worse("any")),), 2, 1),
+        ((WeakModelGuidance(1.0),), 2, 1),
+        ((IndependentConditionGuidance(2.0),), 2, 1),
+        (
+            (SelfAttentionGuidance(0.7, 2.0, "global"),),
             3,
             2,
         ),  # its reference is the positive itself or the negative on the host
-        ((ClassifierFree(4.0), WeakBranch(3.0, "any"), WeakBranch(1.0, "any")), 3, 1),
-        ((ClassifierFree(4.0), WeakBranch(3.0, "any"), WeakBranch(1.0, "other"), WeakModel(1.0)), 5, 1),
-        ((ClassifierFree(4.0), SelfAttention(0.7, 2.0, "global"), WeakModel(1.0), Rescale(0.7)), 5, 2),
+        (
+            (
+                ClassifierFreeGuidance(4.0),
+                PerturbationGuidance(3.0, Worse("any")),
+                PerturbationGuidance(1.0, Worse("any")),
+            ),
+            3,
+            1,
+        ),
+        (
+            (
+                ClassifierFreeGuidance(4.0),
+                PerturbationGuidance(3.0, Worse("any")),
+                PerturbationGuidance(1.0, Worse("other")),
+                WeakModelGuidance(1.0),
+            ),
+            5,
+            1,
+        ),
+        (
+            (
+                ClassifierFreeGuidance(4.0),
+                SelfAttentionGuidance(0.7, 2.0, "global"),
+                WeakModelGuidance(1.0),
+                GuidanceRescale(0.7),
+            ),
+            5,
+            2,
+        ),
     ],
 )
 def test_so_many_predictions_in_so_many_calls_make_a_step(rules, evaluations, calls):
@@ -192,11 +227,11 @@ def test_draws_depend_on_seed_step_and_sample_and_leave_the_global_generator_alo
     state = torch.random.get_rng_state()
     pool, moment, prediction = Pool(seed=3), Moment(7, 2), latent(4, 4, 8, 6)
     noise = moment.normal(torch.empty(4, 5), "salt")
-    masks = SelfAttention(0.7, 2.0, "random").degraded.source.where(prediction, prediction, at(prediction))
+    masks = SelfAttentionGuidance(0.7, 2.0, "random").degraded.source.where(prediction, prediction, at(prediction))
     for samples in (1, 2, 3):
         assert torch.equal(moment.normal(torch.empty(samples, 5), "salt"), noise[:samples])
         few = prediction[:samples]
-        part = SelfAttention(0.7, 2.0, "random").degraded.source.where(few, few, at(few))
+        part = SelfAttentionGuidance(0.7, 2.0, "random").degraded.source.where(few, few, at(few))
         assert torch.equal(part, masks[:samples])
     assert torch.equal(torch.random.get_rng_state(), state)
     others = [Moment(8, 2), Moment(7, 3)]
@@ -211,9 +246,9 @@ def test_draws_depend_on_seed_step_and_sample_and_leave_the_global_generator_alo
 
 RULES = [make for make, _ in SUMS.values()]
 RULES += [
-    lambda s: SelfAttention(abs(s), 2.0, "global"),
-    lambda s: Rescale(1.0),
-    lambda s: AdaptiveProjected(0.0, 1e-3),
+    lambda s: SelfAttentionGuidance(abs(s), 2.0, "global"),
+    lambda s: GuidanceRescale(1.0),
+    lambda s: AdaptiveProjectedGuidance(0.0, 1e-3),
 ]
 
 

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from pack.guiders.post_hoc_ema import (
+from pack.patches.post_hoc_ema import (
     RAW,
     UNIFORM,
     coefficients,

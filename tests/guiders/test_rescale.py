@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from pack.guiders import ClassifierFree, Rescale, WeakBranch
+from pack.guiders import ClassifierFreeGuidance, GuidanceRescale, PerturbationGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import std
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy
+from toy import Gaussian, Mixture, Toy, Worse
 
 ALWAYS = Interval()
 SHAPES = ((1, 8, 2, 3, 4), (1, 4, 9))  # of a packed latent: a picture and its sound
@@ -25,7 +25,7 @@ def two(*shape: int, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rescaled(denoised, positive, amount=0.7, shapes=()) -> torch.Tensor:
-    return Rescale(amount).begin()(denoised, {POSITIVE: positive}, Step(positive, 2.0, 2.0, shapes=shapes))
+    return GuidanceRescale(amount).begin()(denoised, {POSITIVE: positive}, Step(positive, 2.0, 2.0, shapes=shapes))
 
 
 @pytest.mark.parametrize("spatial", [(), (7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
@@ -57,12 +57,12 @@ def test_all_of_it_does_not_know_how_strong_the_result_was(factor):
 
 
 def test_it_finishes_whatever_sum_of_guidances_stands_before_it_and_asks_for_no_row():
-    weak = Branch(perturbation="a")
+    weak = Branch(perturbation=Worse("a"))
     toy = Toy({POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), weak: Mixture((0.2, 0.9), 0.4)})
-    sum_of_two = [(ClassifierFree(8.0), ALWAYS), (WeakBranch(3.0, "a"), ALWAYS)]
+    sum_of_two = [(ClassifierFreeGuidance(8.0), ALWAYS), (PerturbationGuidance(3.0, Worse("a")), ALWAYS)]
     step = Step(two(3, 4, 6, 5)[0], 2.0, 2.0)
     guided = GuidanceRun(sum_of_two)(step, toy)
-    finished = GuidanceRun([*sum_of_two, (Rescale(1.0), ALWAYS)])(step, toy)
+    finished = GuidanceRun([*sum_of_two, (GuidanceRescale(1.0), ALWAYS)])(step, toy)
     positive = toy.denoisers[POSITIVE](step.x, 2.0)
     assert toy.asked[0] == toy.asked[1] == (POSITIVE, NEGATIVE, weak)
     torch.testing.assert_close(finished, guided * std(positive) / std(guided), rtol=1e-14, atol=0)

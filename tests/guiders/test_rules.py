@@ -8,21 +8,21 @@ import pytest
 import torch
 from pack.guiders import (
     RULES,
-    AdaptiveProjected,
-    ClassifierFree,
-    CleanClassifier,
-    IndependentCondition,
-    NoisyClassifier,
-    Rescale,
-    SelfAttention,
-    WeakBranch,
-    WeakModel,
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    CleanClassifierGuidance,
+    GuidanceRescale,
+    IndependentConditionGuidance,
+    NoisyClassifierGuidance,
+    PerturbationGuidance,
+    SelfAttentionGuidance,
+    WeakModelGuidance,
 )
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy
+from toy import Gaussian, Mixture, Toy, Worse
 
 NEUTRAL = {"weight": 1.0, "scale": 0.0, "amount": 0.0, "eta": 1.0}  # by the name of a rule's strength
 
@@ -51,15 +51,17 @@ class Likely:
 
 LIKELY = {"classifier": Likely(), "scale": 3.0}
 EXAMPLES = {
-    ClassifierFree: Example({"weight": 4.0}, "weight"),
-    WeakBranch: Example({"scale": 3.0, "perturbation": "any"}, "scale"),
-    WeakModel: Example({"scale": 2.0}, "scale"),
-    SelfAttention: Example({"scale": 0.7, "mask": "global"}, "scale", sums=True, difference=False),
-    IndependentCondition: Example({"scale": 2.0}, "scale"),
-    Rescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFree(4.0),), sums=True),
-    NoisyClassifier: Example(LIKELY, "scale", difference=False),
-    CleanClassifier: Example(LIKELY, "scale", difference=False),
-    AdaptiveProjected: Example({"eta": 0.0}, "eta", affine=False, after=(ClassifierFree(4.0),), sums=True),
+    ClassifierFreeGuidance: Example({"weight": 4.0}, "weight"),
+    PerturbationGuidance: Example({"scale": 3.0, "perturbation": Worse("any")}, "scale"),
+    WeakModelGuidance: Example({"scale": 2.0}, "scale"),
+    SelfAttentionGuidance: Example({"scale": 0.7, "mask": "global"}, "scale", sums=True, difference=False),
+    IndependentConditionGuidance: Example({"scale": 2.0}, "scale"),
+    GuidanceRescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFreeGuidance(4.0),), sums=True),
+    NoisyClassifierGuidance: Example(LIKELY, "scale", difference=False),
+    CleanClassifierGuidance: Example(LIKELY, "scale", difference=False),
+    AdaptiveProjectedGuidance: Example(
+        {"eta": 0.0}, "eta", affine=False, after=(ClassifierFreeGuidance(4.0),), sums=True
+    ),
 }
 EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
 SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
@@ -215,7 +217,7 @@ def test_classifier_free_guidance_swaps_its_prompts_as_its_weight_swaps_about_on
     """D₊ + (w − 1)(D₊ − D₋) = D₋ + ((1 − w) − 1)(D₋ − D₊)"""
     x, w = latent(6, 5), 4.0
     positive, negative = Gaussian(1.0, 0.5), Mixture((-1.0, 0.5), 0.7)
-    apply = ClassifierFree(w).begin()
+    apply = ClassifierFreeGuidance(w).begin()
     step = Step(x, SIGMA, SIGMA)
     one = apply(positive(x, SIGMA), {POSITIVE: positive(x, SIGMA), NEGATIVE: negative(x, SIGMA)}, step)
     other = negative(x, SIGMA) + (1 - w - 1) * (negative(x, SIGMA) - positive(x, SIGMA))
@@ -224,9 +226,9 @@ def test_classifier_free_guidance_swaps_its_prompts_as_its_weight_swaps_about_on
 
 def test_at_weight_zero_classifier_free_guidance_is_the_negative():
     x = latent(6, 5)
-    evaluate = toy(ClassifierFree(0.0))
+    evaluate = toy(ClassifierFreeGuidance(0.0))
     negative = evaluate.denoisers[NEGATIVE](x, SIGMA)
-    torch.testing.assert_close(guided(ClassifierFree(0.0), x, evaluate), negative, rtol=0, atol=1e-15)
+    torch.testing.assert_close(guided(ClassifierFreeGuidance(0.0), x, evaluate), negative, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 7.5])

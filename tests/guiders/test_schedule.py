@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from pack.guiders.schedule import EVALUATIONS, FARTHEST, FREE, Curve, Interval, Schedule, Steps
+from pack.guiders.schedule import EVALUATIONS, FARTHEST, FREE, Curve, Interval, Schedule, StepTracker
 from toy import karras
 
 NAN, INF = math.nan, math.inf
@@ -183,7 +183,7 @@ RISING = {
 def decisions(name: str, sigmas: list[float]):
     """((step, σ at its start) as the schedule says, the same as Steps tells it) for every evaluation."""
     sampler = name.partition(",")[0]
-    steps = Steps(sigmas, sampler)
+    steps = StepTracker(sigmas, sampler)
     return [((i, sigmas[i]), steps.of(sigma)) for i, sigma in SAMPLERS[name](sigmas)]
 
 
@@ -217,25 +217,25 @@ def test_the_samplers_that_look_ahead_are_all_emulated_here():
 def test_the_first_evaluation_belongs_to_the_first_step_also_where_the_sampler_moves_it(name, offset):
     """Those that count in log SNR move σ = 1 of a flow down a little, since its SNR is 0."""
     sigmas = float32(SCHEDULES["flow"])
-    steps = Steps(sigmas, name)
+    steps = StepTracker(sigmas, name)
     for number, (i, sigma) in enumerate(SAMPLERS[name](sigmas)):
         assert steps.of(sigma if number else float32([1 - offset])[0]) == (i, sigmas[i])
 
 
 def test_what_heun_asks_for_twice_belongs_to_the_earlier_step_first():
-    steps = Steps([4.0, 2.0, 1.0, 0.0], "heun")
+    steps = StepTracker([4.0, 2.0, 1.0, 0.0], "heun")
     indices = [steps.of(sigma)[0] for sigma in (4.0, 2.0, 2.0, 1.0, 1.0)]
     assert indices == [0, 0, 1, 1, 2]
 
 
 def test_what_pece_asks_for_twice_belongs_to_the_later_step_both_times():
-    steps = Steps([4.0, 2.0, 1.0, 0.0], "sa_solver_pece")
+    steps = StepTracker([4.0, 2.0, 1.0, 0.0], "sa_solver_pece")
     indices = [steps.of(sigma)[0] for sigma in (4.0, 2.0, 2.0, 1.0, 1.0)]
     assert indices == [0, 1, 1, 2, 2]
 
 
 def test_a_sampler_of_unknown_name_is_taken_to_begin_a_step_at_each_noise_level_of_the_schedule():
-    steps = Steps([4.0, 2.0, 1.0, 0.0], "somebody's sampler")
+    steps = StepTracker([4.0, 2.0, 1.0, 0.0], "somebody's sampler")
     assert [steps.of(sigma) for sigma in (4.0, 3.0, 2.0, 1.5, 1.1, 1.0, 0.3)] == [
         (0, 4.0), (0, 4.0), (1, 2.0), (1, 2.0), (1, 2.0), (2, 1.0), (2, 1.0),
     ]  # fmt: skip
@@ -244,19 +244,19 @@ def test_a_sampler_of_unknown_name_is_taken_to_begin_a_step_at_each_noise_level_
 @pytest.mark.parametrize("rounding", [1 - 1e-6, 1 + 1e-6])
 def test_a_noise_level_of_the_schedule_is_known_up_to_the_rounding_of_a_sampler_that_works_in_its_logarithm(rounding):
     sigmas = float32(karras(100, 0.03, 14.6))
-    steps = Steps(sigmas, "somebody's sampler")
+    steps = StepTracker(sigmas, "somebody's sampler")
     assert [steps.of(sigma * rounding) for sigma in sigmas[:-1]] == list(enumerate(sigmas[:-1]))
 
 
 def test_a_noise_level_that_repeats_in_the_schedule_has_one_start():
-    steps = Steps([4.0, 2.0, 2.0, 1.0, 0.0], "euler")
+    steps = StepTracker([4.0, 2.0, 2.0, 1.0, 0.0], "euler")
     assert [steps.of(sigma)[1] for sigma in (4.0, 2.0, 2.0, 1.0)] == [4.0, 2.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("options", [{"sampler": name} for name in sorted(FREE)] + [{"free": True}])
 def test_a_sampler_that_chooses_its_own_noise_levels_is_taken_as_it_comes(options):
     sigmas = float32(karras(12, 0.03, 14.6))
-    steps = Steps(sigmas, **options)
+    steps = StepTracker(sigmas, **options)
     draw = random.Random(0)
     taken = [20.0, sigmas[0], *(draw.uniform(0.01, 14.6) for _ in range(50)), sigmas[5], 1e-3]  # also up again
     rising = sigmas[::-1]
@@ -268,5 +268,5 @@ def test_a_sampler_that_chooses_its_own_noise_levels_is_taken_as_it_comes(option
 
 def test_the_callers_schedule_is_not_changed():
     sigmas = [4.0, 2.0, 1.0]
-    Steps(sigmas, "heunpp2").of(4.0)
+    StepTracker(sigmas, "heunpp2").of(4.0)
     assert sigmas == [4.0, 2.0, 1.0]

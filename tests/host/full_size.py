@@ -10,7 +10,7 @@ import comfy.supported_models
 import torch
 from pack.patches.architectures import find
 from pack.patches.base import Moment
-from pack.patches.host import Plan, Sharing, planned
+from pack.patches.host import Plan, PrefixSharing, Proofs, planned
 from torch.utils.flop_counter import FlopCounterMode
 
 SD15 = {
@@ -115,7 +115,7 @@ class Step:
     def forward(self, shares: tuple, copies: tuple = ()) -> int:
         options = {"cond_or_uncond": [0] * len(shares), "uuids": [*range(len(shares))]}
         if any(shares):
-            options = planned(options, Plan(shares, {*shares} - {None}, Moment(), None, copies, Sharing()))
+            options = planned(options, Plan(shares, Proofs(shares), Moment(), None, copies, PrefixSharing()))
         x = torch.zeros(len(shares), *self.latent, device="meta")
         conds = {
             key: torch.zeros(len(shares), *value, device="meta") if isinstance(value, tuple) else value

@@ -9,8 +9,8 @@ import networks
 import torch
 from comfy.patcher_extension import WrappersMP
 from pack.guiders.host import Term, add_term
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.weak_branch import WeakBranch
 from pack.nodes import terms
 from pack.patches import IdentityAttention
 from pack.patches.host import select_layers
@@ -45,7 +45,7 @@ def network(kind: str, **kwargs):
 
 
 def pag(model, scale=3.0, layers="auto", start=0.0, end=1.0):
-    rule = WeakBranch(scale, IdentityAttention(select_layers(model, layers)))
+    rule = PerturbationGuidance(scale, IdentityAttention(select_layers(model, layers)))
     return add_term(model, Term(rule, Schedule(start, end), "PAG"))
 
 

@@ -22,7 +22,7 @@ from pack.patches import (
 from pack.patches.architectures import ARCHITECTURES
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
-from pack.patches.host import Plan, architecture_of, planned, select_layers
+from pack.patches.host import Plan, Proofs, architecture_of, planned, select_layers
 from zoo import SPECIMENS
 from zoo.others import pixart
 from zoo.specimen import has
@@ -142,7 +142,7 @@ def forward(specimen, model, perturbation=None, seeds=ROWS, ours=OURS, shares=No
     shares = shares or [perturbation if ours.start <= row < ours.stop else None for row in range(len(seeds))]
     options = {"cond_or_uncond": [0] * len(seeds), "uuids": list(range(len(seeds)))}
     if any(shares):
-        options = planned(options, Plan(tuple(shares), {p for p in shares if p}, Moment(5, 2, 0.7), report))
+        options = planned(options, Plan(tuple(shares), Proofs(shares), Moment(5, 2, 0.7), report))
     sigma = model.model.model_sampling.percent_to_sigma(0.4)
     with torch.no_grad():
         return model.model.apply_model(x, torch.full((len(seeds),), float(sigma)), transformer_options=options, **conds)
@@ -352,7 +352,7 @@ def test_of_a_video_unet_the_pictures_are_perturbed_and_the_attention_over_time_
     for shares in ((None, None), (pag, None)):
         options = {"cond_or_uncond": [0, 0], "uuids": [0, 1]}
         if any(shares):
-            options = planned(options, Plan(shares, {pag}, Moment()))
+            options = planned(options, Plan(shares, Proofs([pag]), Moment()))
         with recorded(model, None) as record, torch.no_grad():
             outs.append(model.model.apply_model(torch.cat([x, x]), times, transformer_options=options, **inputs))
         records.append(record)

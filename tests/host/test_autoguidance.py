@@ -19,7 +19,7 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from harness import Counter, close, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
-from pack.guiders.weak_model import WeakModel
+from pack.guiders.weak_model import WeakModelGuidance
 from test_with_others import Control, in_area
 
 CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
@@ -27,7 +27,7 @@ CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 
 def autoguided(model, weak, scale=1.0, **when):
     model, name = host.with_weak_model(model, weak)
-    return host.add_term(model, host.Term(WeakModel(scale, name), Schedule(**when), "Autoguidance"))
+    return host.add_term(model, host.Term(WeakModelGuidance(scale, name), Schedule(**when), "Autoguidance"))
 
 
 @pytest.mark.skipif(not hasattr(custom, "Guider_DualModel"), reason="this host has no DualModelGuider")

@@ -23,7 +23,8 @@ from harness import Counter, close, network, noise_like, pag, sample
 from pack.guiders.base import Step
 from pack.guiders.classifier import gradient
 from pack.guiders.host import KEY
-from pack.guiders.host import classifier as host
+from pack.guiders.host import classifiers as host
+from pack.guiders.host.classifiers import heads, latents
 from pack.guiders.noisy_network import NoisyNetwork
 from pack.nodes.classifier import ClassifierGuidance, NoiseAwareClassifierGuidance
 
@@ -175,14 +176,14 @@ def test_it_works_in_inference_mode_with_weights_that_were_loaded_there(folder, 
 
 
 def test_the_hosts_models_are_as_they_were_and_the_runs_copies_are_gone(folder, monkeypatch):
-    copies, kept = [], host.differentiable
+    copies, kept = [], latents.differentiable
 
     def watched(*args):
         call = kept(*args)
         copies.extend(weakref.ref(tensor) for tensor in call.args[1].values() if not tensor.is_inference())
         return call
 
-    monkeypatch.setattr(host, "differentiable", watched)
+    monkeypatch.setattr(latents, "differentiable", watched)
     with torch.inference_mode():
         vision, vae = clip_vision(), whole_vae()
         before = {name: tensor.clone() for name, tensor in vision.model.state_dict().items()}
@@ -214,7 +215,7 @@ def test_on_a_flow_model_it_acts_from_the_first_step(folder):
 def test_the_preprocessing_is_the_hosts_without_its_rounding():
     picture, vision = torch.rand(2, 50, 40, 3, generator=torch.Generator().manual_seed(0)), clip_vision()
     theirs = comfy.clip_vision.clip_preprocess(picture, vision.image_size, vision.image_mean, vision.image_std, False)
-    ours = host.preprocess(picture.movedim(-1, 1), vision)
+    ours = latents.preprocess(picture.movedim(-1, 1), vision)
     assert (ours - theirs).abs().max() < 0.6 / 255 / min(vision.image_std) + 0.1  # rounding, and bicubic's overshoot
     assert (ours - theirs).abs().median() < 0.6 / 255 / min(vision.image_std)
 
@@ -323,7 +324,7 @@ def test_a_label_of_any_length_is_no_more_than_no_label(folder):
 def test_brackets_within_brackets_beyond_what_the_tokenizer_reads_are_refused_by_the_label(tiny_vae):
     """The host's tokenizer goes into each pair by itself."""
     with pytest.raises(ValueError, match="has too many brackets within brackets"):
-        host._embed_text(parts()[0], "clip_l", None, "(" * 3000 + "cat" + ")" * 3000)
+        heads._embed_text(parts()[0], "clip_l", None, "(" * 3000 + "cat" + ")" * 3000)
 
 
 def test_the_node_is_declared_in_full():

@@ -9,9 +9,9 @@ import folder_paths
 import pytest
 import torch
 from harness import guider_of, noise_like, run
-from pack.guiders.host import ema as host
-from pack.guiders.post_hoc_ema import coefficients, gamma_of
 from pack.nodes.weaker_models import PostHocEMA
+from pack.patches.host import ema as host
+from pack.patches.post_hoc_ema import coefficients, gamma_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PREFIX = "model.diffusion_model."

@@ -12,9 +12,9 @@ import pytest
 import torch
 from harness import Counter, close, guider_of, network, pag, prompts, run, sample
 from pack.guiders import host
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.weak_branch import WeakBranch
-from pack.guiders.weak_model import WeakModel
+from pack.guiders.weak_model import WeakModelGuidance
 from pack.nodes.weaker_models import DegradedModel
 from pack.patches import SkippedLayer
 from pack.patches.host import others, select_layers
@@ -166,7 +166,7 @@ def cached(model):
 @pytest.mark.parametrize("layers", ["double.0", "double.1"])
 def test_blocks_that_a_cache_hides_in_a_module_of_its_own_are_found(layers):
     model = network("sd3")
-    skip = host.Term(WeakBranch(3.0, SkippedLayer(select_layers(model, layers))), Schedule(), "Skip Layer")
+    skip = host.Term(PerturbationGuidance(3.0, SkippedLayer(select_layers(model, layers))), Schedule(), "Skip Layer")
     for guide in (lambda m: pag(m, layers=layers), lambda m: host.add_term(m, skip)):
         expected = sample(guide(model), "sd3")
         for chained in (cached(guide(model)), guide(cached(model))):
@@ -338,7 +338,7 @@ def test_what_only_one_of_two_models_of_one_network_has_is_said(on, caplog):
     main, weak = (twisted, plain) if on == "main" else (plain, twisted)
     main, name = host.with_weak_model(main, DegradedModel.execute(model=weak, **given)[0])
     with caplog.at_level(logging.WARNING):
-        sample(host.add_term(main, host.Term(WeakModel(1.0, name), Schedule(), "Autoguidance")), steps=1)
+        sample(host.add_term(main, host.Term(WeakModelGuidance(1.0, name), Schedule(), "Autoguidance")), steps=1)
     said = {r.getMessage() for r in caplog.records if "share a network" in r.getMessage()}
     what = "acts on both" if on == "main" else "does not act"
     assert len(said) == 1 and f"halves of {halves.__module__.rpartition('.')[2]}" in said.pop().replace(

@@ -10,12 +10,12 @@ import torch
 from exact import TYPES, condition, denoised, exact, log_probability, noise_of, signal_of
 from harness import TERM_NODES, close, noise_like, sigmas_of
 from pack.guiders import host
-from pack.guiders.classifier import NoisyClassifier
+from pack.guiders.classifier import NoisyClassifierGuidance
 from pack.guiders.classifier_free import SamplerCFG
-from pack.guiders.host.run import mixture
-from pack.guiders.independent_condition import IndependentCondition
+from pack.guiders.host.quirks import mixture
+from pack.guiders.independent_condition import IndependentConditionGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.self_attention import SelfAttention, blur
+from pack.guiders.self_attention import SelfAttentionGuidance, blur
 
 KINDS = pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 SEED = 7
@@ -173,7 +173,7 @@ def icg(model, kind, cfg):
         drawn = [POOL[pool.draw(SEED, at.index, sample) % len(POOL)][0][0] for sample in range(len(at.x))]
         return 3.0 * at.plus - 2.0 * at.of_each(torch.stack(drawn))
 
-    return add(model, IndependentCondition(2.0, pool)), expected
+    return add(model, IndependentConditionGuidance(2.0, pool)), expected
 
 
 def sag(model, kind, cfg):
@@ -185,7 +185,7 @@ def sag(model, kind, cfg):
         there = at.x + signal_of(kind, at.sigma) * (soft - seen)
         return at.plus + 0.7 * (soft - at.of(*reference, x=there))
 
-    return add(model, SelfAttention(0.7, 2.0, "global")), expected
+    return add(model, SelfAttentionGuidance(0.7, 2.0, "global")), expected
 
 
 CASES = {"nothing": plain, "Autoguidance": autoguidance, "SIMS": sims, "ICG": icg, "SAG": sag}
@@ -228,7 +228,7 @@ def test_every_step_of_sag_is_that_of_the_networks_own_noise(kind, cfg):
         shift = -b / a * 0.7 * (noise - again)
         return at.plus + (cfg - 1) * (at.plus - at.minus) + shift
 
-    model = add(exact(kind), SelfAttention(0.7, 2.0, "global"))
+    model = add(exact(kind), SelfAttentionGuidance(0.7, 2.0, "global"))
     skip = int(kind == "flow")  # where a flow's x is all noise, a is 0
     assert_follows(kind, *trajectory(model, condition(*PLUS), condition(*MINUS), cfg, skip=skip), expected)
 
@@ -305,7 +305,7 @@ def test_guided_by_the_exact_classifier_of_noisy_latents_the_unconditional_model
     """From a first σ below a flow's 1, where x is all noise and the classifier is not asked."""
     wanted, every = (1.0, 0.4), ((1.0, 0.4), (-0.6, 0.4), (0.2, 0.7))
     bayes = Bayes(*(condition(*gaussians)[0][0] for gaussians in ((wanted,), every)))
-    classified = add(exact(kind), NoisyClassifier(bayes, weight))
+    classified = add(exact(kind), NoisyClassifierGuidance(bayes, weight))
     _, expected, _ = trajectory(exact(kind), condition(wanted), condition(*every), weight, skip=1)
     _, guided, _ = trajectory(classified, condition(*every), None, skip=1)
     _, without, _ = trajectory(exact(kind), condition(*every), None, skip=1)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from harness import Counter, close, guider_of, network, prompts, run, sample
 from pack.guiders import host
-from pack.guiders.independent_condition import IndependentCondition, Pool
+from pack.guiders.independent_condition import IndependentConditionGuidance, Pool
 from pack.guiders.schedule import Schedule
 from test_with_others import in_area
 
 
 def icg(model, pool, scale=2.0):
-    return host.add_term(model, host.Term(IndependentCondition(scale, pool), Schedule(), "ICG"))
+    return host.add_term(model, host.Term(IndependentConditionGuidance(scale, pool), Schedule(), "ICG"))
 
 
 def pool_of(kind, seeds=(3, 4, 5), tokens=20):

@@ -7,18 +7,18 @@ import pytest
 import torch
 from exact import condition, exact
 from harness import TERM_NODES, close, guider_of, noise_like, prompts, sigmas_of
-from pack.guiders import AdaptiveProjected, Rescale
+from pack.guiders import AdaptiveProjectedGuidance, GuidanceRescale
 from pack.guiders.host import Term, add_term
-from pack.guiders.independent_condition import IndependentCondition
+from pack.guiders.independent_condition import IndependentConditionGuidance
 from pack.guiders.schedule import Schedule
 
 PICTURE, SOUND = (4, 2, 6, 5), (3, 7, 4)  # with frames
 POSITIVE, NEGATIVE = condition((0.8, 0.5)), condition((-0.4, 1.2), (0.1, 0.6))
 RULES = {
-    "Rescale": [Rescale(0.7)],
-    "Adaptive Projected": [AdaptiveProjected(0.3, 1.5, -0.5)],
-    "both": [AdaptiveProjected(0.0, 2.0, 0.5), Rescale(1.0)],
-    "ICG and both": [IndependentCondition(2.0), AdaptiveProjected(0.0, 2.0, 0.5), Rescale(1.0)],
+    "Rescale": [GuidanceRescale(0.7)],
+    "Adaptive Projected": [AdaptiveProjectedGuidance(0.3, 1.5, -0.5)],
+    "both": [AdaptiveProjectedGuidance(0.0, 2.0, 0.5), GuidanceRescale(1.0)],
+    "ICG and both": [IndependentConditionGuidance(2.0), AdaptiveProjectedGuidance(0.0, 2.0, 0.5), GuidanceRescale(1.0)],
 }
 EVERY = pytest.mark.parametrize("rules", RULES)
 

@@ -12,10 +12,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
 from harness import Counter, close, guider_of, network, pag, prompts, run, sample
 from pack.guiders import host
-from pack.guiders.base import Branch
+from pack.guiders.base import Branch, GuidanceRule
 from pack.guiders.classifier_free import SamplerCFG
-from pack.guiders.host.trace import warn_once
 from pack.guiders.schedule import Schedule
+from pack.patches.host.log import warn_once
 from reference import with_reference_pag
 
 
@@ -121,7 +121,7 @@ def test_a_second_evaluation_at_another_input_joins_the_run():
     def same_x(predictions, step):
         return step.x.clone()
 
-    class AtAnotherX:
+    class AtAnotherX(GuidanceRule):
         def branches(self):
             return (Branch(source=same_x),)
 
@@ -174,7 +174,7 @@ def test_a_guider_without_a_positive_is_refused():
 
 
 def test_a_branch_that_needs_a_negative_names_the_node_and_the_guider():
-    class FromNegative:
+    class FromNegative(GuidanceRule):
         def branches(self):
             return (Branch("negative"),)
 

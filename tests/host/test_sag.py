@@ -4,24 +4,24 @@ import comfy.samplers
 import networks
 import pytest
 import torch
-from comfy_extras.nodes_sag import SelfAttentionGuidance
+from comfy_extras.nodes_sag import SelfAttentionGuidance as HostsOwn
 from harness import Counter, close, network, noise_like, prompts, sample, sigmas_of
 from pack.guiders import host
-from pack.guiders.host.trace import warn_once
 from pack.guiders.schedule import Schedule
-from pack.guiders.self_attention import MASKS, SelfAttention, blur
+from pack.guiders.self_attention import MASKS, SelfAttentionGuidance, blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.host import select_layers
+from pack.patches.host.log import warn_once
 from test_with_others import REGIONAL, regional, windowed
 
 
 def sag(model, scale=0.75, blur_sigma=2.0, mask="attention", layers="auto"):
-    rule = SelfAttention(scale, blur_sigma, mask, AttentionSums(select_layers(model, layers)))
+    rule = SelfAttentionGuidance(scale, blur_sigma, mask, AttentionSums(select_layers(model, layers)))
     return host.add_term(model, host.Term(rule, Schedule(), "SAG"))
 
 
 def host_sag(model, scale, blur_sigma):
-    node = SelfAttentionGuidance
+    node = HostsOwn
     return (node.execute if hasattr(node, "execute") else node().patch)(model, scale, blur_sigma)[0]
 
 
@@ -112,7 +112,7 @@ def test_the_map_of_attention_is_its_column_sums():
             seen["difference"] = (sums - logits.softmax(-1).mean(1).sum(1)).abs().max().item()
             return sums
 
-    rule = SelfAttention(1e-12, 2.0, "attention", Watched(select_layers(model, "middle")))
+    rule = SelfAttentionGuidance(1e-12, 2.0, "attention", Watched(select_layers(model, "middle")))
     watched = host.add_term(model, host.Term(rule, Schedule(), "SAG"))
     assert close(sample(watched), sample(model)) < 1e-6
     assert seen["difference"] < 1e-12

@@ -8,7 +8,7 @@ import torch
 from harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
-from pack.guiders.schedule import EVALUATIONS, FREE, Schedule, Steps
+from pack.guiders.schedule import EVALUATIONS, FREE, Schedule, StepTracker
 from reference import with_reference_pag
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
@@ -58,7 +58,7 @@ def test_every_evaluation_is_taken_for_the_step_it_belongs_to(sampler, scheduler
     if part == "first half":  # SplitSigmas: the schedule does not end at 0
         sigmas = sigmas[:4]
     true = evaluations(sampler, sigmas)
-    steps = Steps(sigmas.tolist(), sampler)
+    steps = StepTracker(sigmas.tolist(), sampler)
     got = [steps.of(sigma)[0] for sigma, _ in true]
     assert got == [step for _, step in true]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from harness import Counter, close, network, pag, sample
 from pack.guiders import host
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.weak_branch import WeakBranch
 from pack.patches import BlurredQuery, MaskedAttention
 from pack.patches.host import select_layers
 
@@ -17,7 +17,7 @@ in_shapes = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(
 
 
 def perturbed(model, method, *settings, scale=3.0, layers="auto"):
-    rule = WeakBranch(scale, method(select_layers(model, layers), *settings))
+    rule = PerturbationGuidance(scale, method(select_layers(model, layers), *settings))
     return host.add_term(model, host.Term(rule, Schedule(), "test"))
 
 

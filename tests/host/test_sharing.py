@@ -19,13 +19,13 @@ from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from harness import Counter, close, network, pag, prompts, sample
 from pack.guiders import host
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.self_attention import SelfAttention
-from pack.guiders.weak_branch import WeakBranch
+from pack.guiders.self_attention import SelfAttentionGuidance
 from pack.patches import BlurredQuery, IdentityAttention, MaskedAttention, NoisyTimeEmbedding, SkippedLayer
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
-from pack.patches.host import Plan, Sharing, architecture_of, planned, select_layers
+from pack.patches.host import Plan, PrefixSharing, Proofs, architecture_of, planned, select_layers
 from test_architectures import model, specimen  # noqa: F401  fixtures
 from test_with_others import REGIONAL, Control, patch, regional
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,7 +55,7 @@ def predict(specimen, model, copies, shares, batch, sharing):  # noqa: F811
     x, conds = specimen.inputs([copy * 100 + row for copy in copies for row in range(batch)])
     options, seen = {"cond_or_uncond": [0] * len(copies), "uuids": [*range(len(copies))]}, []
     perturbations = {share for share in shares if share}
-    plan = Plan(shares, perturbations, Moment(5, 2, 0.7), lambda *found: seen.append(found), copies, sharing)
+    plan = Plan(shares, Proofs(perturbations), Moment(5, 2, 0.7), lambda *found: seen.append(found), copies, sharing)
     options = planned(options, plan) if perturbations else options
     sigma = float(model.model.model_sampling.percent_to_sigma(0.4))
     with torch.no_grad():
@@ -69,9 +69,9 @@ def test_shared_is_batched_wherever_rows_part(specimen, model, batch):  # noqa: 
     for layer in select_layers(model, "all"):
         for copies in ((1, 1), (2, 1, 1)):
             shares = (None,) * (len(copies) - 1) + (IdentityAttention((layer,)),)
-            sharing = Sharing()
+            sharing = PrefixSharing()
             shared, _ = predict(specimen, model, copies, shares, batch, sharing)
-            batched, _ = predict(specimen, model, copies, shares, batch, Sharing(on=False))
+            batched, _ = predict(specimen, model, copies, shares, batch, PrefixSharing(on=False))
             assert close(shared, batched) < 2e-5 and not sharing.refused
             most = max(most, *sharing.taken, 0)
     assert (most == 0) == (specimen.name in WHOLE)
@@ -103,10 +103,10 @@ def test_any_branches_together_are_what_they_are_one_by_one(specimen, model):  #
     rng = random.Random(specimen.name)
     for batch in (1, 3):
         shares, copies = drawn(rng, model)
-        shared, seen = predict(specimen, model, copies, shares, batch, Sharing())
-        batched, expected = predict(specimen, model, copies, shares, batch, Sharing(on=False))
+        shared, seen = predict(specimen, model, copies, shares, batch, PrefixSharing())
+        batched, expected = predict(specimen, model, copies, shares, batch, PrefixSharing(on=False))
         alone = [
-            predict(specimen, model, (copy,), (share,), batch, Sharing())[0]
+            predict(specimen, model, (copy,), (share,), batch, PrefixSharing())[0]
             for copy, share in zip(copies, shares, strict=True)
         ]
         floor = max(close(batched, torch.cat(alone)), FLOOR)
@@ -125,13 +125,15 @@ def composed(model, kind, scale=2.0):  # noqa: F811
     perturbations = [IdentityAttention(layers[-2:]), BlurredQuery(layers[-1:], -1.0)]
     perturbations += [SkippedLayer(select_layers(model, "all", skip=True)[1:2])] if kind in ("sd3", "flux") else []
     for perturbation in perturbations:
-        model = host.add_term(model, host.Term(WeakBranch(scale, perturbation), Schedule(), perturbation.about.title))
+        model = host.add_term(
+            model, host.Term(PerturbationGuidance(scale, perturbation), Schedule(), perturbation.about.title)
+        )
     return model
 
 
 def shared_and_whole(model, kind="unet", **kwargs):  # noqa: F811
     """(sampled with sharing, and without)"""
-    return sample(model, kind, **kwargs), sample(host.with_sharing(model, "off"), kind, **kwargs)
+    return sample(model, kind, **kwargs), sample(host.with_prefix_sharing(model, "off"), kind, **kwargs)
 
 
 def message(caplog) -> str:
@@ -181,7 +183,7 @@ def test_a_control_between_shared_modules(caplog):
 def test_sag_sees_the_same(caplog):
     caplog.set_level(logging.INFO)
     model = network("unet")  # noqa: F811
-    rule = SelfAttention(1.0, 2.0, "attention", AttentionSums(select_layers(model, "middle")))
+    rule = SelfAttentionGuidance(1.0, 2.0, "attention", AttentionSums(select_layers(model, "middle")))
     model = composed(host.add_term(model, host.Term(rule, Schedule(), "SAG")), "unet")
     for cfg in (1.0, 4.0):
         shared, whole = shared_and_whole(model, cfg=cfg)
@@ -303,7 +305,7 @@ def test_the_hosts_pag_costs_what_ours_does_without_sharing(cfg):
     model = network("unet")  # noqa: F811
     theirs = flops(patch(PerturbedAttentionGuidance, model, 3.0), cfg=cfg)
     ours = pag(model)
-    assert flops(host.with_sharing(ours, "off"), cfg=cfg) == theirs > flops(ours, cfg=cfg)
+    assert flops(host.with_prefix_sharing(ours, "off"), cfg=cfg) == theirs > flops(ours, cfg=cfg)
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
@@ -313,7 +315,7 @@ def test_three_guidances_and_cfg_add_no_forward_and_share_what_they_can(kind):
     counter = Counter(composed(model, kind))
     shared = flops(counter.model, kind)
     assert counter.rows == [5]
-    assert shared < flops(host.with_sharing(counter.model, "off"), kind)
+    assert shared < flops(host.with_prefix_sharing(counter.model, "off"), kind)
 
 
 def test_the_log_says_once_what_was_shared(caplog):
@@ -347,7 +349,7 @@ def test_a_controlnets_residuals_are_computed_once_for_copies(cfg, rows, samples
         control = comfy.controlnet.ControlNet(residuals, load_device=torch.device("cpu"))
         control = control.set_cond_hint(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
         conds = [node_helpers.conditioning_set_values(prompt, {"control": control}) for prompt in prompts("unet")]
-        out = sample(host.with_sharing(pag(plain), sharing), cfg=cfg, conds=conds, latent=latent)
+        out = sample(host.with_prefix_sharing(pag(plain), sharing), cfg=cfg, conds=conds, latent=latent)
         found.append((residuals.rows, out))
     (few, shared), (whole, batched) = found
     assert set(few) == {rows * samples} and set(whole) == {(rows + 1) * samples}

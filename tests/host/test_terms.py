@@ -10,8 +10,8 @@ from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from harness import Counter, close, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Curve, Schedule
-from pack.guiders.weak_branch import WeakBranch
 from pack.nodes import BeyondCFG
 from pack.patches import NoisyTimeEmbedding, SkippedLayer
 from pack.patches.host import select_layers
@@ -82,7 +82,7 @@ def test_any_two_terms_run_together_as_patch_and_as_guider_alike(keys, kind):
 
 
 def add(model, perturbation, scale=2.0, **when):
-    return host.add_term(model, host.Term(WeakBranch(scale, perturbation), Schedule(**when), "test"))
+    return host.add_term(model, host.Term(PerturbationGuidance(scale, perturbation), Schedule(**when), "test"))
 
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])

@@ -10,13 +10,13 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from einops import rearrange
 from harness import TERM_NODES, close, network, pag, sample
 from pack.guiders import host
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
-from pack.guiders.weak_branch import WeakBranch
 from pack.patches import BlurredQuery, MaskedAttention
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.blurred_query import blur_matrix
-from pack.patches.host import Plan, planned, select_layers
+from pack.patches.host import Plan, Proofs, planned, select_layers
 from reference import identity, with_reference_pag
 
 SIDE = 4  # of HyperTile's tiles, in tokens, at every depth
@@ -65,7 +65,7 @@ def own_values(q, k, v, extra):
 
 
 def term(model, perturbation, scale=3.0):
-    return host.add_term(model, host.Term(WeakBranch(scale, perturbation), Schedule(), "test"))
+    return host.add_term(model, host.Term(PerturbationGuidance(scale, perturbation), Schedule(), "test"))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -151,7 +151,7 @@ def test_what_sag_sees_in_tiles_is_put_together(add):
     plain.set_model_attn1_replace(looked_at, "middle", 0)
     x, text = torch.randn(4, 4, 16, 16), torch.randn(4, 20, 32)
     call = {"t": torch.full((4,), 2.0), "c_crossattn": text}
-    plan = Plan((None, sums), set(), Moment(), lambda *found: seen.append(found))
+    plan = Plan((None, sums), Proofs(()), Moment(), lambda *found: seen.append(found))
     more = {"cond_or_uncond": [0, 1], "uuids": [0, 1], "sigmas": torch.full((1,), 2.0)}
     with torch.no_grad():
         out = model.model.apply_model(x, transformer_options=planned({**options, **more}, plan), **call)

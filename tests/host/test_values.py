@@ -11,12 +11,13 @@ import pytest
 import torch
 from harness import network, prompts
 from pack.benchmarks import tiny_models
-from pack.guiders.host import Recorder, ema
-from pack.guiders.host.classifier import FOLDER
+from pack.guiders.host import Recorder
+from pack.guiders.host.classifiers import FOLDER
 from pack.guiders.host.recorder import Call
 from pack.guiders.schedule import Curve
 from pack.nodes import BeyondCFG
 from pack.nodes.values import LONGEST, check
+from pack.patches.host import ema
 from test_classifier import FEATURES, clip_vision, save_tensors, whole_vae
 
 CLASSIFIERS = Path(__file__).resolve().parent.parent.parent / "benchmarks/models/classifiers"

@@ -22,7 +22,7 @@ from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from harness import Counter, close, guider_of, network, pag, prompts, rounding, run, sample, sigmas_of
 from pack.guiders import host
-from pack.guiders.base import POSITIVE, Branch
+from pack.guiders.base import POSITIVE, Branch, GuidanceRule
 from pack.guiders.schedule import Schedule
 from reference import LAYERS, with_reference_pag
 
@@ -155,7 +155,7 @@ def test_on_steps_that_easycache_skips_our_direction_stays_in_its_range():
     """The cache goes by uuid: a perturbed row under the positive's would get, and spoil, the positive's cache."""
     sizes = []
 
-    class Spy:
+    class Spy(GuidanceRule):
         def branches(self):
             return (weak,)
 
@@ -357,7 +357,7 @@ def test_rows_that_cannot_share_the_positives_batch_come_after_the_guiders_own()
     (term,) = pag(network("unet")).model_options[host.KEY]
     (weak,) = term.rule.branches()
 
-    class AwayFromPerturbedNegative:
+    class AwayFromPerturbedNegative(GuidanceRule):
         def branches(self):
             return (Branch("negative", weak.perturbation),)
 

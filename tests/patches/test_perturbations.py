@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 from pack.patches import PERTURBATIONS, BlurredQuery, IdentityAttention, MaskedAttention, base
-from pack.patches.base import About, AttentionCall, Moment, Perturbation
+from pack.patches.base import About, AttentionCall, AttentionPerturbation, Moment, Perturbation
 from pack.patches.layers import Layer
 from torch import Tensor
 
 LAYERS = (Layer("middle", 0),)
 GRID = (3, 5)
 SIZE = 15  # tokens of the picture
-SETTINGS = [method(LAYERS) for method in PERTURBATIONS if hasattr(method, "attention")]  # each with its defaults, and
+SETTINGS = [method(LAYERS) for method in PERTURBATIONS if issubclass(method, AttentionPerturbation)]
 SETTINGS += [
     BlurredQuery(LAYERS, 2.0),
     BlurredQuery(LAYERS, 2.0, "reflect"),
@@ -113,7 +113,7 @@ def test_it_acts(perturbation, before, after):
 def test_a_row_alone_is_that_row_among_others(perturbation, before, after):
     call = attention(before, after, rows=3)
     together = perturbation.attention(call)
-    for row in range(1 if getattr(perturbation, "random", False) else 3):  # draws belong to a sample's place
+    for row in range(1 if perturbation.random else 3):  # draws belong to a sample's place
         q, k, v = (part[row : row + 1] for part in (call.q, call.k, call.v))
         alone = perturbation.attention(call_of(q, k, v, before))
         torch.testing.assert_close(alone, together[row : row + 1], rtol=0, atol=1e-14)

@@ -1,61 +1,49 @@
-"""Terms on a MODEL, and the host's own guider on such a model."""
+"""What the nodes put on a MODEL, and the host's own guider on such a model."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
 from ...patches.host import KEY
-from ..base import GuidanceRule
-from ..classifier_free import SamplerCFG
-from ..schedule import Schedule
 from .recorder import RECORDERS, Recorder
-from .run import SHARING, sample_with_terms
-
-
-@dataclass(frozen=True)
-class Term:
-    """One guidance on a model, as the user's node stated it."""
-
-    rule: GuidanceRule | SamplerCFG
-    schedule: Schedule
-    node: str  # the node's title, for messages
+from .run import PREFIX_SHARING, sample_with_terms
+from .term import Term
 
 
 def add_term(model, term: Term):
     """A clone of MODEL that carries `term` after those it has."""
-    model = _heard(model)
+    model = _clone_with_runs(model)
     model.model_options[KEY] = (*model.model_options.get(KEY, ()), term)
     return model
 
 
 def with_recorder(model, recorder: Recorder):
-    """A clone of MODEL whose runs `recorder` hears, beside those that do so already."""
-    model = _heard(model)
+    """A clone of MODEL whose runs `recorder` measures, beside the recorders that it has."""
+    model = _clone_with_runs(model)
     model.model_options[RECORDERS] = (*model.model_options.get(RECORDERS, ()), recorder)
     return model
 
 
-def _heard(model):
-    """A clone of MODEL whose runs begin with ours."""
+def _clone_with_runs(model):
+    """A clone of MODEL whose sampling runs go through `sample_with_terms`."""
     model = model.clone()
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sample_with_terms)
     return model
 
 
-def with_sharing(model, sharing: str):
-    """A clone of MODEL whose terms share what rows have in common ("auto"), or compute all rows whole ("off")."""
+def with_prefix_sharing(model, setting: str):
+    """A clone of MODEL whose terms compute rows once as long as they are equal ("auto"), or all rows whole ("off")."""
     model = model.clone()
-    model.model_options[SHARING] = sharing
+    model.model_options[PREFIX_SHARING] = setting
     return model
 
 
 def make_guider(model, positive, negative, cfg: float):
-    """The host's own CFG guider on MODEL, terms and all. `negative` may be None where `cfg` is 1.
+    """The host's own CFG guider on MODEL, with all its terms. `negative` may be None where `cfg` is 1.
 
     Raises ValueError where cfg is not finite, or needs a negative and there is none."""
     if not math.isfinite(cfg):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,8 +11,9 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 
-from ...patches.texts import shown
 from .. import post_hoc_ema
+from ..texts import shown
+from .log import LOG
 
 FOLDERS = ("checkpoints", "diffusion_models")
 QUANTISED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")  # how such keys end
@@ -82,9 +82,9 @@ def average(snapshots: tuple[Snapshot, ...], ema: float, disable_dynamic: bool =
     profiles = [(snapshot.time, post_hoc_ema.gamma_of(snapshot.ema)) for snapshot in snapshots]
     weights = post_hoc_ema.coefficients(profiles, target)
     used = [(snapshot, weight) for snapshot, weight in zip(snapshots, weights, strict=True) if weight]
-    logging.info("Post-hoc EMA: %s", ", ".join(f"{weight:.4g} × {snapshot.name}" for snapshot, weight in used))
+    LOG.info("Post-hoc EMA: %s", ", ".join(f"{weight:.4g} × {snapshot.name}" for snapshot, weight in used))
     if snapshots[-1].ema and (misfit := post_hoc_ema.misfit(profiles, weights, target)) > FAR:
-        logging.warning("Post-hoc EMA: these snapshots give an average %.0f%% off from ema %g.", 100 * misfit, ema)
+        LOG.warning("Post-hoc EMA: these snapshots give an average %.0f%% off from ema %g.", 100 * misfit, ema)
 
     others, metadata = {}, {}  # what the file read last has beside its diffusion model
     progress = comfy.utils.ProgressBar(len(used))
@@ -139,7 +139,7 @@ def _load(weights: dict, others: dict, metadata: dict, name: str, disable_dynami
         if wrong := MISMATCH.search(str(error)):
             key, here, there = wrong.groups()
             raise ValueError(f"{key} of {name} is {here}, and a network of this kind has {there}") from None
-        logging.warning("Post-hoc EMA: %s", name, exc_info=True)
+        LOG.warning("Post-hoc EMA: %s", name, exc_info=True)
         model = None
     if model is None:
         raise ValueError(f"{name} holds no diffusion model that this ComfyUI knows")

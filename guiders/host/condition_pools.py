@@ -15,10 +15,11 @@ import comfy.samplers
 import torch
 from comfy.samplers import cond_equal_size
 
+from ...patches.host.log import warn_once
 from ..independent_condition import Pool
 from .random_texts import random_texts
+from .sampler_inputs import SamplerInputs
 from .texts import NUMBERS, is_masked, other_text, text_of, unknown_of
-from .trace import warn_once
 
 # What says where, when and with what else a row acts.
 PLACE = ("area", "mask", "control", "hooks", "gligen", "default")
@@ -39,15 +40,15 @@ def prompts(conditioning: list, seed: int) -> Pool:
     return Pool(tuple((prompt,) for prompt in conditioning), seed)
 
 
-class Pools:
-    """The pools of one run, as rows that the host can evaluate."""
+class ConditionPools:
+    """The pools of one run, as conditionings that the host can evaluate."""
 
     def __init__(self, pools: set[Pool]):
         self._pools = pools
         self._sources: dict[Pool, Texts | Noise] = {}
         self._drawn: dict[Pool, tuple[tuple, list[dict]]] = {}
 
-    def begin(self, guider, noise, latent_image, mask, seed, shapes) -> None:
+    def begin(self, guider, inputs: SamplerInputs) -> None:
         """Make the conditions of each pool's texts, by themselves: the areas of the user's own rows stay as they are."""
         if not self._pools:
             return
@@ -56,12 +57,14 @@ class Pools:
             warn_once(f"ICG keeps {', '.join(unknown)} of the positive: it does not know whether that is text")
         own = text_of(positive)
         rest = {key: value for key, value in positive.items() if key not in own and key not in PLACE}
-        more = {"latent_shapes": shapes} if shapes else {}
+        noise, image, mask = inputs.noise, inputs.latent_image, inputs.mask
 
         def conditions(text: dict) -> dict:
             """What the host gives the network for the positive with this text."""
             conds = {"positive": [{**rest, **text, "model_conds": {}}]}
-            conds = comfy.samplers.process_conds(model, noise, conds, device, latent_image, mask, seed, **more)
+            conds = comfy.samplers.process_conds(
+                model, noise, conds, device, image, mask, inputs.seed, **inputs.shapes_argument
+            )
             return conds["positive"][0]["model_conds"]
 
         made = conditions(own)

@@ -7,14 +7,13 @@ D₋ + cfg (D₊ − D₋) + s (D₊ − D₋ₖ). Neutral at s = 0. Linear, so 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-from .base import POSITIVE, Apply, Branch, check_params, param
+from .base import POSITIVE, Apply, Branch, GuidanceRule, Perturbation, check_params, param
 
 
 @dataclass(frozen=True)
-class WeakBranch:
+class PerturbationGuidance(GuidanceRule):
     scale: float = param(
         3.0,
         "How far to move away from the perturbed prediction. 0 is off and costs nothing; PAG and SEG are published with "
@@ -23,14 +22,15 @@ class WeakBranch:
         high=100.0,
         step=0.1,
     )
-    perturbation: Hashable | None = None
+    perturbation: Perturbation | None = None
 
     def __post_init__(self):
         check_params(self)
 
     def branches(self) -> tuple[Branch, ...]:
-        neutral = self.scale == 0 or getattr(self.perturbation, "neutral", False)
-        return () if neutral else (Branch(perturbation=self.perturbation),)
+        if self.scale == 0 or self.perturbation is None or self.perturbation.neutral:
+            return ()
+        return (Branch(perturbation=self.perturbation),)
 
     def begin(self) -> Apply:
         weak = Branch(perturbation=self.perturbation)

@@ -17,8 +17,9 @@ Karras et al. 2024, arXiv:2406.02507, break a network in these ways after its tr
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import comfy.model_sampling
 import torch
@@ -26,16 +27,17 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ...patches.architectures import find
-from ...patches.base import Moment
-from ...patches.host import Blocks, Forward, Streams, around, check_layers, is_compiled, select_layers, uncompiled
-from ...patches.host.others import said
-from ...patches.layers import Layer
+from ..architectures import find
+from ..base import Moment
+from ..layers import Layer
+from .forwards import ForwardPatch, Streams, patched_forwards
+from .lookup import Blocks, check_layers, is_compiled, select_layers, uncompiled
+from .others import said
 
 WRAPPER = "beyond_cfg_degraded"
-STEP = (
-    "beyond_cfg_step"  # in transformer_options: which step of the sampler an evaluation belongs to, where it is known
-)
+STEP = "beyond_cfg_step"  # in transformer_options: which step of the sampler an evaluation belongs to, where known
+# The settings that have been seen to act, each by its identity and as long as it lives.
+_PROVEN: weakref.WeakValueDictionary[int, WorseLayers] = weakref.WeakValueDictionary()
 OUTPUT = "attn1_output_patch"  # the UNet's list of functions of what each self-attention adds
 
 
@@ -106,7 +108,6 @@ class WorseLayers:
     layers: tuple[Layer, ...]
     dropout: float = 1.0  # 1: the layers are left out, and not computed
     seed: int = 0
-    proven: set = field(default_factory=set, compare=False)  # not empty once a layer has run
 
     def __call__(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kw):
         options = dict(transformer_options or {})
@@ -122,24 +123,20 @@ class WorseLayers:
                 streams = Streams.of(block, names)
                 place = {"streams": streams, "layer": layer, "moment": moment, "roles": roles}
                 worse = functools.partial(WorseBlock, worse=self, **place)
-                forwards.append(Forward(f"degraded {layer}", block, worse))
+                forwards.append(ForwardPatch(f"degraded {layer}", block, worse))
         else:
             patches = options.get("patches", {})
-            ours = DroppedAttention(self, moment, roles)
-            options["patches"] = {**patches, OUTPUT: [*patches.get(OUTPUT, []), ours]}
-        with around(forwards, options) as options:
+            drop = DroppedAttention(self, moment, roles)
+            options["patches"] = {**patches, OUTPUT: [*patches.get(OUTPUT, []), drop]}
+        with patched_forwards(forwards, options) as options:
             denoised = executor(x, t, c_concat, c_crossattn, control, options, **kw)
-        if not self.proven and not is_compiled(compiled):  # a compiled graph calls ours without Python to witness it
+        if id(self) not in _PROVEN and not is_compiled(compiled):  # a compiled graph runs no Python that could note it
             raise RuntimeError(
                 f"Degraded Model: none of the layers {', '.join(map(str, self.layers))} of {type(network).__name__} ran "
                 f"in the host's way, so it would have no effect. {said(network, options)} Take the node out "
                 f"that is in the way, or choose other layers."
             )
         return denoised
-
-    def witness(self) -> None:
-        if not torch.compiler.is_compiling():
-            self.proven.add(True)
 
     def dropped(self, added: Tensor, moment: Moment, roles: int, salt: str) -> Tensor:
         """`added` [rows, tokens, channels], with one mask for all rows of a sample: its positive, its negative …"""
@@ -150,6 +147,12 @@ class WorseLayers:
         ]
         mask = torch.stack(masks).to(added.dtype).repeat(roles, *[1] * (added.ndim - 1))
         return added * mask / keep
+
+
+def mark_proven(worse: WorseLayers) -> None:
+    """Note that `worse` has acted. A compiled graph runs no Python, so it notes nothing."""
+    if not torch.compiler.is_compiling():
+        _PROVEN[id(worse)] = worse
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class DroppedAttention:
         place = (*extra["block"], extra["block_index"])
         if not any(place == (layer.stack, layer.index, layer.part) for layer in self.worse.layers):
             return added
-        self.worse.witness()
+        mark_proven(self.worse)
         return self.worse.dropped(added, self.moment, self.roles, str(place))
 
 
@@ -180,7 +183,7 @@ class WorseBlock:
     roles: int
 
     def __call__(self, *args, **kwargs):
-        self.worse.witness()
+        mark_proven(self.worse)
         before = self.streams.read(args, kwargs)
         if self.worse.dropout == 1:
             return before[0] if len(before) == 1 else tuple(before)

@@ -1,0 +1,44 @@
+"""What is known of one model call of the sampler, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ...patches.base import Moment
+from ..base import Latent, Observation, Predictions, Step
+
+
+@dataclass(frozen=True)
+class CallInfo:
+    """One model call of the sampler, once the host has said with which conditionings it runs."""
+
+    step: Step
+    timestep: torch.Tensor  # σ as the host hands it on, [batch]
+    moment: Moment
+    asked: tuple[list[dict] | None, ...]  # the guider's conditionings in the host's own call
+    reference: Literal["positive", "negative"] = "positive"  # what REFERENCE stands for
+    observation: Observation | None = None  # what is observed of the reference's attention
+    hides_attention: bool = False  # whether tiles or windows keep the attention map of the whole latent from being seen
+    shares_prefixes: bool = True  # whether rows that are copies may be computed once as long as they are equal
+
+    @property
+    def samples(self) -> int:
+        return self.step.x.shape[0]
+
+
+@dataclass
+class CallResult:
+    """What a model call has come to so far."""
+
+    predictions: Predictions | None = None  # None: not evaluated yet
+    folded: bool = False
+    forwards: int = 0  # of any network
+    rows: int = 0  # in them
+    stages: list[tuple[str, Latent]] = field(default_factory=list)  # after each guidance, where somebody records
+
+    def count(self, rows: int) -> None:
+        """Count one forward of so many rows."""
+        self.forwards, self.rows = self.forwards + 1, self.rows + rows

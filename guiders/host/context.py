@@ -1,0 +1,46 @@
+"""What all model calls of one run have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ...patches.host import Blocks, PrefixSharing, Proofs
+from ..base import Branch, GuidanceRule, Latent, Observation
+from .attention_maps import LastMap
+from .call_info import CallInfo
+from .conditionings import Conditionings
+from .recorder import Recorder
+from .term import Term
+from .weak_models import WeakModels
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Made once, when schedule, conditionings and network of a run are final; each model call of the run gets it."""
+
+    guider: object  # the host's
+    terms: tuple[Term, ...]
+    conditionings: Conditionings
+    weak_models: WeakModels
+    recorders: tuple[Recorder, ...]
+    observation: Observation | None  # what is observed of the reference's attention
+    last_map: LastMap  # what it saw last
+    proofs: Proofs
+    prefix_sharing: PrefixSharing
+    blocks: Blocks  # of the network when the run began
+    replaced_forwards: dict[str, Callable]  # what other packs have put in place of forwards of the network
+    process_out: Callable[[Latent], Latent]  # the host's, from a prediction to what a LATENT holds
+
+    def node_of(self, rule: GuidanceRule) -> str:
+        """The title of the node that made `rule`."""
+        return next(term.node for term in self.terms if term.rule is rule)
+
+    def check(self, branch: Branch, call: CallInfo) -> None:
+        """Raise ValueError, naming the node, where the guider has no conditioning for `branch`."""
+        if self.conditionings.source(branch, call) is None:
+            nodes = ", ".join(term.node for term in self.terms if branch in term.branches)
+            raise ValueError(
+                f"{nodes}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
+                f"{', '.join(self.guider.conds)}. Use a guider that takes one."
+            )
