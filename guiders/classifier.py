@@ -48,7 +48,8 @@ class Classifier(Protocol):
     """Knows the wanted class y. Compared by identity."""
 
     def begin(self) -> LogProbability:
-        """Called once per sampling run. What the run needs lives in the function that is returned."""
+        """The classifier as a function, for one sampling run. What the run needs lives in that function."""
+        ...
 
 
 @dataclass(frozen=True)

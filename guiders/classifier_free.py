@@ -17,6 +17,8 @@ from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_
 
 @dataclass(frozen=True)
 class ClassifierFreeGuidance(GuidanceRule):
+    """D + (w − 1)(D₊ − D₋), in the pack. Raises ValueError for a weight out of range."""
+
     weight: float = param(1.0, "How far to move away from the negative prediction. 1 is off.", low=0, high=100)
 
     def __post_init__(self):
@@ -49,4 +51,5 @@ class SamplerCFG:
 
     @staticmethod
     def weight(cfg: float, strength: float) -> float:
+        """The sampler's own weight where its CFG acts with `strength` k, from `cfg` = w."""
         return cfg if strength == 1 else 1 + (cfg - 1) * strength

@@ -31,6 +31,7 @@ class ActiveRules:
         return tuple(branch for branch in wanted if branch != POSITIVE)
 
     def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
+        """`denoised` after all rules, [batch, channels, *spatial]."""
         return [denoised, *self.stages(denoised, predictions, step)][-1]
 
     def stages(self, denoised: Latent, predictions: Predictions, step: Step) -> Iterator[Latent]:

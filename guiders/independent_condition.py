@@ -42,6 +42,7 @@ class Pool(DrawnConditioning):
 
     @property
     def is_gaussian(self) -> bool:
+        """Whether ŷ is noise, because the pool holds no conditions."""
         return not self.conditions
 
     def draw(self, seed: int, step: int, sample: int) -> int:
@@ -52,6 +53,8 @@ class Pool(DrawnConditioning):
 
 @dataclass(frozen=True)
 class IndependentConditionGuidance(GuidanceRule):
+    """s (D₊ − D(x, ŷ)), with s = w − 1. Raises ValueError for a scale out of range."""
+
     scale: float = param(2.0, "w − 1: how far to move away. 0 is off.", low=-1.0, high=100.0, step=0.1)
     pool: Pool = Pool()
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +31,13 @@ def exact(x: Latent) -> Latent:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def per_modality(reduce):
+class PerModality(Protocol):
+    """(latents that broadcast to each other, shapes = of the latents that they pack) → a tensor that broadcasts to them."""
+
+    def __call__(self, *latents: Latent, shapes: tuple[tuple[int, ...], ...] = ()) -> Tensor: ...
+
+
+def per_modality(reduce: Callable[..., Tensor]) -> PerModality:
     """`reduce(*latents)`, which broadcasts to each, as a function of latents that may be packed."""
 
     @functools.wraps(reduce)
@@ -40,7 +48,7 @@ def per_modality(reduce):
         parts = zip(*(x.split(sizes, -1) for x in latents), strict=True)
         return torch.cat([reduce(*part).expand_as(part[0]) for part in parts], -1)
 
-    return reduced
+    return cast(PerModality, reduced)
 
 
 @per_modality
@@ -54,12 +62,14 @@ def std(x: Latent) -> Tensor:
 
 @per_modality
 def norm(x: Latent) -> Tensor:
+    """The Euclidean length of a sample, [batch, 1, …]."""
     x, largest = _divided(x)
     return largest * _norm(x)
 
 
 @per_modality
 def dot(x: Latent, y: Latent) -> Tensor:
+    """The inner product of two samples, [batch, 1, …]."""
     (x, largest_x), (y, largest_y) = _divided(x), _divided(y)
     return largest_x * largest_y * (x * y).sum(per_sample(x), keepdim=True)
 

@@ -49,6 +49,8 @@ ABOUT = About(
 
 @dataclass(frozen=True, eq=False)
 class NoisyNetwork:
+    """A classifier of noisy latents, by the tensors of its file."""
+
     tensors: Mapping[str, Tensor]  # of the file
 
     def __call__(self, x: Latent, noise: float, signal: float) -> Tensor:

@@ -14,6 +14,8 @@ from .base import POSITIVE, Apply, Branch, GuidanceRule, Perturbation, check_par
 
 @dataclass(frozen=True)
 class PerturbationGuidance(GuidanceRule):
+    """s (D₊ − D₋ₖ). Raises ValueError for a scale out of range."""
+
     scale: float = param(
         3.0,
         "How far to move away from the perturbed prediction. 0 is off and costs nothing; PAG and SEG are published with "

@@ -21,6 +21,8 @@ from .linalg import std
 
 @dataclass(frozen=True)
 class GuidanceRescale(GuidanceRule):
+    """Rescales what the rules before it have made. Raises ValueError for an amount out of range."""
+
     amount: float = param(
         0.7,
         "How much of the result's contrast is set back to that of the positive prediction alone, as a fraction (φ). "

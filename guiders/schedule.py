@@ -69,14 +69,13 @@ class Curve:
     def parse(cls, text: str, over: str = "percent") -> Curve:
         """ "0: 1, 0.5: 2, 1: 0" → a linear curve through these points."""
         try:
-            points = [tuple(map(float, point.split(":"))) for point in text.split(",") if point.strip()]
-            if any(len(point) != 2 for point in points):
-                raise ValueError
+            pairs = [point.split(":") for point in text.split(",") if point.strip()]
+            points = tuple((float(where), float(strength)) for where, strength in pairs)
         except ValueError:
             raise ValueError(
                 f'points "{shown(text)}": write pairs of where and strength, such as 0: 1, 0.5: 2, 1: 0'
             ) from None
-        return cls(tuple(points), over=over)
+        return cls(points, over=over)
 
     def __call__(self, where: float) -> float:
         last = bisect_right([at for at, _ in self.points], where)
@@ -111,17 +110,19 @@ class Schedule:
             )
 
     def interval(self, percent_to_sigma: Callable[[float], float]) -> Interval:
+        """The noise levels between its start and its end, by the host's function from percent to σ."""
         low, high = (percent_to_sigma(percent) for percent in (self.end_percent, self.start_percent))
         return Interval(*torch.tensor([low, high], dtype=torch.float32).tolist())  # as exact as the sampler's own σs
 
     def strength(self, percent_to_sigma: Callable[[float], float]) -> Callable[[float], float]:
         """σ at the start of a step → how strongly the guidance acts in it; 0 is not at all, 1 its full weight."""
         interval = self.interval(percent_to_sigma)
-        if self.curve is None:
+        curve = self.curve
+        if curve is None:
             return interval
-        if self.curve.over == "sigma":
-            return lambda sigma: self.curve(sigma) if sigma in interval else 0.0
-        return lambda sigma: self.curve(fraction_of(sigma, percent_to_sigma)) if sigma in interval else 0.0
+        if curve.over == "sigma":
+            return lambda sigma: curve(sigma) if sigma in interval else 0.0
+        return lambda sigma: curve(fraction_of(sigma, percent_to_sigma)) if sigma in interval else 0.0
 
 
 def fraction_of(sigma: float, percent_to_sigma: Callable[[float], float]) -> float:

@@ -76,6 +76,8 @@ class Degraded:
 
 @dataclass(frozen=True)
 class SelfAttentionGuidance(GuidanceRule):
+    """s (x̃ − D(x̂)). Raises ValueError for a parameter out of range, or a mask that does not exist."""
+
     scale: float = param(0.5, "How far to move away. 0 is off.", low=0.0, high=100.0, step=0.05)
     blur_sigma: float = param(
         2.0, "How much is blurred, in latent pixels. 0 blurs nothing, and the guidance does nothing.",
@@ -108,10 +110,12 @@ class SelfAttentionGuidance(GuidanceRule):
 
     @property
     def degraded(self) -> Branch:
+        """The branch at x̂."""
         return Branch(REFERENCE.conditioning, source=self.source)
 
     @property
     def source(self) -> Degraded:
+        """What makes x̂ of x."""
         return Degraded(self.blur_sigma, self.mask, self.observation)
 
     def branches(self) -> tuple[Branch, ...]:
@@ -131,6 +135,8 @@ def blur(x: Latent, sigma: float) -> Latent:
         at = torch.arange(-radius, size + radius, device=x.device).abs()
         padded = x.index_select(axis, torch.where(at < size, at, 2 * (size - 1) - at))
         weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
-        shifted = (padded.narrow(axis, i, size) * (weight / sum(weights)) for i, weight in enumerate(weights))
-        x = sum(shifted)
+        total = sum(weights)
+        x = torch.zeros_like(x)
+        for i, weight in enumerate(weights):
+            x = x + padded.narrow(axis, i, size) * (weight / total)
     return x

@@ -23,18 +23,22 @@ RULE = "the layer half way, by our rule for networks without a source; not tried
 
 
 def first(tokens: int, size: int, text: int) -> int:
+    """The picture's tokens come first."""
     return 0
 
 
 def last(tokens: int, size: int, text: int) -> int:
+    """The picture's tokens come last."""
     return tokens - size
 
 
 def after_text(tokens: int, size: int, text: int) -> int:
+    """The picture's tokens come after the text's."""
     return text
 
 
 def none(network, conds: dict, grid: tuple[int, ...]) -> int:
+    """No tokens."""
     return 0
 
 
@@ -57,6 +61,8 @@ class Stack:
 
 @dataclass(frozen=True)
 class Architecture:
+    """A row of the table: what is known of one of the host's networks."""
+
     name: str  # as people know it
     network: str  # the end of the module path and the class name of the host's network
     stacks: tuple[Stack, ...]  # none: a UNet, whose blocks are taken from input, middle and output
@@ -85,10 +91,12 @@ class Architecture:
         return self._grid(network, tuple(self.latent(shape, conds)), layer)
 
     def _grid(self, network, spatial: tuple[int, ...], layer: Layer | None) -> tuple[int, ...]:
-        own = self.stack(layer).grid if layer else None
-        return own(network, spatial, self.block(network, layer)) if own else self.grid(network, spatial)
+        if layer is not None and self.stacks and (grid := self.stack(layer).grid):
+            return grid(network, spatial, self.block(network, layer))
+        return self.grid(network, spatial)
 
     def stack(self, layer: Layer) -> Stack:
+        """The stack that `layer` is in."""
         return next(stack for stack in self.stacks if stack.name == layer.stack)
 
     def block(self, network, layer: Layer):
@@ -234,6 +242,7 @@ def _cascade_level(network, spatial, block) -> tuple[int, ...]:
         factor *= 2 if any(stride == (2, 2) or scale == 0.5 for stride, scale in parts) else 1
         if any(block is other for other in (*down, *up)):
             return tuple(side // factor for side in spatial)
+    raise LookupError(f"{type(network).__name__} has no level with this block")
 
 
 _WAN_STG = "diffusers' STG pipeline for Wan 2.1 14B (block 8); not tried on real weights"

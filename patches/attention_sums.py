@@ -18,11 +18,15 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class AttentionSums(Observation):
+    """How much each token of the picture is attended to, [rows, image tokens]; 1 is the average."""
+
     layers: tuple[Layer, ...]
 
     def observe(self, call: AttentionCall) -> Tensor:  # [rows, image tokens]
         rows, heads, keys, _ = call.k.shape
-        exact, sums = torch.promote_types(call.q.dtype, torch.float32), 0
+        exact = torch.promote_types(call.q.dtype, torch.float32)
+        image = call.image
+        sums = torch.zeros(rows, image.stop - image.start, dtype=exact, device=call.q.device)
         for tokens in call.chunks(rows * heads * keys):
             logits = (call.q[:, :, tokens] * call.scale @ call.k.mT).to(exact)  # [rows, heads, chunk, keys]
             bias = call.bias_of(tokens)

@@ -96,7 +96,7 @@ class AttentionCall:
     bias: Tensor | None  # added to the logits, broadcastable to [rows, heads, tokens, keys]
     attend: Callable[[Tensor, slice], Tensor]  # (queries, which tokens they are) → the host's own attention of them
     layer: str
-    moment: Moment | None  # where the perturbation is `random`
+    moment: Moment  # at its defaults, unless something in the batch is `random`
     prefix: int = 0  # keys before the tokens' own; there may be more of them after
     why_unknown: Callable[[], str] | None = None  # says why nobody knows which key belongs to which token, where so …
     own_values: Tensor | None = None  # … and the values of the picture's tokens, where those are known all the same
@@ -150,7 +150,7 @@ class Intervention(abc.ABC):
 
     @property
     def random(self) -> bool:
-        """Whether it draws random numbers. AttentionCall.moment is there only if so."""
+        """Whether it draws random numbers, by AttentionCall.moment."""
         return False
 
 

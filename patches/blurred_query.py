@@ -30,6 +30,8 @@ INFINITE = -1.0
 
 @dataclass(frozen=True)
 class BlurredQuery(AttentionPerturbation):
+    """Blurs the queries of the picture's tokens. Raises ValueError for a parameter out of range."""
+
     layers: tuple[Layer, ...]
     blur_sigma: float = param(
         INFINITE,

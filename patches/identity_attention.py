@@ -23,6 +23,8 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class IdentityAttention(AttentionPerturbation):
+    """Each token of the picture attends to itself and to the text."""
+
     layers: tuple[Layer, ...]
 
     about: ClassVar[About] = About(

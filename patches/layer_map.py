@@ -11,6 +11,8 @@ from .layers import Layer, print_layers
 
 @dataclass(frozen=True)
 class LayerMap:
+    """The layers of a network for a picture of one size, and which of them are chosen."""
+
     architecture: str
     size: tuple[int, int]  # width and height of the picture
     grids: dict[tuple[str, int], tuple[int, ...]]  # block → tokens per axis, in the network's order

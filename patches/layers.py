@@ -46,6 +46,7 @@ class Layer:
 
     @property
     def block(self) -> str:
+        """Its block, as a user writes it."""
         return self.stack if self.stack == "middle" else f"{self.stack}.{self.index}"
 
     def __str__(self) -> str:

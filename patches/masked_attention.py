@@ -23,6 +23,8 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class MaskedAttention(AttentionPerturbation):
+    """Hides a random part of the picture's tokens from each other. Raises ValueError for a parameter out of range."""
+
     layers: tuple[Layer, ...]
     ratio: float = param(
         1.0,

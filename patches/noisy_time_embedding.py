@@ -23,6 +23,8 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class NoisyTimeEmbedding(TimePerturbation):
+    """Adds noise to the time embedding. Raises ValueError for a parameter out of range."""
+
     layers: tuple[Layer, ...] = ()
     noise: float = param(
         1.25,

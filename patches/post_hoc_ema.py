@@ -33,6 +33,7 @@ Profile = tuple[float, float]  # (t, γ)
 
 
 def sigma_rel_of(gamma: float) -> float:
+    """The relative length σ_rel of an average with exponent γ; the inverse of gamma_of."""
     return 0.0 if gamma == RAW else math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
 

@@ -15,6 +15,8 @@ from .layers import Layer
 
 @dataclass(frozen=True)
 class SkippedLayer(BlockPerturbation):
+    """Leaves its layers out."""
+
     layers: tuple[Layer, ...]
 
     about: ClassVar[About] = About(

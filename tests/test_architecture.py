@@ -1,6 +1,7 @@
 """Who may import whom, and the other promises of the house that can be read off the code. Nothing is imported here."""
 
 import ast
+import graphlib
 import re
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def methods(folder: str) -> list[Path]:
         "host",
         "texts",
     }
-    frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation of its own
+    frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -67,6 +68,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.noisy_network": {"guiders.base"},
     "patches.attention_sums": {"patches.base", "patches.layers"},
     "patches.base": {"patches.layers"},
+    "patches.post_hoc_ema": set(),
     "patches.texts": set(),
     "patches.layers": {"patches.texts"},
     "patches.layer_map": {"patches.layers"},
@@ -118,6 +120,14 @@ def test_only_the_doors_the_nodes_the_tests_and_the_benchmarks_know_the_host():
     for path in (path for top in set(ROOT.iterdir()) - hidden for path in ([top] if top.is_file() else top.rglob("*"))):
         if path.suffix == ".py" and any(other.startswith("comfy") for other in imports_of(path)):
             assert is_host(name_of(path)) or name_of(path).partition(".")[0] in ("nodes", "tests", "benchmarks"), path
+
+
+def test_no_files_of_the_pack_import_each_other_in_a_circle_also_not_for_a_type():
+    names = {name_of(path): path for path in PACK}
+    folders = {name.removesuffix(".__init__"): name for name in names}
+    graph = {name: {folders.get(other, other) for other in imports_of(path)} & {*names} for name, path in names.items()}
+    assert sum(map(len, graph.values())) > 100
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the files of a circle
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)

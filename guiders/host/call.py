@@ -211,9 +211,10 @@ class HostEvaluator:
         """
         context, call, conditionings = self._context, self._call, self._context.conditionings
         values: dict[Branch, Latent] = {}
-        for branch in [branch for branch in branches if branch.model is not None]:
-            values[branch] = context.weak_models.predict(branch, x, call.timestep, call.step.index)
-            self._result.count(x.shape[0])
+        for branch in branches:
+            if branch.model is not None:
+                values[branch] = context.weak_models.predict(branch.model, branch, x, call.timestep, call.step.index)
+                self._result.count(x.shape[0])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:
             context.check(branch, call)
@@ -244,7 +245,7 @@ class HostEvaluator:
         which may divide a batch in ways that nobody else knows, the call looks like the guider's: `branch` stands where
         what it copies would, and the others are copies with the same perturbation."""
         context, call, conditionings = self._context, self._call, self._context.conditionings
-        alone = 0, [conditionings.copy(branch, call)]
+        alone: tuple[int, Conds] = 0, [conditionings.copy(branch, call)]
         if not context.replaced_forwards:
             return alone
         copied = conditionings.source(POSITIVE if isinstance(branch.conditioning, Pool) else branch, call)

@@ -26,6 +26,7 @@ class CallInfo:
 
     @property
     def samples(self) -> int:
+        """How many samples the batch of one conditioning has."""
         return self.step.x.shape[0]
 
 

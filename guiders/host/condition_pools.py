@@ -118,6 +118,7 @@ class Noise:
             )
 
     def rows(self, draws: list[int], positive: dict) -> list[dict]:
+        """One entry whose text is noise, a sample for each number in `draws`."""
         return [{"model_conds": {**self._made, **{key: self._noise_like(key, draws) for key in self._text}}}]
 
     def _noise_like(self, key: str, draws: list[int]):
@@ -138,6 +139,7 @@ class Texts:
         self._conditions, self._dims, self._device = conditions, dims, device
 
     def rows(self, draws: list[int], positive: dict) -> list[dict]:
+        """Entries with a text for each number in `draws`; the first one can share a batch with `positive`, if any can."""
         chosen = [self._conditions[draw % len(self._conditions)] for draw in draws]
         groups: list[list[int]] = []
         for at, conds in enumerate(chosen):
@@ -149,7 +151,7 @@ class Texts:
 
     def _row(self, chosen: list[dict], group: list[int], masked: bool) -> dict:
         own = [conds if at in group else chosen[group[0]] for at, conds in enumerate(chosen)]
-        row = {"model_conds": {key: _stacked([conds[key] for conds in own]) for key in own[0]}}
+        row: dict = {"model_conds": {key: _stacked([conds[key] for conds in own]) for key in own[0]}}
         if masked:
             acts = torch.tensor([float(at in group) for at in range(len(chosen))], device=self._device)
             row["mask"] = acts.reshape(-1, *[1] * self._dims)

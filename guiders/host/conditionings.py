@@ -33,6 +33,7 @@ class Conditionings:
 
     @property
     def positive(self) -> list[dict]:
+        """The guider's own positive."""
         return self._guider.conds["positive"]
 
     def source(self, branch: Branch, call: CallInfo) -> list[dict] | None:

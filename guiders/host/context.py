@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from comfy.samplers import CFGGuider
+
 from ...patches.host import Blocks, PrefixSharing, Proofs
 from ..base import Branch, GuidanceRule, Latent, Observation
 from .attention_maps import LastMap
@@ -19,7 +21,7 @@ from .weak_models import WeakModels
 class RunContext:
     """Made once, when schedule, conditionings and network of a run are final; each model call of the run gets it."""
 
-    guider: object  # the host's
+    guider: CFGGuider
     terms: tuple[Term, ...]
     conditionings: Conditionings
     weak_models: WeakModels

@@ -55,7 +55,7 @@ class Call:
         return found
 
     def _product(self, i: int, j: int) -> float:
-        return float(self.products[i, j])
+        return float(self.products[i, j]) if self.products is not None else 0.0
 
 
 @dataclass(eq=False)

@@ -132,6 +132,9 @@ class Run:
         index, start = self._steps.of(sigma)
         self._used.update(term for term, strength in self._strengths if strength(start) != 0)
         active = self._guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
+        context = self._context
+        if context is None:
+            raise RuntimeError("the sampler asks for a prediction before its run has begun")
         with self._cfg_at(start) as cfg:
             if not active.rules and not self._recorders:
                 return executor(x, timestep, model_options, seed)
@@ -139,12 +142,12 @@ class Run:
             step = Step(x, sigma, start, index, signal, noise_scale, seed or 0, cfg, self._shapes)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
             began = time.perf_counter()
-            call = ModelCall(self._context, active, step, timestep, moment)
+            call = ModelCall(context, active, step, timestep, moment)
             with call.placed_in(model_options):
                 denoised = executor(x, timestep, model_options, seed)
             denoised = call.finish(denoised, model_options)
             for recorder in self._recorders:
-                recorder.add(call.result, step, began, self._context.process_out)
+                recorder.add(call.result, step, began, context.process_out)
             return denoised
 
     def end(self) -> None:

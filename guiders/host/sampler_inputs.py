@@ -9,6 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplerInputs:
+    """The arguments of the host's sampler that conditionings are processed with."""
+
     sigmas: Tensor  # [steps + 1]
     noise: Tensor  # like the latent, [batch, channels, *spatial]
     latent_image: Tensor | None

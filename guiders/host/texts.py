@@ -52,6 +52,7 @@ ELSE = frozenset(
 
 
 def text_of(condition: dict) -> dict:
+    """The part of a conditioning entry that is the prompt's text."""
     return {key: condition[key] for key in TEXT if key in condition}
 
 
@@ -77,6 +78,7 @@ def other_text(text: dict, masked: bool) -> dict:
 
 
 def is_masked(text: dict) -> bool:
+    """Whether a text has masks, which hide tokens from the network."""
     return any(text.get(mask) is not None for mask in MASKS.values())
 
 

@@ -17,7 +17,7 @@ import comfy.samplers
 from ...patches.host import KEY, others
 from ...patches.host.degraded import STEP
 from ...patches.host.log import LOG, warn
-from ..base import Branch, Latent, WeakModelRef
+from ..base import Branch, Conditioning, Latent, WeakModelRef
 from .sampler_inputs import SamplerInputs
 
 
@@ -82,7 +82,7 @@ class WeakModels:
         kinds = [kind for kind in ("positive", "negative") if kind in guider.conds]  # each has the areas of the other
         self._raw = {kind: [dict(row) for row in guider.conds[kind]] for kind in kinds}
         self._options: dict[WeakModelRef, dict] = {}
-        self._conds: dict[WeakModelRef, dict[str, list[dict]]] = {}
+        self._conds: dict[WeakModelRef, dict[Conditioning, list[dict]]] = {}
 
         if any(weak.model_options.get(KEY) for weak in self._models.values()):
             warn("guidance on a weak model does not act: it is only asked for its prediction")
@@ -108,12 +108,12 @@ class WeakModels:
             self._options[ref], self._conds[ref] = options, conds
             weak.pre_run()
 
-    def predict(self, branch: Branch, x: Latent, timestep, step: int) -> Latent:
-        """The prediction of a branch that has a weak model, in an evaluation that belongs to this step of the sampler.
+    def predict(self, ref: WeakModelRef, branch: Branch, x: Latent, timestep, step: int) -> Latent:
+        """The prediction of a branch by its weak model, `ref`, in an evaluation that belongs to this step of the sampler.
         `timestep`: σ as the host hands it on, [batch]."""
-        weak, options = self._models[branch.model], self._options[branch.model]
+        weak, options = self._models[ref], self._options[ref]
         options["transformer_options"][STEP] = step
-        conditioning = self._conds[branch.model][branch.conditioning]
+        conditioning = self._conds[ref][branch.conditioning]
         return comfy.samplers.calc_cond_batch(weak.model, [conditioning], x, timestep, options)[0]
 
     def end(self) -> None:

@@ -5,15 +5,16 @@ transformer_options what is done in each chunk. `apply_model`, the innermost wra
 everything that other packs have installed by then, and puts the pack's functions in front of what is there. All of them
 are removed when the call ends. What was there before is called from them.
 
-    UNets                the host's own attn1 replace patches, in the options of the call
-    transformers         `forward` of the chosen modules (forwards.py): the host has no patch for the self-attention of
-                         most of them, and for none where the picture's tokens are. The networks are shared objects, so
-                         `forward` looks up what to do in the options of its own call
-    of these: AuraFlow,  `optimized_attention` and `optimized_attention_masked` in the Python modules in which the host
-    HunyuanDiT, PixArt,  writes these networks (options_free.py): it gives their attention no options, so that an
-    Stable Cascade …     override cannot reach it in another way. A lock and a count of users serve several threads
+What is replaced for the length of a call, and why no hook of the host serves:
 
-For which networks that third way is needed is not a list here: `takes_options` asks each attending module.
+    of UNets           nothing: the host's attn1 replace patches, in the options of the call, serve.
+    of transformers    `forward` of the chosen modules (forwards.py). The host has no patch for the self-attention of most
+                       of them, and none that tells where the picture's tokens are. The networks are shared objects, so
+                       the replaced `forward` looks up what to do in the options of its own call.
+    of Ernie-Image,    besides, `optimized_attention` and `optimized_attention_masked` in the Python modules in which the
+    HiDream O1,        host writes these networks (options_free.py). The host gives the modules that attend no
+    HunyuanDiT and     transformer_options, so its slot for an attention override is out of reach. A lock and a count of
+    PixArt             users let several threads share the replacement.
 """
 
 from .call import KEY, Plan, Proofs, planned

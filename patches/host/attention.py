@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..architectures import Place
-from ..base import AttentionCall, Moment, Observation
+from ..base import AttentionCall, Moment, Observation, Perturbation
 from .chunks import Chunks, PresentChunks, by_chunk, mark_reached
 from .tiles import Tiles, Watch
 
@@ -34,7 +34,7 @@ class UNetAttention:
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
     layer: str
     pictures: set | None = field(compare=False)  # of a video's network: the layers whose attention in pictures has run
-    moment: Moment | None
+    moment: Moment
     report: Report | None
     reached: set = field(compare=False)  # what has come to where it acts
     present: PresentChunks = field(compare=False)
@@ -76,10 +76,20 @@ class UNetAttention:
 
             grid = tiles.grid if tiles else (height, width) if height * width == q.shape[1] else None
             image, scale = slice(0, q.shape[1]), qh.shape[-1] ** -0.5
-            known = {"own_values": own_values if own_values is None else own_values[rows]}
-            if why_unknown is not None:
-                known["why_unknown"] = lambda: f"{acting.about.title}: {why_unknown()}"
-            call = AttentionCall(qh, kh, vh, image, grid, scale, None, attend, self.layer, self.moment, **known)
+            call = AttentionCall(
+                qh,
+                kh,
+                vh,
+                image,
+                grid,
+                scale,
+                None,
+                attend,
+                self.layer,
+                self.moment,
+                why_unknown=why_unknown and partial(_named, acting, why_unknown),
+                own_values=None if own_values is None else own_values[rows],
+            )
             if isinstance(acting, Observation):
                 if why_unknown is None or own_values is not None:
                     call = replace(call, why_unknown=None, grid=(height, width))
@@ -156,7 +166,7 @@ class TransformerAttention:
     previous: Callable | None  # another pack's override
     layout: Layout
     where: str  # network and layer
-    moment: Moment | None
+    moment: Moment
     report: Report | None
     reached: set = field(compare=False)  # what has come to where it acts
     present: PresentChunks = field(compare=False)
@@ -188,6 +198,9 @@ class TransformerAttention:
             form = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
             return run(q[rows], k[rows], v[rows], heads, mask=_mask_of(mask, rows, q), **form, **kw)
 
+        if image is None:
+            return clean(slice(None))
+
         def changed(rows: slice, acting) -> Tensor:
             qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
             kh, vh = (part.repeat_interleave(heads // part.shape[1], 1) for part in (kh, vh))  # those that heads share
@@ -213,15 +226,18 @@ class TransformerAttention:
             out = out if order is None else out[:, :, order.argsort()]
             return out if skip_output_reshape else _from_heads(out)
 
-        if image is None:
-            return clean(slice(None))
         chunks = self.present.of(self.chunks)
         what = f"{self.where}: its attention gets {q.shape[0]} rows, which are no {len(chunks)} equal shares."
         unknown = partial("{} {} {}".format, what, self.others(), ADVICE) if q.shape[0] % len(chunks) else None
         return by_chunk(q.shape[0], chunks, clean, changed, unknown)
 
     def refusal(self, what: str) -> RuntimeError:
+        """An error that says what is in the way in this layer."""
         return RuntimeError(f"{self.where}: {what} {self.others()} {ADVICE}")
+
+
+def _named(acting: Perturbation, why: Callable[[], str]) -> str:
+    return f"{acting.about.title}: {why()}"
 
 
 def _observe(patch, observation: Observation, call: AttentionCall, rows: slice, batch: int, joined=None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch.nn import Module
 
 from .. import architectures
 from ..architectures import Architecture, Stack
@@ -23,7 +24,7 @@ from ..layers import Layer
 from .attention import ATTENTION, Layout, Report, TransformerAttention, UNetAttention
 from .chunks import Chunks, PresentChunks, only
 from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_options
-from .lookup import Blocks, check_layers, is_compiled, uncompiled
+from .lookup import Blocks, architecture_in, check_layers, is_compiled, uncompiled
 from .modules import AttendingModule, SkippedBlock, TimeModule
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
 from .others import said
@@ -63,9 +64,10 @@ class Plan:
     blocks: Blocks = Blocks(None, {})  # of the network when the run began
 
     @property
-    def moment_if_random(self) -> Moment | None:
-        """The moment where something draws only: a compiled network would be compiled again for each new one."""
-        return self.moment if any(chunk is not None and chunk.random for chunk in self.chunks) else None
+    def moment_if_random(self) -> Moment:
+        """The moment, where something draws; else always the same: a compiled network would be compiled again for each
+        new one."""
+        return self.moment if any(chunk is not None and chunk.random for chunk in self.chunks) else Moment()
 
     def of_layers(self) -> dict[Layer, Chunks]:
         """The layers in which something is done, and what in each chunk."""
@@ -87,19 +89,15 @@ def planned(transformer_options: dict, plan: Plan) -> dict:
 def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
     """The host's APPLY_MODEL wrapper of a call that carries a plan. Raises RuntimeError where the plan cannot be carried
     out, or where a perturbation is seen to have had no effect."""
-    plan: Plan = transformer_options[KEY]
+    given: dict = transformer_options or {}
+    plan: Plan = given[KEY]
     compiled = executor.class_obj.diffusion_model
     network = uncompiled(compiled)
-    options = {key: value for key, value in transformer_options.items() if key != KEY}  # compiled networks guard them
-    architecture, blocks, missing = (
-        architectures.find(network),
-        plan.blocks.now(network),
-        plan.proofs.missing(plan.chunks),
-    )
+    options = {key: value for key, value in given.items() if key != KEY}  # compiled networks guard them
+    blocks, missing = plan.blocks.now(network), plan.proofs.missing(plan.chunks)
     for perturbation in missing:
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
-    if architecture is None:
-        raise RuntimeError(f"{type(network).__name__} is not supported: {architectures.why_not(network)}")
+    architecture = architecture_in(network)
     call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, partial(said, network, options))
     inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
     shared = plan.prefix_sharing.patches(
@@ -133,8 +131,8 @@ class NetworkCall:
     """A plan and the network that carries it out, and what is put into the network for the length of the call."""
 
     architecture: Architecture
-    network: object
-    blocks: dict[Layer, object]
+    network: Module
+    blocks: dict[Layer, Module]
     shape: tuple[int, ...]  # of x
     conds: dict  # the host's further inputs of the network
     plan: Plan

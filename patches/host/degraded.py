@@ -27,11 +27,10 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ..architectures import find
 from ..base import Moment
 from ..layers import Layer
 from .forwards import ForwardPatch, Streams, patched_forwards
-from .lookup import Blocks, check_layers, is_compiled, select_layers, uncompiled
+from .lookup import Blocks, architecture_in, check_layers, is_compiled, select_layers, uncompiled
 from .others import said
 
 WRAPPER = "beyond_cfg_degraded"
@@ -90,6 +89,8 @@ def noisier(x: Tensor, sigma: Tensor, k: float, noise: Tensor, flow: bool) -> tu
 
 @dataclass(frozen=True)
 class InputNoise:
+    """The APPLY_MODEL wrapper that adds noise to what the network sees."""
+
     amount: float
     seed: int
 
@@ -105,6 +106,8 @@ class InputNoise:
 
 @dataclass(frozen=True)
 class WorseLayers:
+    """The APPLY_MODEL wrapper that drops what layers add. Raises RuntimeError where it is seen to have had no effect."""
+
     layers: tuple[Layer, ...]
     dropout: float = 1.0  # 1: the layers are left out, and not computed
     seed: int = 0
@@ -114,7 +117,8 @@ class WorseLayers:
         moment = _moment(self.seed, t, options) if self.dropout < 1 else Moment()
         compiled = executor.class_obj.diffusion_model
         network, roles = uncompiled(compiled), _roles(options, x.shape[0])
-        architecture, forwards = find(network), []
+        forwards: list[ForwardPatch] = []
+        architecture = architecture_in(network)
         blocks = Blocks.at_the_begin(network).of
         check_layers("Degraded Model", self.layers, network, blocks)
         if architecture.stacks:
@@ -202,14 +206,18 @@ class Rounded(WeightAdapterBase):
 
     name = "rounded"
 
-    def __init__(self, loaded_keys: set[str], weights: tuple[int]):
-        self.loaded_keys, self.weights = loaded_keys, weights  # weights: the bits, as the only one
+    def __init__(self, loaded_keys: set[str], weights):
+        self.loaded_keys = loaded_keys
+        self.weights = weights  # a tuple of one number, the bits: the host makes others of itself from these two
 
     def calculate_weight(self, weight: Tensor, *args, **kwargs) -> Tensor:
-        return rounded(weight, *self.weights)
+        """The host's method: a weight, rounded."""
+        (bits,) = self.weights
+        return rounded(weight, int(bits))
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:  # [outputs, …]
+    """`weight` in 2^bits − 1 levels, for each output of its own; of the same shape."""
     scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / (2 ** (bits - 1) - 1)
     return torch.where(scale > 0, (weight / scale).round() * scale, weight)
 

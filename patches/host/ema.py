@@ -24,6 +24,8 @@ MISMATCH = re.compile(r"size mismatch for (\S+): .*torch\.Size\((\[.*?\])\).*tor
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A file with a network's weights at some time of its training."""
+
     name: str
     path: str
     time: float
@@ -90,14 +92,16 @@ def average(snapshots: tuple[Snapshot, ...], ema: float, disable_dynamic: bool =
     progress = comfy.utils.ProgressBar(len(used))
 
     def diffusion_model(snapshot: Snapshot) -> dict:
-        others.clear(), metadata.clear()
+        others.clear()
+        metadata.clear()
         state, about = _read(snapshot)
         prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
         model = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
         model, rest = (model, state) if model else (state, {})  # a file of a diffusion model alone has no prefix
         if any(key.endswith(QUANTISED) for key in model):
             raise ValueError(f"{snapshot.name} is quantised, which cannot be averaged; use files in 16 or 32 bits")
-        others.update(rest), metadata.update(about)
+        others.update(rest)
+        metadata.update(about)
         progress.update(1)
         return model
 

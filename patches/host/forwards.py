@@ -7,6 +7,7 @@ import contextvars
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -38,7 +39,8 @@ def patched_forwards(patches: list[ForwardPatch], options: dict) -> Iterator[dic
             module = patch.module
             before.append((module, vars(module).get("forward")))  # another pack's, where it has put one there
             wrappers[patch.name] = patch.make(module.forward)
-            module.forward = (_WithOptions if takes_options(module) else _WithoutOptions)(patch.name)
+            stand_in = _WithOptions if takes_options(module) else _WithoutOptions
+            module.forward = cast(Callable, stand_in(patch.name))
         yield {**options, FORWARDS: wrappers}
     finally:
         OF_THIS_CALL.reset(token)
@@ -68,8 +70,9 @@ class _WithOptions(_Named):
 
     def __call__(self, *args, **kwargs):
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[-1] if args else None
-        wrappers = options[FORWARDS] if isinstance(options, dict) and FORWARDS in options else OF_THIS_CALL.get()
-        return wrappers[self.name](*args, **kwargs)
+        if isinstance(options, dict) and FORWARDS in options:
+            return options[FORWARDS][self.name](*args, **kwargs)
+        return (OF_THIS_CALL.get() or {})[self.name](*args, **kwargs)  # another pack has lost the options
 
 
 class _WithoutOptions(_Named):
@@ -77,7 +80,7 @@ class _WithoutOptions(_Named):
 
     @torch.compiler.disable
     def __call__(self, *args, **kwargs):
-        return OF_THIS_CALL.get()[self.name](*args, **kwargs)
+        return (OF_THIS_CALL.get() or {})[self.name](*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,12 @@ class Inputs:
 
     @classmethod
     def of(cls, module, names: tuple[str, ...]):
+        """Reads the inputs `names` of `module`'s forward."""
         known = list(_parameters(module))
         return cls(names, tuple(known.index(name) if name in known else at for at, name in enumerate(names)))
 
     def read(self, args: tuple, kwargs: dict) -> list:
+        """Those inputs, in the order of the names, from one call's arguments."""
         return [
             kwargs[name] if name in kwargs else args[place] for name, place in zip(self.names, self.places, strict=True)
         ]
@@ -102,6 +107,7 @@ class Streams(Inputs):
     """Reads the inputs that a block gives back changed. One input may hold several of them, as a tuple."""
 
     def read(self, args: tuple, kwargs: dict) -> list:
+        """The tensors in those inputs, from one call's arguments."""
         inputs = super().read(args, kwargs)
         return [part for given in inputs for part in (given if isinstance(given, tuple) else (given,))]
 

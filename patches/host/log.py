@@ -9,6 +9,7 @@ LOG = logging.getLogger("beyond_cfg")
 
 
 def warn(message: str) -> None:
+    """Warn the user, in the host's log."""
     LOG.warning(f"Beyond CFG: {message}")
 
 

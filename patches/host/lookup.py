@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from .. import architectures
 from ..architectures import Architecture
@@ -27,6 +28,16 @@ def architecture_of(model) -> Architecture:
         raise ValueError(
             f"{type(model.model).__name__} ({type(network).__name__}) is not supported: "
             f"{architectures.why_not(network)}. Supported: {known}"
+        )
+    return architecture
+
+
+def architecture_in(network) -> Architecture:
+    """The row of a network in a call. Raises RuntimeError where it has none: another node has put it in place."""
+    architecture = architectures.find(network)
+    if architecture is None:
+        raise RuntimeError(
+            f"the network is now {whose(network)}, which is not supported: {architectures.why_not(network)}"
         )
     return architecture
 
@@ -62,10 +73,12 @@ def network_of(model):
 
 
 def uncompiled(network):
+    """The network inside one that torch.compile has wrapped; else the network."""
     return getattr(network, "_orig_mod", network)
 
 
 def is_compiled(network) -> bool:
+    """Whether a network, or any module in it, is compiled."""
     return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())
 
 
@@ -75,13 +88,14 @@ class Blocks:
     length of a call, as caches do."""
 
     network: object
-    of: dict[Layer, object]
+    of: dict[Layer, Any]
 
     @classmethod
     def at_the_begin(cls, network) -> Blocks:
+        """The blocks of `network` as they are now."""
         return cls(network, _blocks(network))
 
-    def now(self, network) -> dict[Layer, object]:
+    def now(self, network) -> dict[Layer, Any]:
         """Those of `network`, which may be another; a compiled one stands for itself."""
         now = _blocks(network)
         if network is not self.network:
@@ -89,12 +103,12 @@ class Blocks:
         return now | {layer: was for layer, was in self.of.items() if uncompiled(now.get(layer)) is not was}
 
 
-def _blocks(network) -> dict[Layer, object]:
+def _blocks(network) -> dict[Layer, Any]:
     architecture = architectures.find(network)
     return architecture.blocks(network) if architecture else {}
 
 
-def check_layers(title: str, layers: Iterable[Layer], network, blocks: dict[Layer, object]) -> None:
+def check_layers(title: str, layers: Iterable[Layer], network, blocks: dict[Layer, Any]) -> None:
     """Raise RuntimeError where the network is no longer the one that the layers were chosen in."""
     if not blocks.keys() >= set(layers):
         kinds = names(type(block) for block in blocks.values() if block is not None and is_anothers(type(block)))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -221,7 +222,7 @@ class NotRows(Exception):
     """An input of a module holds rows in a way that is not known here."""
 
 
-def _mapped(change: Callable[[Tensor], Tensor], given):
+def _mapped(change: Callable[[Tensor], Tensor], given) -> Any:
     """`given` with each tensor in it changed."""
     if isinstance(given, Tensor):
         return change(given)
@@ -231,7 +232,7 @@ def _mapped(change: Callable[[Tensor], Tensor], given):
         return given if FORWARDS in given else {key: _mapped(change, value) for key, value in given.items()}
     if type(given) in (tuple, list):
         return type(given)(_mapped(change, part) for part in given)
-    if dataclasses.is_dataclass(given):
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
         parts = {part.name: _mapped(change, getattr(given, part.name)) for part in dataclasses.fields(given)}
         return dataclasses.replace(given, **parts)
     raise NotRows

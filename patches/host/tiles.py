@@ -14,6 +14,8 @@ Place = tuple[str, int, int]  # (stack, index, part) of a layer
 
 @dataclass(frozen=True)
 class Tiles:
+    """How the picture's tokens were cut into tiles."""
+
     places: Tensor  # [tiles, tokens of each]: where in the picture each token is
     grid: tuple[int, int] | None  # of a tile, where it is a rectangle of the picture
     keys: str  # "cut" as the queries are; "whole", for the host to divide in their own order; "" for all else
@@ -36,10 +38,12 @@ class Watch:
         self._layers, self._seen = layers, []
 
     def first(self, n: Tensor, context: Tensor, value: Tensor, extra: dict):
+        """The host's attn1 patch that runs before those of other packs."""
         self._seen = [(n, context, value)] if (*extra["block"], extra["block_index"]) in self._layers else []
         return n, context, value
 
     def last(self, n: Tensor, context: Tensor, value: Tensor, extra: dict):
+        """The host's attn1 patch that runs after those of other packs."""
         if self._seen:
             self._seen.append((n, context, value))
         return n, context, value
@@ -54,7 +58,9 @@ class Watch:
         count, rest = divmod(after.shape[0], rows)
         if rest or count < 2 or count * after.shape[1] != tokens or tokens != math.prod(grid):
             return None
-        for side in dict.fromkeys((grid, grid[::-1])):  # the host's own reads a picture's sides the other way round
+        for side in dict.fromkeys(
+            (grid, (grid[1], grid[0]))
+        ):  # the host's own reads a picture's sides the other way round
             for down in (n for n in range(1, count + 1) if count % n == 0):
                 places = _places(side, down, count // down, before.device)
                 if places is not None and torch.equal(before[:, places].flatten(0, 1), after):

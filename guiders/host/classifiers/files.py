@@ -64,9 +64,10 @@ def _load(name: str) -> tuple[dict[str, Tensor], dict | None]:
         has = shown(", ".join(names), 1000) or f"no {SUFFIX}"
         raise ValueError(f'there is no file "{shown(name)}". The folder {FOLDER} has: {has}')
     try:
-        return comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+        tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:  # each way of being broken has its own
         raise ValueError(f"{name} cannot be read: {error}") from None
+    return tensors, metadata
 
 
 def _head(name: str, tensors: dict, metadata: dict | None, label: str, width: int, why: str, prefix: str = "") -> Head:
@@ -96,7 +97,7 @@ def _tensor(name: str, tensors: dict, key: str, shape: tuple[int | str, ...], wh
 
 
 def _labels(name: str, metadata: dict | None, classes: int) -> list[str]:
-    if "labels" not in (metadata or {}):
+    if metadata is None or "labels" not in metadata:
         return []
     try:
         labels = json.loads(metadata["labels"])

@@ -19,12 +19,15 @@ MOST_LABELS = 1000  # each goes through the text encoder
 
 @dataclass(frozen=True, eq=False)
 class Head:
+    """A linear layer on a picture embedding, and the class that is wanted."""
+
     weight: Tensor  # [classes, features]
     bias: Tensor  # [classes]
     wanted: int  # the class y
     of_direction: bool = False  # whether it is a layer on e / |e|
 
     def log_probability(self, embedding: Tensor) -> Tensor:  # [batch, features] → [batch]
+        """log p(y | picture) of each picture, [batch], from their embeddings, [batch, features]."""
         if self.of_direction:
             embedding = torch.nn.functional.normalize(embedding, dim=-1)
         return torch.nn.functional.linear(embedding, self.weight, self.bias).log_softmax(-1)[:, self.wanted]
