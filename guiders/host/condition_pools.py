@@ -21,7 +21,7 @@ from .random_texts import random_texts
 from .sampler_inputs import SamplerInputs
 from .texts import NUMBERS, is_masked, other_text, text_of, unknown_of
 
-# What says where, when and with what else a row acts.
+# The keys of an entry that say where, when and with what else it acts.
 PLACE = ("area", "mask", "control", "hooks", "gligen", "default")
 
 
@@ -49,7 +49,8 @@ class ConditionPools:
         self._drawn: dict[Pool, tuple[tuple, list[dict]]] = {}
 
     def begin(self, guider, inputs: SamplerInputs) -> None:
-        """Make the conditions of each pool's texts, by themselves: the areas of the user's own rows stay as they are."""
+        """Make the conditions of each pool's texts. They are processed by themselves, so that the areas of the user's own
+        entries stay as they are."""
         if not self._pools:
             return
         positive, model, device = guider.conds["positive"][0], guider.inner_model, guider.model_patcher.load_device
@@ -81,16 +82,19 @@ class ConditionPools:
                 self._sources[pool] = Texts(rows, noise.ndim - 2, device)
 
     def at(self, pool: Pool, positive: dict, seed: int, step: int, samples: int) -> list[dict]:
-        """The rows of ŷ at this step; the same object in all evaluations of it. All else is as in the `positive` row."""
+        """The conditioning of ŷ at this step; the same object in all evaluations of the step. All but the text is as in the
+        `positive` entry."""
         moment = (seed, step, samples)
         if pool not in self._drawn or self._drawn[pool][0] != moment:
-            row = {key: positive[key] for key in ("control", "hooks", "uuid") if key in positive}
+            kept = {key: positive[key] for key in ("control", "hooks", "uuid") if key in positive}
             frames = "num_video_frames" in positive["model_conds"]  # the samples are frames of one video
             draws = [pool.draw(seed, step, 0 if frames else sample) for sample in range(samples)]
-            made = self._sources[pool].rows(draws, positive["model_conds"])
-            rows = [{**row, **one, "uuid": uuid.uuid4()} for one in made]
-            rows[0]["uuid"] = positive["uuid"]  # one row is a copy of it with another text; further ones are its own
-            self._drawn[pool] = (moment, rows)
+            made = self._sources[pool].entries(draws, positive["model_conds"])
+            entries = [{**kept, **one, "uuid": uuid.uuid4()} for one in made]
+            entries[0]["uuid"] = positive[
+                "uuid"
+            ]  # the first copies the positive with another text; the others copy nothing
+            self._drawn[pool] = (moment, entries)
         return self._drawn[pool][1]
 
 
@@ -117,7 +121,7 @@ class Noise:
                 "random tokens or prompts"
             )
 
-    def rows(self, draws: list[int], positive: dict) -> list[dict]:
+    def entries(self, draws: list[int], positive: dict) -> list[dict]:
         """One entry whose text is noise, a sample for each number in `draws`."""
         return [{"model_conds": {**self._made, **{key: self._noise_like(key, draws) for key in self._text}}}]
 
@@ -132,13 +136,13 @@ class Noise:
 
 
 class Texts:
-    """The conditions of several texts. A row holds texts of one shape. Samples whose texts have another shape get rows of
-    their own, in which the others are masked out: no text is changed to fit those of other samples."""
+    """The conditions of several texts. An entry holds texts of one shape. Samples with another shape get entries of
+    their own, in which the other samples are masked out. So no text is changed to fit those of other samples."""
 
     def __init__(self, conditions: list[dict], dims: int, device: torch.device):
         self._conditions, self._dims, self._device = conditions, dims, device
 
-    def rows(self, draws: list[int], positive: dict) -> list[dict]:
+    def entries(self, draws: list[int], positive: dict) -> list[dict]:
         """Entries with a text for each number in `draws`; the first one can share a batch with `positive`, if any can."""
         chosen = [self._conditions[draw % len(self._conditions)] for draw in draws]
         groups: list[list[int]] = []
@@ -147,9 +151,9 @@ class Texts:
             groups += [] if group else [group]
             group.append(at)
         groups.sort(key=lambda group: not cond_equal_size(positive, chosen[group[0]]))  # the host starts with the first
-        return [self._row(chosen, group, masked=len(groups) > 1) for group in groups]
+        return [self._entry(chosen, group, masked=len(groups) > 1) for group in groups]
 
-    def _row(self, chosen: list[dict], group: list[int], masked: bool) -> dict:
+    def _entry(self, chosen: list[dict], group: list[int], masked: bool) -> dict:
         own = [conds if at in group else chosen[group[0]] for at, conds in enumerate(chosen)]
         row: dict = {"model_conds": {key: _stacked([conds[key] for conds in own]) for key in own[0]}}
         if masked:
@@ -159,7 +163,7 @@ class Texts:
 
 
 def _changes(made: dict, probe: dict) -> dict[str, torch.Tensor]:
-    """Which numbers of the conditions differ, for those of real numbers that do."""
+    """For each condition of real numbers that differs: which of its numbers do."""
     pairs = {key: (made[key].cond, cond.cond) for key, cond in probe.items() if key in made}
     reals = {key: pair for key, pair in pairs.items() if _same_shape(*pair) and pair[0].is_floating_point()}
     return {key: one != other for key, (one, other) in reals.items() if not torch.equal(one, other)}
@@ -179,7 +183,7 @@ def _same_shape(one, other) -> bool:
 
 
 def _stacked(conds: list):
-    """One condition whose sample i is that of conds[i], joined as the host joins rows."""
+    """One condition whose sample i comes from conds[i], joined as the host joins entries in a batch."""
     if all(cond is conds[0] for cond in conds):
         return conds[0]
     samples = [_sample(cond.process_cond(batch_size=len(conds), area=None), at) for at, cond in enumerate(conds)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from comfy.patcher_extension import WrappersMP
 
-OURS = __name__.rpartition(".patches.")[0]  # the name that the host has given to this pack
+THIS_PACK = __name__.rpartition(".patches.")[0]  # the name that the host has given to this pack
 HOSTS = ("comfy", "torch")  # what the host itself may put in place of a forward
 OVERRIDE = "optimized_attention_override"
 MOST = 6  # names in a sentence
@@ -22,8 +22,8 @@ def whose(thing) -> str:
 
 
 def names(things: Iterable) -> str:
-    """Whose they are, but for ours, each once."""
-    found = [*dict.fromkeys(whose(thing) for thing in things if not _is_ours(thing))]
+    """Whose they are, each once; things of this pack are left out."""
+    found = [*dict.fromkeys(whose(thing) for thing in things if not _is_this_packs(thing))]
     return ", ".join([*found[:MOST], *(["others"] if len(found) > MOST else [])])
 
 
@@ -54,16 +54,16 @@ def said(network, options: dict) -> str:
 
 
 def is_anothers(thing) -> bool:
-    """Whether a function, or the class of an object, is neither the host's nor PyTorch's nor ours."""
-    return (_kind(thing).__module__ or "").partition(".")[0] not in HOSTS and not _is_ours(thing)
+    """Whether a function, or the class of an object, is neither the host's nor PyTorch's nor this pack's."""
+    return (_kind(thing).__module__ or "").partition(".")[0] not in HOSTS and not _is_this_packs(thing)
 
 
-def _is_ours(thing) -> bool:
-    return (_kind(thing).__module__ or "").startswith(f"{OURS}.")
+def _is_this_packs(thing) -> bool:
+    return (_kind(thing).__module__ or "").startswith(f"{THIS_PACK}.")
 
 
 def _kind(thing):
-    """What has a name and a module: a function, or the class of an object."""
+    """The function, or the class of the object: what has a name and a module."""
     while isinstance(thing, functools.partial):
         thing = thing.func
     thing = getattr(thing, "__func__", thing)
