@@ -68,7 +68,6 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.noisy_network": {"guiders.base"},
     "patches.attention_sums": {"patches.base", "patches.layers"},
     "patches.base": {"patches.layers"},
-    "patches.post_hoc_ema": set(),
     "patches.texts": set(),
     "patches.layers": {"patches.texts"},
     "patches.layer_map": {"patches.layers"},
@@ -185,3 +184,30 @@ def test_every_method_file_is_registered_in_its_folders_tuple(folder, registry):
     for path in methods(folder):
         classes = {node.name for node in tree_of(path).body if isinstance(node, ast.ClassDef)}
         assert classes & registered, f"{path.name} has none of {registry}"
+
+
+def public_names(path: Path) -> list[tuple[str, ast.AST]]:
+    """(name, where it is defined) of a file's public functions, classes and methods."""
+    found = []
+    for node in tree_of(path).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.append((node.name, node))
+        if isinstance(node, ast.ClassDef):
+            methods = [part for part in node.body if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
+            found += [(f"{node.name}.{part.name}", part) for part in methods]
+    return [(name, node) for name, node in found if not any(part.startswith("_") for part in name.split("."))]
+
+
+BASES = {"guiders.base", "patches.base"}
+# What a contract says once: the abstract classes in base.py have the docstrings.
+OF_A_CONTRACT = {"branches", "begin", "attention", "time_embedding", "observe", "neutral", "random"}
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_every_public_name_says_what_it_is(path):
+    silent = [
+        name
+        for name, node in public_names(path)
+        if not ast.get_docstring(node) and (name_of(path) in BASES or name.split(".")[-1] not in OF_A_CONTRACT)
+    ]
+    assert not silent, f"{name_of(path)}: {', '.join(silent)} have no docstring"

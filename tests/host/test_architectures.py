@@ -19,10 +19,13 @@ from pack.patches import (
     NoisyTimeEmbedding,
     SkippedLayer,
 )
+from pack.patches import host as patches_host
 from pack.patches.architectures import ARCHITECTURES
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.host import Plan, Proofs, architecture_of, planned, select_layers
+from pack.patches.host.forwards import takes_options
+from pack.patches.host.lookup import network_of
 from zoo import SPECIMENS
 from zoo.others import pixart
 from zoo.specimen import has
@@ -362,3 +365,18 @@ def test_of_a_video_unet_the_pictures_are_perturbed_and_the_attention_over_time_
     assert len(changed) == 1 and changed[0].q.shape[0] == 2 * frames  # input.3 has one attention over each frame
     assert close(changed[0].out[:frames], changed[0].v[:frames].transpose(1, 2).flatten(2)) < 1e-6
     assert any(call.q.shape[2] == frames and call.q.shape[0] != 2 * frames for call in records[1])
+
+
+def test_the_overview_names_the_networks_whose_attention_gets_no_options():
+    without: dict[str, bool] = {}  # architecture → whether modules that attend get no options
+    for specimen in SPECIMENS:
+        if specimen.since and not has(specimen.since):
+            continue
+        model = specimen.build()
+        architecture, network = architecture_of(model), network_of(model)
+        blocks = architecture.blocks(network).items() if architecture.stacks else ()
+        takes = all(takes_options(architecture.attention(block, layer)) for layer, block in blocks)
+        without[architecture.name] = without.get(architecture.name, False) or not takes
+    overview = " ".join(patches_host.__doc__.split())
+    assert any(without.values())
+    assert {name: name in overview for name in without} == without
