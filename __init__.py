@@ -4,7 +4,7 @@ WEB_DIRECTORY = "./web"  # the host serves it: *.js run in the page, docs/<node 
 
 
 async def comfy_entrypoint():
-    from .nodes import BeyondCFG  # not above: pytest imports this package too, without a host
+    from .nodes.extension import BeyondCFG  # not above: pytest imports this package too, without a host
     from .nodes.routes import add_routes
 
     add_routes()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -23,9 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parent))
-from demo_data import COLOUR_NAMES, DIGIT_NAMES, prompt_of  # noqa: E402
-from train_demo_model import Network, Prompts, encode, pictures_of, sample, save  # noqa: E402
+from .demo_data import COLOUR_NAMES, DIGIT_NAMES, prompt_of
+from .train_demo_model import Network, Prompts, encode, pictures_of, sample, save
 
 WIDTHS, TIME = (32, 64, 64, 96), 64  # channels of the layers, and numbers that tell the noise level
 LABELS = [f"{colour} {digit}" for colour in COLOUR_NAMES for digit in DIGIT_NAMES]

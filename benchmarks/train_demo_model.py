@@ -24,7 +24,6 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).resolve().parent))
-import tiny_models  # noqa: E402
-from demo_data import COLOUR_NAMES, DIGIT_NAMES, Digits, prompt_of  # noqa: E402
+from ..tools import tiny_models
+from .demo_data import COLOUR_NAMES, DIGIT_NAMES, Digits, prompt_of
 
 RECIPE = 2  # raise it when what is trained changes: a state of an older recipe is then refused
 FRACTIONS = (0.1, 0.25, 0.5)  # of training, where weak versions are kept

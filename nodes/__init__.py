@@ -1,10 +1,1 @@
-"""What the user sees: declarations only."""
-
-from comfy_api.latest import ComfyExtension
-
-from . import classifier, guiders, helpers, report, terms, weaker_models
-
-
-class BeyondCFG(ComfyExtension):
-    async def get_node_list(self):
-        return [*terms.NODES, *guiders.NODES, *classifier.NODES, *helpers.NODES, *weaker_models.NODES, *report.NODES]
+"""What the user sees: one class for each node."""

@@ -3,35 +3,24 @@
 `python dev.py test` sets the path. Without it only the tests that need no host are collected, and pytest says so.
 """
 
-import importlib.util
 import json
 import os
 import re
-import runpy
 import sys
-import types
 from pathlib import Path
 
 import pytest
 
+from tools.imports import as_pack, with_host  # pytest has the checkout on sys.path, by pyproject.toml
+
 ROOT = Path(__file__).resolve().parent.parent
 HOST = os.environ.get("COMFYUI_PATH")
 
-pack = types.ModuleType("pack")
-pack.__path__ = [str(ROOT)]
-sys.modules["pack"] = pack  # never runs the pack's own __init__, which only the host calls
-sys.path.insert(0, str(ROOT / "tests"))
-
+as_pack()
 if HOST:
-    sys.argv = [sys.argv[0], "--cpu", "--disable-api-nodes"]
-    sys.path.insert(0, HOST)
-    sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("host", "wild")]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.cli_args  # noqa: F401  reads sys.argv before pytest's own arguments matter to it
     import torch
 
+    HOST_VERSION = with_host(HOST, "--cpu", "--disable-api-nodes")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 collect_ignore = [] if HOST else ["host", "browser", "wild"]
@@ -114,7 +103,7 @@ def processor(request):
     if not request.config.getoption("--uneven"):
         yield
         return
-    from uneven import Uneven
+    from pack.tests.uneven import Uneven
 
     with Uneven():
         yield
@@ -140,9 +129,8 @@ def pytest_terminal_summary(terminalreporter, config):
                 methods = found.setdefault(architecture, {})
                 can = can if outcome == "passed" else "no"
                 methods[method] = can if methods.get(method, "yes") == "yes" else methods[method]
-    version = runpy.run_path(str(Path(HOST) / "comfyui_version.py"))["__version__"]
     known = json.loads(SUPPORT.read_text("utf-8")) if SUPPORT.exists() else {}
-    SUPPORT.write_text(json.dumps(known | {version: found}, indent=1, sort_keys=True) + "\n", "utf-8")
+    SUPPORT.write_text(json.dumps(known | {HOST_VERSION: found}, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 @pytest.fixture
@@ -163,17 +151,12 @@ def golden(request):
 
 
 @pytest.fixture(scope="session")
-def dev():
-    """dev.py, as a module; its folder is not on sys.path, where our nodes/ would hide the host's nodes.py."""
-    spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    module.OUTPUT /= os.environ.get("PYTEST_XDIST_WORKER", "")  # a worker's host has a log of its own
-    return module
-
-
-@pytest.fixture(scope="session")
-def server(dev):
+def server():
     """A running host with the pack and the tiny models, for tests that go through its HTTP API."""
-    options = dev.parse_arguments(["setup", "--comfyui", HOST, "--python", sys.executable])
-    with dev.running(dev.setup(options), options) as server:
+    from pack.tools import hosts
+    from pack.tools.places import OUTPUT
+    from pack.tools.server import running
+
+    host = hosts.ready(hosts.Choice(comfyui=HOST, python=sys.executable))
+    with running(host, log=OUTPUT / os.environ.get("PYTEST_XDIST_WORKER", "") / "host.log") as server:
         yield server

@@ -59,7 +59,7 @@ def methods(folder: str) -> list[Path]:
 
 METHODS = methods("guiders") + methods("patches")
 MAY = {  # what a file of the pack may import of the pack, beyond what its kind may
-    "__init__": {"nodes", "nodes.routes"},
+    "__init__": {"nodes.extension", "nodes.routes"},
     "guiders.base": {"patches.base"},
     "guiders.schedule": {"patches.texts"},
     "guiders.linalg": {"guiders.base"},
@@ -114,11 +114,14 @@ def test_a_file_imports_only_what_the_house_allows(path):
             assert top == "torch" or top in sys.stdlib_module_names, f"{name} imports {other}"
 
 
-def test_only_the_doors_the_nodes_the_tests_and_the_benchmarks_know_the_host():
+MAY_KNOW = ("nodes", "tests", "benchmarks", "tools")  # the host, beside the doors
+
+
+def test_only_the_doors_the_nodes_the_tests_the_tools_and_the_benchmarks_know_the_host():
     hidden = {path for path in ROOT.iterdir() if path.name.startswith(".") or path.name == "output"}
     for path in (path for top in set(ROOT.iterdir()) - hidden for path in ([top] if top.is_file() else top.rglob("*"))):
         if path.suffix == ".py" and any(other.startswith("comfy") for other in imports_of(path)):
-            assert is_host(name_of(path)) or name_of(path).partition(".")[0] in ("nodes", "tests", "benchmarks"), path
+            assert is_host(name_of(path)) or name_of(path).partition(".")[0] in MAY_KNOW, path
 
 
 def test_no_files_of_the_pack_import_each_other_in_a_circle_also_not_for_a_type():

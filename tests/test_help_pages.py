@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = json.loads((ROOT / "tests" / "golden" / "schemas.json").read_text(encoding="utf-8"))
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*.md")}
-TABLE = "<!-- support: made by benchmarks/support.py -->"
+TABLE = "<!-- support: made by tools/support.py -->"
 WITH_TABLE = ("PAG", "SEG", "SAG", "MaskedAttention", "SkipLayer", "TSG", "LayerMap")
 
 
@@ -62,7 +62,7 @@ def test_a_page_names_no_input_that_its_node_lacks(node_id):
 
 
 def test_every_page_has_its_picture():
-    """Else: python benchmarks/thumbnails.py"""
+    """Else: python dev.py docs --pictures"""
     found = {node_id: re.findall(r"!\[.+?\]\((.+?)\)", page) for node_id, page in PAGES.items()}
     assert found.pop("BeyondCFGOptions") == []  # what it changes cannot be seen
     assert found == {node_id: [f"{node_id}.jpg"] for node_id in found}

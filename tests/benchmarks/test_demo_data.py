@@ -1,29 +1,17 @@
 """The demo's pictures are exactly what seed, split and index say; the demo model is what the host loads and samples."""
 
-import importlib.util
 import itertools
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pack.benchmarks import demo_data as data
+from pack.benchmarks import train_demo_model as train
 
-BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 needs_host = pytest.mark.skipif(not os.environ.get("COMFYUI_PATH"), reason="COMFYUI_PATH is not set")
-
-
-def module(name: str):
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-data = module("demo_data")
 
 
 def test_a_picture_is_the_same_alone_in_any_order_and_from_another_object():
@@ -99,7 +87,7 @@ def trained(tmp_path_factory) -> Path:
     """A training of 2 steps."""
     out = tmp_path_factory.mktemp("demo")
     few = "--steps 2 --every 1 --pictures 32 --judge-pictures 64 --judged 2 --batch 8 --device cpu"
-    module("train_demo_model").main(["--out", str(out), *few.split()])
+    train.main(["--out", str(out), *few.split()])
     return out
 
 
@@ -111,7 +99,6 @@ def test_the_log_has_the_loss_and_what_the_judge_read(trained):
 
 def test_training_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
     """Two steps, and one and one, give the same weights."""
-    train = module("train_demo_model")
     common = "--every 9 --pictures 32 --judge-pictures 64 --judged 2 --batch 8 --device cpu --no-bf16 --out".split()
     done, train.Trainer.done = train.Trainer.done, lambda self: float(self.step >= self.options.steps)
     try:
@@ -131,7 +118,6 @@ def test_the_host_loads_it_and_computes_what_training_computed(trained):
     import comfy.sd
     import comfy.utils
 
-    train = module("train_demo_model")
     model = comfy.sd.load_diffusion_model(str(trained / "diffusion_models/demo_flux.safetensors"))
     clip = comfy.sd.load_clip(
         [str(trained / "text_encoders/demo_text.ckpt")], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pack.tools.environment import CHROMIUMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PICTURES = ROOT / "output" / "browser"
@@ -26,11 +27,11 @@ READY = "() => window.LiteGraph?.registered_node_types.BeyondCFGPAG && window.ap
 
 
 @pytest.fixture(scope="module")
-def browser(dev):
+def browser():
     api = pytest.importorskip("playwright.sync_api", reason="there is no playwright; pip install playwright")
     with (
         api.sync_playwright() as playwright,
-        contextlib.closing(launched(playwright, dev.BROWSERS, api.Error)) as chromium,
+        contextlib.closing(launched(playwright, CHROMIUMS, api.Error)) as chromium,
     ):
         yield chromium
 

@@ -9,7 +9,7 @@ from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot, norm, project
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, Worse, euler, heun, karras
+from pack.tests.toy import Gaussian, Mixture, Toy, Worse, euler, heun, karras
 
 ALWAYS = Interval()
 WEAK = Branch(perturbation=Worse("a"))

@@ -11,7 +11,7 @@ from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, Worse, euler, gain, heun, karras
+from pack.tests.toy import Gaussian, Mixture, Toy, Worse, euler, gain, heun, karras
 
 A, B = Branch(perturbation=Worse("a")), Branch(perturbation=Worse("b"))
 DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Gaussian(-0.5, 1.0), A: Gaussian(0.2, 0.8), B: Gaussian(0.0, 0.3)}

@@ -21,7 +21,7 @@ from pack.guiders.schedule import Interval
 from pack.guiders.self_attention import blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import AttentionCall, Moment
-from toy import Gaussian, Mixture, Seen, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Seen, Toy, Worse
 
 POOL = Pool()
 SUMS = {  # rules that add a weighted difference of predictions: by the weight s in D + s (D₊ − D′), the branch of D′

@@ -9,7 +9,7 @@ from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import std
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Toy, Worse
 
 ALWAYS = Interval()
 SHAPES = ((1, 8, 2, 3, 4), (1, 4, 9))  # of a packed latent: a picture and its sound

@@ -22,7 +22,7 @@ from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Mixture, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Toy, Worse
 
 NEUTRAL = {"weight": 1.0, "scale": 0.0, "amount": 0.0, "eta": 1.0}  # by the name of a rule's strength
 

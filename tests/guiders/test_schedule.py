@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from pack.guiders.schedule import EVALUATIONS, FARTHEST, FREE, Curve, Interval, Schedule, StepTracker
-from toy import karras
+from pack.tests.toy import karras
 
 NAN, INF = math.nan, math.inf
 

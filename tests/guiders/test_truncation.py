@@ -6,7 +6,7 @@ from pack.benchmarks.truncation import Truncation
 from pack.guiders.base import POSITIVE, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from toy import Gaussian, Toy, gain, heun, karras
+from pack.tests.toy import Gaussian, Toy, gain, heun, karras
 
 POINTS = torch.linspace(-3, 3, 12, dtype=torch.float64).reshape(1, 3, 2, 2)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import networks
 import torch
 from comfy.patcher_extension import WrappersMP
 from pack.guiders.host import Term, add_term
@@ -14,6 +13,7 @@ from pack.guiders.schedule import Schedule
 from pack.nodes import terms
 from pack.patches import IdentityAttention
 from pack.patches.host import select_layers
+from pack.tests.host import networks
 
 TERM_NODES = {node.about.node_id: node for node in terms.NODES}
 

@@ -8,11 +8,9 @@ import contextlib
 import functools
 import sys
 
-import networks
 import pytest
 import torch
 from comfy.ldm.modules import attention as host_attention
-from harness import close
 from pack.patches import (
     BlurredQuery,
     IdentityAttention,
@@ -26,9 +24,11 @@ from pack.patches.base import Moment
 from pack.patches.host import Plan, Proofs, architecture_of, planned, select_layers
 from pack.patches.host.forwards import takes_options
 from pack.patches.host.lookup import network_of
-from zoo import SPECIMENS
-from zoo.others import pixart
-from zoo.specimen import has
+from pack.tests.host import networks
+from pack.tests.host.harness import close
+from pack.tests.host.zoo import SPECIMENS
+from pack.tests.host.zoo.others import pixart
+from pack.tests.host.zoo.specimen import has
 
 FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's conditioning and x

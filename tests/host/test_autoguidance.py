@@ -11,16 +11,16 @@ import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.sd
 import comfy_extras.nodes_custom_sampler as custom
-import networks
 import node_helpers
 import pytest
 import torch
 from comfy.patcher_extension import PatcherInjection, WrappersMP
-from harness import Counter, close, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
 from pack.guiders.weak_model import WeakModelGuidance
-from test_with_others import Control, in_area
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, pag, prompts, run, sample
+from pack.tests.host.test_with_others import Control, in_area
 
 CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 

@@ -15,11 +15,9 @@ import comfy.ldm.models.autoencoder
 import comfy.sd
 import comfy.utils
 import folder_paths
-import networks
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from harness import Counter, close, network, noise_like, pag, sample
 from pack.guiders.base import Step
 from pack.guiders.classifier import gradient
 from pack.guiders.host import KEY
@@ -27,6 +25,8 @@ from pack.guiders.host import classifiers as host
 from pack.guiders.host.classifiers import heads, latents
 from pack.guiders.noisy_network import NoisyNetwork
 from pack.nodes.classifier import ClassifierGuidance, NoiseAwareClassifierGuidance
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, noise_like, pag, sample
 
 FEATURES = 16
 LABELS = ["cat", "dog", "bird"]

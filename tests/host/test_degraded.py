@@ -3,18 +3,18 @@
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import networks
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from harness import Counter, close, network, noise_like, pag, prompts, sample
 from pack.nodes.weaker_models import DegradedModel
 from pack.patches.base import Moment
 from pack.patches.host import degraded as host_degraded
 from pack.patches.host.degraded import InputNoise, WorseLayers, noisier, rounded
-from test_autoguidance import autoguided
-from test_ema import PREFIX, save, weights  # noqa: F401  a fixture
-from test_ema import sample as sample_checkpoint
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, noise_like, pag, prompts, sample
+from pack.tests.host.test_autoguidance import autoguided
+from pack.tests.host.test_ema import PREFIX, save, weights  # noqa: F401  a fixture
+from pack.tests.host.test_ema import sample as sample_checkpoint
 
 CASES = [
     (kind, degradation)

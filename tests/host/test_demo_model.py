@@ -1,12 +1,14 @@
 """The demo's models, as they come with the pack: the host's own nodes load them, a judge reads what they draw."""
 
-import contextlib
+import os
 from pathlib import Path
 
 import folder_paths
 import pytest
 import torch
 from pack.benchmarks import train_demo_model as trained
+from pack.tools import demo, hosts, places
+from pack.tools.console import Failure
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -95,39 +97,37 @@ def test_cfg_repairs_the_digits_of_the_early_network(right):
 
 
 @pytest.fixture
-def demo(dev, server, monkeypatch, tmp_path):
+def show(server, monkeypatch, tmp_path):
     """`dev.py demo` on the host that runs already: two columns, two steps."""
-    monkeypatch.setattr(dev, "OUTPUT", tmp_path)
-    monkeypatch.setattr(dev, "DEMO_STEPS", 2)
-    monkeypatch.setattr(dev, "DEMO_PROMPTS", dev.DEMO_PROMPTS[:2])
-    host = dev.choose_host(dev.parse_arguments(["demo"]))
-    monkeypatch.setattr(dev, "setup", lambda options: host)
-    monkeypatch.setattr(dev, "running", lambda host, options: contextlib.nullcontext(server))
-    return lambda: dev.command_demo(None)
+    monkeypatch.setattr(places, "OUTPUT", tmp_path)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:2])
+    host = hosts.choose(hosts.Choice(comfyui=os.environ["COMFYUI_PATH"]))
+    return lambda: demo.show(host, server)
 
 
-def test_the_demo_shows_every_guidance_at_work(dev, demo, tmp_path, capsys):
-    assert demo() == 0
+def test_the_demo_shows_every_guidance_at_work(show, tmp_path, capsys):
+    show()
     rows = [
-        [Image.open(tmp_path / f"demo/{row}-{column}.png") for column in (1, 2)] for row in range(1, len(dev.DEMO) + 1)
+        [Image.open(tmp_path / f"demo/{row}-{column}.png") for column in (1, 2)] for row in range(1, len(demo.ROWS) + 1)
     ]
     assert all(picture.size == (128, 128) for row in rows for picture in row)
     shown = {tuple(picture.tobytes() for picture in row) for row in rows}
-    assert len(shown) == len(dev.DEMO)
+    assert len(shown) == len(demo.ROWS)
     said = capsys.readouterr().out
     assert f"side by side in {tmp_path / 'demo/grid.png'}" in said and "PyTorch" in said
-    assert Image.open(tmp_path / "demo/grid.png").height > 128 * len(dev.DEMO)
+    assert Image.open(tmp_path / "demo/grid.png").height > 128 * len(demo.ROWS)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("DEMO_MODEL", "none.safetensors", "UNETLoader.*none.safetensors"),
-        ("DEMO", [("a", 1, {"NoSuchNode": {}})], "no node NoSuchNode"),
-        ("DEMO", [("a", 1, {"BeyondCFGPAG": {"layers": "single.99"}})], "BeyondCFGPAG.*single.99"),
+        ("MODEL", "none.safetensors", "UNETLoader.*none.safetensors"),
+        ("ROWS", [("a", 1, {"NoSuchNode": {}})], "no node NoSuchNode"),
+        ("ROWS", [("a", 1, {"BeyondCFGPAG": {"layers": "single.99"}})], "BeyondCFGPAG.*single.99"),
     ],
 )
-def test_a_demo_that_fails_says_why(dev, demo, monkeypatch, name, value, says):
-    monkeypatch.setattr(dev, name, value)
-    with pytest.raises(dev.Failure, match=f"(?s){says}"):
-        demo()
+def test_a_demo_that_fails_says_why(show, monkeypatch, name, value, says):
+    monkeypatch.setattr(demo, name, value)
+    with pytest.raises(Failure, match=f"(?s){says}"):
+        show()

@@ -1,6 +1,5 @@
 """Post-hoc EMA on files: what the host makes of them, and what the node says of files that cannot work."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import comfy.sd
 import folder_paths
 import pytest
 import torch
-from harness import guider_of, noise_like, run
 from pack.nodes.weaker_models import PostHocEMA
 from pack.patches.host import ema as host
 from pack.patches.post_hoc_ema import coefficients, gamma_of
+from pack.tests.host.harness import guider_of, noise_like, run
+from pack.tools import tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PREFIX = "model.diffusion_model."
@@ -20,9 +20,7 @@ PREFIX = "model.diffusion_model."
 @pytest.fixture(scope="module")
 def weights() -> list[dict[str, torch.Tensor]]:
     """Three tiny SD3 networks, as the diffusion models of half precision that checkpoints hold."""
-    spec = importlib.util.spec_from_file_location("tiny_models", ROOT / "benchmarks" / "tiny_models.py")
-    spec.loader.exec_module(tiny := importlib.util.module_from_spec(spec))
-    return [tiny.half(tiny.sd3(seed, side=16)) for seed in range(3)]
+    return [tiny_models.half(tiny_models.sd3(seed, side=16)) for seed in range(3)]
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ import types
 from unittest import mock
 
 import comfy.samplers
-import networks
 import pytest
 import torch
-from harness import Counter, close, guider_of, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
@@ -18,7 +16,9 @@ from pack.guiders.weak_model import WeakModelGuidance
 from pack.nodes.weaker_models import DegradedModel
 from pack.patches import SkippedLayer
 from pack.patches.host import others, select_layers
-from reference import LAYERS, with_reference_pag
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, run, sample
+from pack.tests.host.reference import LAYERS, with_reference_pag
 
 
 def mine(model, kind="unet"):
@@ -104,7 +104,7 @@ class Companions:
         self.model.add_wrapper_with_key("predict_noise", "reference", self.predict_noise)
 
     def predict_noise(self, executor, x, timestep, options, seed=None):
-        from reference import perturbed
+        from pack.tests.host.reference import perturbed
 
         guider = executor.class_obj
         conds = [guider.conds["positive"], guider.conds["negative"] if guider.cfg != 1 else None]

@@ -7,8 +7,6 @@ import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
-from exact import TYPES, condition, denoised, exact, log_probability, noise_of, signal_of
-from harness import TERM_NODES, close, noise_like, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier import NoisyClassifierGuidance
 from pack.guiders.classifier_free import SamplerCFG
@@ -16,6 +14,8 @@ from pack.guiders.host.quirks import mixture
 from pack.guiders.independent_condition import IndependentConditionGuidance
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttentionGuidance, blur
+from pack.tests.host.exact import TYPES, condition, denoised, exact, log_probability, noise_of, signal_of
+from pack.tests.host.harness import TERM_NODES, close, noise_like, sigmas_of
 
 KINDS = pytest.mark.parametrize("kind", ["eps", "v", "flow"])
 SEED = 7

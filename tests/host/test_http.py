@@ -1,7 +1,6 @@
 """The pack as people run it: a host of its own, the demo model, POST /prompt."""
 
 import copy
-import importlib.util
 import json
 import time
 import uuid
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack.tools import thumbnails, tiny_models, workflows
+from pack.tools.console import Failure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
@@ -34,12 +35,6 @@ OF_THE_DEMO = ("sims_lora", "noisy_classifier")  # what they need is trained for
 LOADED = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # which output of Load Checkpoint does for it
 
 
-def module(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-    spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
-    return loaded
-
-
 def tiny_wan() -> dict:
     """Network and VAE of Wan 2.1 as a checkpoint, by the host's own classes."""
     from comfy import ops
@@ -63,9 +58,10 @@ def files(server):
     """The names of a CLIP with text and vision and of a Wan, of 1 MB and 7, in the host's own folders for as long as these
     tests run."""
     folders = {folder["name"]: Path(folder["folders"][0]) for folder in server.ask("/experiment/models")}
-    tiny, unique = module("tiny_models"), uuid.uuid4().hex
+    unique = uuid.uuid4().hex
     names = {kind: f"beyond_cfg_test_{kind}_{unique}.ckpt" for kind in ("CLIP", "WAN")}
-    made = {folders[kind] / names["CLIP"]: tiny.half(tiny.clip_l(0)) for kind in ("clip_vision", "text_encoders")}
+    clip = tiny_models.half(tiny_models.clip_l(0))
+    made = {folders[kind] / names["CLIP"]: clip for kind in ("clip_vision", "text_encoders")}
     made[folders["checkpoints"] / names["WAN"]] = tiny_wan()
     try:
         for place, tensors in made.items():
@@ -97,15 +93,15 @@ def on_tiny_model(workflow: dict, checkpoint: str) -> dict:
 
 
 @pytest.fixture
-def workflow(dev, files):
+def workflow(files):
     def load(name, whole=False, **inputs):
         """The example, small and with four steps; further inputs as class_type__input=value. Not whole: without its
         Guidance Grid, and so without the sampling that is for comparison only."""
-        loaded = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
+        loaded = workflows.load(ROOT / f"workflows/api/{name}.json")
         if not whole:
             loaded = {id: node for id, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
         if name in OF_THE_DEMO:
-            loaded = module("thumbnails").on_demo_model(loaded)
+            loaded = thumbnails.on_demo_model(loaded)
         else:
             family = FAMILIES.get(name.rpartition("_")[2], "tiny_sd15.ckpt")
             loaded = on_tiny_model(loaded, files.get(family, family))
@@ -123,25 +119,25 @@ def workflow(dev, files):
 
 
 @pytest.fixture
-def picture(dev, server):
+def picture(server):
     def run(workflow):
-        return dev.run_workflow(server, workflow, dev.Waiting("test"))[-1][1]
+        return server.run(workflow)[-1][1]
 
     return run
 
 
-def failure(dev, server, workflow) -> str:
-    with pytest.raises(dev.Failure) as caught:
-        dev.run_workflow(server, workflow, dev.Waiting("test"))
+def failure(server, workflow) -> str:
+    with pytest.raises(Failure) as caught:
+        server.run(workflow)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_every_example_runs_to_success(name, dev, server, workflow):
+def test_every_example_runs_to_success(name, server, workflow):
     whole = workflow(name, whole=True)
     try:
-        pictures = dev.run_workflow(server, whole, dev.Waiting("test"))
-    except dev.Failure as failure:
+        pictures = server.run(whole)
+    except Failure as failure:
         version = server.ask("/system_stats")["system"]["comfyui_version"]
         is_old = tuple(map(int, version.split("."))) < (0, 30)  # on the newest it must run
         if is_old and name.startswith("sims") and "this one cannot copy a loaded model" in str(failure):
@@ -154,8 +150,8 @@ def test_every_example_runs_to_success(name, dev, server, workflow):
 
 
 @pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map"}))  # which samples nothing
-def test_every_example_compares_on_one_seed(name, dev):
-    workflow = dev.load_workflow(ROOT / f"workflows/api/{name}.json")
+def test_every_example_compares_on_one_seed(name):
+    workflow = workflows.load(ROOT / f"workflows/api/{name}.json")
     (batch,) = (node for node in workflow.values() if node["class_type"] == "BatchImagesNode")
     assert any(
         workflow[node["inputs"]["images"][0]] is batch
@@ -181,14 +177,14 @@ def test_every_example_has_a_note_that_says_whose_picture_its_thumbnail_is(name)
     assert 1000 < (ROOT / f"workflows/{name}.jpg").stat().st_size < 40_000
 
 
-def test_the_ksampler_and_the_guider_give_the_same_picture(dev, server, workflow):
+def test_the_ksampler_and_the_guider_give_the_same_picture(server, workflow):
     from io import BytesIO
 
     from PIL import Image, ImageChops
 
     pictures = []
     for name in ("pag_ksampler", "pag_guider"):
-        ((_, content),) = dev.run_workflow(server, workflow(name), dev.Waiting("test"))
+        ((_, content),) = server.run(workflow(name))
         pictures.append(Image.open(BytesIO(content)).convert("RGB"))
     assert ImageChops.difference(*pictures).getbbox() is None
 
@@ -205,26 +201,26 @@ def test_the_ksampler_and_the_guider_give_the_same_picture(dev, server, workflow
         ({"BeyondCFGPAG__scale": float("nan")}, "PAG: scale is nan; it must be a number from 0 to 100"),
     ],
 )
-def test_bad_input_is_an_error_at_our_node_that_names_it(inputs, message, dev, server, workflow):
-    text = failure(dev, server, workflow("pag_ksampler", **inputs))
+def test_bad_input_is_an_error_at_our_node_that_names_it(inputs, message, server, workflow):
+    text = failure(server, workflow("pag_ksampler", **inputs))
     assert "(BeyondCFGPAG) failed with ValueError" in text and message in text
 
 
-def test_an_infinite_scale_is_refused_before_anything_runs(dev, server, workflow):
-    text = failure(dev, server, workflow("pag_ksampler", BeyondCFGPAG__scale=float("inf")))
+def test_an_infinite_scale_is_refused_before_anything_runs(server, workflow):
+    text = failure(server, workflow("pag_ksampler", BeyondCFGPAG__scale=float("inf")))
     assert "ComfyUI refused the workflow" in text and "scale" in text and "BeyondCFGPAG" in text
 
 
-def test_a_guider_with_cfg_and_no_negative_says_what_to_do(dev, server, workflow):
+def test_a_guider_with_cfg_and_no_negative_says_what_to_do(server, workflow):
     without = workflow("pag_guider")
     (node,) = (node for node in without.values() if node["class_type"] == "BeyondCFGPAGGuider")
     del node["inputs"]["negative"]
-    assert "PAG Guider: cfg is 4 but no negative is connected" in failure(dev, server, without)
+    assert "PAG Guider: cfg is 4 but no negative is connected" in failure(server, without)
     node["inputs"]["cfg"] = 1.0
-    assert dev.run_workflow(server, without, dev.Waiting("test"))
+    assert server.run(without)
 
 
-def test_an_interrupted_run_leaves_the_cached_model_as_it_was(dev, server, workflow, picture):
+def test_an_interrupted_run_leaves_the_cached_model_as_it_was(server, workflow, picture):
     def with_seed(seed):
         return workflow("pag_ksampler", KSampler__seed=seed)
 
@@ -239,9 +235,9 @@ def test_an_interrupted_run_leaves_the_cached_model_as_it_was(dev, server, workf
         time.sleep(0.05)
     time.sleep(1)
     server.get("/interrupt", {})
-    status = dev.wait_for(server, prompt, dev.Waiting("test"))["status"]
+    status = server.wait_for(prompt)["status"]
     assert "execution_interrupted" in [event for event, _ in status["messages"]]
-    failure(dev, server, workflow("pag_ksampler", BeyondCFGPAG__layers="input.99"))
+    failure(server, workflow("pag_ksampler", BeyondCFGPAG__layers="input.99"))
     assert picture(with_seed(1)) == before
 
 
@@ -254,7 +250,7 @@ def test_a_lora_makes_a_weak_model_of_one_checkpoint_that_is_not_silently_the_ma
     assert picture(away) != picture(plain)
 
 
-def test_the_hosts_lora_training_on_a_model_with_terms_trains_the_model_without_them(dev, server, workflow):
+def test_the_hosts_lora_training_on_a_model_with_terms_trains_the_model_without_them(server, workflow):
     """Model patches are active in the host's training loop; ours stand aside there, and the log says so."""
     train = {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd3.ckpt"}},
@@ -281,11 +277,11 @@ def test_the_hosts_lora_training_on_a_model_with_terms_trains_the_model_without_
         prompt = copy.deepcopy(train)
         prompt["6"]["inputs"]["model"] = [model, 0]
         body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
-        record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
+        record = server.wait_for(server.ask("/prompt", body)["prompt_id"])
         return record["outputs"]["7"]["text"]
 
     assert first_loss("2") == first_loss("1")
-    assert "guidance does not act while a model is trained" in (dev.OUTPUT / "host.log").read_text("utf-8", "replace")
+    assert "guidance does not act while a model is trained" in server.log.read_text("utf-8", "replace")
 
 
 def test_the_page_is_told_everything_about_our_nodes(server):

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack.tools import workflows
+from pack.tools.places import MODELS
 from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
-def weak_file(dev, server):
+def weak_file(server):
     """The demo checkpoint with a network that is worse: an eighth of noise on each of its weights."""
-    folder, name = dev.MODELS / "checkpoints", f"test_weak_{uuid.uuid4().hex}.ckpt"
+    folder, name = MODELS / "checkpoints", f"test_weak_{uuid.uuid4().hex}.ckpt"
     tensors = torch.load(folder / "tiny_sd15.ckpt", weights_only=True)
     tensors = tensors.get("state_dict", tensors)
     generator = torch.Generator().manual_seed(0)
@@ -31,9 +33,9 @@ def weak_file(dev, server):
 
 
 @pytest.fixture
-def picture(dev, server, weak_file):
+def picture(server, weak_file):
     def run(weight: float, weak: str = weak_file, **guidance):
-        workflow = dev.load_workflow(ROOT / "workflows/api/autoguidance.json")
+        workflow = workflows.load(ROOT / "workflows/api/autoguidance.json")
         workflow = {id: node for id, node in workflow.items() if node["class_type"] != "BeyondCFGGrid"}
         (guider,) = (node for node in workflow.values() if node["class_type"] == "BeyondCFGAutoguidanceGuider")
         guider["inputs"].update(weight=weight, **guidance)
@@ -45,7 +47,7 @@ def picture(dev, server, weak_file):
                 node["inputs"].update(width=64, height=64)
             if node["class_type"] == "BasicScheduler":
                 node["inputs"]["steps"] = 4
-        content = dev.run_workflow(server, workflow, dev.Waiting("test"))[-1][1]
+        content = server.run(workflow)[-1][1]
         return Image.open(BytesIO(content)).convert("RGB")
 
     return run
@@ -55,14 +57,14 @@ def differ(one, other) -> bool:
     return ImageChops.difference(one, other).getbbox() is not None
 
 
-def free(dev, server) -> None:
+def free(server) -> None:
     """Let the host forget all models and outputs: it does so after the next prompt, or before."""
     server.get("/free", {"unload_models": True, "free_memory": True})
     nothing = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
-    dev.run_workflow(server, nothing, dev.Waiting("test"))
+    server.run(nothing)
 
 
 def test_autoguidance_with_another_file_acts_and_at_weight_one_is_the_main_model_alone(picture, weak_file):
@@ -73,9 +75,9 @@ def test_autoguidance_with_another_file_acts_and_at_weight_one_is_the_main_model
     assert not differ(picture(3.0), guided)
 
 
-def test_both_files_are_loaded_in_one_go_before_the_first_step(dev, server, picture):
-    log = dev.OUTPUT / "host.log"
-    free(dev, server)
+def test_both_files_are_loaded_in_one_go_before_the_first_step(server, picture):
+    log = server.log
+    free(server)
     before = len(log.read_text("utf-8", "replace"))
     picture(2.0, cfg=3.0)
     said = log.read_text("utf-8", "replace")[before:]

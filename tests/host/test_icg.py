@@ -1,13 +1,13 @@
 """A condition that has nothing to do with the picture: drawn by (seed, step, sample), and nothing else is touched."""
 
-import networks
 import pytest
 import torch
-from harness import Counter, close, guider_of, network, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.independent_condition import IndependentConditionGuidance, Pool
 from pack.guiders.schedule import Schedule
-from test_with_others import in_area
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, prompts, run, sample
+from pack.tests.host.test_with_others import in_area
 
 
 def icg(model, pool, scale=2.0):

@@ -6,18 +6,18 @@ import re
 import comfy.model_base
 import comfy.sample
 import comfy.samplers
-import networks
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from harness import close, guider_of
 from pack.guiders import host
 from pack.guiders.host.texts import ELSE, TEXT
 from pack.guiders.independent_condition import Pool
-from test_icg import icg
-from zoo import SPECIMENS
-from zoo.conditionings import conditioning, has_text, latent
-from zoo.specimen import Specimen, has
+from pack.tests.host import networks
+from pack.tests.host.harness import close, guider_of
+from pack.tests.host.test_icg import icg
+from pack.tests.host.zoo import SPECIMENS
+from pack.tests.host.zoo.conditionings import conditioning, has_text, latent
+from pack.tests.host.zoo.specimen import Specimen, has
 
 WITH_TEXT = [one for one in SPECIMENS if has_text(one) and (not one.since or has(one.since))]
 EVERY = pytest.mark.parametrize("specimen", WITH_TEXT, ids=str)

@@ -2,15 +2,15 @@
 
 import sys
 
-import networks
 import pytest
 import torch
 from comfy_api.latest import io
-from harness import network
 from pack.nodes.drawing import CHOSEN, draw_layers
 from pack.nodes.helpers import LayerMap
 from pack.patches.host import layer_map, select_layers
-from zoo import SPECIMENS
+from pack.tests.host import networks
+from pack.tests.host.harness import network
+from pack.tests.host.zoo import SPECIMENS
 
 COLOR = torch.tensor([int(CHOSEN[at : at + 2], 16) for at in (1, 3, 5)]) / 255
 

@@ -1,7 +1,6 @@
-"""The nodes' texts in the page's languages: locales/, which benchmarks/locales.py writes."""
+"""The nodes' texts in the page's languages: locales/, which dev.py docs writes."""
 
 import asyncio
-import importlib.util
 import re
 import shutil
 from collections import Counter
@@ -10,11 +9,10 @@ from pathlib import Path
 import folder_paths
 import pytest
 from app.custom_node_manager import CustomNodeManager
-from pack.nodes import BeyondCFG
+from pack.nodes.extension import BeyondCFG
+from pack.tools import locales
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-spec = importlib.util.spec_from_file_location("locales", ROOT / "benchmarks/locales.py")
-spec.loader.exec_module(locales := importlib.util.module_from_spec(spec))
 SAME = {"Autoguidance", "SIMS", "ICG", "SAG", "PAG", "SEG", "TSG", "schedule", "report"}  # methods; named as inputs are
 
 
@@ -55,7 +53,7 @@ def i18n(tmp_path_factory):
 
 def test_the_files_are_those_that_the_nodes_and_the_catalogue_give():
     for path, content in locales.files(locales.schemas()).items():
-        assert (ROOT / "locales" / path).read_text("utf-8") == content, "run: python benchmarks/locales.py"
+        assert (ROOT / "locales" / path).read_text("utf-8") == content, "run: python dev.py docs"
 
 
 def test_english_is_what_the_nodes_say_but_for_what_a_page_would_not_take_as_text(i18n, shown):

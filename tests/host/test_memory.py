@@ -11,17 +11,18 @@ import weakref
 import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
-import networks
 import node_helpers
 import psutil
 import pytest
 import torch
-from harness import network, prompts, run, sample
 from pack.guiders import host
-from test_classifier import folder, guided, whole_vae  # noqa: F401  folder is a fixture
-from test_http_models import free
-from test_sharing import Residuals
-from test_terms import TERMS, apply, chain
+from pack.tests.host import networks
+from pack.tests.host.harness import network, prompts, run, sample
+from pack.tests.host.test_classifier import folder, guided, whole_vae  # noqa: F401  folder is a fixture
+from pack.tests.host.test_http_models import free
+from pack.tests.host.test_sharing import Residuals
+from pack.tests.host.test_terms import TERMS, apply, chain
+from pack.tools.places import MODELS
 
 HERE = ("pack.guiders", "pack.patches", "pack.nodes")
 NAMES = ("_Told", "_Untold")  # one for each name of a forward, for compiled networks to know again; nothing of a run
@@ -182,18 +183,18 @@ def settled(process) -> int:
     return sizes[-1]
 
 
-def test_a_hosts_memory_does_not_grow_with_its_runs_once_it_is_told_to_free_it(dev, server):
+def test_a_hosts_memory_does_not_grow_with_its_runs_once_it_is_told_to_free_it(server):
     """By less than half of one network in the last three of eight runs: a copy that stays would be six times as much.
     The least of several runs, since the allocator gives back what is free when it likes, and the first ones warm up."""
     process, sizes = psutil.Process(server.process.pid), []
     can_copy = "force_deepcopy" in comfy.model_patcher.ModelPatcher.clone.__code__.co_varnames
-    network_size = (dev.MODELS / "checkpoints" / "tiny_sd15.ckpt").stat().st_size
+    network_size = (MODELS / "checkpoints" / "tiny_sd15.ckpt").stat().st_size
     for seed in range(8):
         prompt = prompt_of(seed, "quantised weights" if can_copy else "dropout")
         body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
-        record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
+        record = server.wait_for(server.ask("/prompt", body)["prompt_id"])
         assert record["status"]["status_str"] == "success", json.dumps(record["status"])
-        free(dev, server)
+        free(server)
         sizes.append(settled(process))
     assert min(sizes[5:]) - min(sizes[3:5]) < network_size / 2, [round(size / 2**20) for size in sizes]
 
@@ -226,12 +227,12 @@ def short_prompt(number: int) -> dict:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in graph.items()}
 
 
-def test_two_hundred_prompts_of_two_models_and_five_guidances_take_no_more_memory(dev, server):
+def test_two_hundred_prompts_of_two_models_and_five_guidances_take_no_more_memory(server):
     """Less than 0.1 MB a prompt: the slope of a straight line through the sizes after prompts 50 to 200."""
     process, sizes = psutil.Process(server.process.pid), []
     for number in range(200):
         body = {"prompt": short_prompt(number), "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
-        record = dev.wait_for(server, server.ask("/prompt", body)["prompt_id"], dev.Waiting("test"))
+        record = server.wait_for(server.ask("/prompt", body)["prompt_id"])
         assert record["status"]["status_str"] == "success", json.dumps(record["status"])
         sizes.append(process.memory_info().rss / 2**20)
     late = torch.tensor(sizes[50:], dtype=torch.float64)

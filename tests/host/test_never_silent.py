@@ -1,10 +1,10 @@
 """Every way in which a perturbation could miss the network is an error, or said."""
 
-import networks
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from harness import TERM_NODES, close, network, pag, sample
+from pack.tests.host import networks
+from pack.tests.host.harness import TERM_NODES, close, network, pag, sample
 
 WAYS = {}
 

@@ -7,13 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-import networks
 import pytest
 import torch
-from harness import network, pag, prompts, sample
 from pack.guiders import host
-from pack.nodes import BeyondCFG
+from pack.nodes.extension import BeyondCFG
 from pack.patches import PERTURBATIONS
+from pack.tests.host import networks
+from pack.tests.host.harness import network, pag, prompts, sample
 
 import nodes as host_nodes
 

@@ -2,15 +2,15 @@
 
 import comfy.nested_tensor
 import comfy.samplers
-import networks
 import pytest
 import torch
-from exact import condition, exact
-from harness import TERM_NODES, close, guider_of, noise_like, prompts, sigmas_of
 from pack.guiders import AdaptiveProjectedGuidance, GuidanceRescale
 from pack.guiders.host import Term, add_term
 from pack.guiders.independent_condition import IndependentConditionGuidance
 from pack.guiders.schedule import Schedule
+from pack.tests.host import networks
+from pack.tests.host.exact import condition, exact
+from pack.tests.host.harness import TERM_NODES, close, guider_of, noise_like, prompts, sigmas_of
 
 PICTURE, SOUND = (4, 2, 6, 5), (3, 7, 4)  # with frames
 POSITIVE, NEGATIVE = condition((0.8, 0.5)), condition((-0.4, 1.2), (0.1, 0.6))

@@ -3,14 +3,14 @@
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import networks
 import pytest
 import torch
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from harness import Counter, close, guider_of, network, noise_like, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.schedule import Schedule
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, noise_like, pag, prompts, run, sample, sigmas_of
 
 SHAPES = [(1, 16, 16), (3, 16, 16), (1, 16, 24), (3, 12, 18)]  # batch, height, width
 

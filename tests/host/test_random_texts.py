@@ -11,15 +11,15 @@ from unittest import mock
 
 import comfy.sd
 import comfy.sd1_clip
-import networks
 import pytest
 import sentencepiece
 import tokenizers
 import torch
-from harness import close, network, sample
 from pack.guiders.host import random_tokens
 from pack.guiders.host.random_texts import LENGTH, random_texts
-from test_icg import icg
+from pack.tests.host import networks
+from pack.tests.host.harness import close, network, sample
+from pack.tests.host.test_icg import icg
 from transformers import PreTrainedTokenizerBase
 
 HOST = Path(comfy.sd.__file__).parent

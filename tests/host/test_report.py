@@ -5,15 +5,15 @@ import json
 import math
 
 import folder_paths
-import networks
 import pytest
 import torch
-from harness import TERM_NODES, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders.host import Recorder, trace, with_recorder
 from pack.guiders.host.recorder import Call
 from pack.nodes.labelled_grid import LARGEST_SIDE, check_size
 from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
 from pack.patches.texts import shown
+from pack.tests.host import networks
+from pack.tests.host.harness import TERM_NODES, guider_of, network, pag, prompts, run, sample, sigmas_of
 
 
 def seg(model):

@@ -5,18 +5,18 @@ import logging
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
-import networks
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
-from harness import Counter, close, guider_of, network, pag, prompts, run, sample
 from pack.guiders import host
 from pack.guiders.base import Branch, GuidanceRule
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.schedule import Schedule
 from pack.patches.host.log import warn_once
-from reference import with_reference_pag
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, run, sample
+from pack.tests.host.reference import with_reference_pag
 
 
 def cfg_interval(model, start, end):

@@ -1,18 +1,18 @@
 """SAG against the host's where the host is right, and against its own equation where it is not."""
 
 import comfy.samplers
-import networks
 import pytest
 import torch
 from comfy_extras.nodes_sag import SelfAttentionGuidance as HostsOwn
-from harness import Counter, close, network, noise_like, prompts, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import MASKS, SelfAttentionGuidance, blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.host import select_layers
 from pack.patches.host.log import warn_once
-from test_with_others import REGIONAL, regional, windowed
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, noise_like, prompts, sample, sigmas_of
+from pack.tests.host.test_with_others import REGIONAL, regional, windowed
 
 
 def sag(model, scale=0.75, blur_sigma=2.0, mask="attention", layers="auto"):

@@ -2,14 +2,14 @@
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
-import networks
 import pytest
 import torch
-from harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.schedule import EVALUATIONS, FREE, Schedule, StepTracker
-from reference import with_reference_pag
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
+from pack.tests.host.reference import with_reference_pag
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
 # Their step sizes look at the samples, and so at rounding; ar_video wants a causal video model.

@@ -1,14 +1,14 @@
 """SEG and the masked attentions on the host's networks: neutral where they should be, for pictures of any shape."""
 
-import networks
 import pytest
 import torch
-from harness import Counter, close, network, pag, sample
 from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
 from pack.patches import BlurredQuery, MaskedAttention
 from pack.patches.host import select_layers
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, pag, sample
 
 KINDS = ("unet", "sd3", "flux")
 SHAPES = [(16, 24), (12, 18), (13, 19), (32, 16)]

@@ -1,10 +1,10 @@
 """What SEG costs, counted in floating-point operations, and that it acts on the sizes that pictures have."""
 
-import networks
 import pytest
-from harness import close, pag, sample
 from pack.guiders import host
-from test_seg import seg
+from pack.tests.host import networks
+from pack.tests.host.harness import close, pag, sample
+from pack.tests.host.test_seg import seg
 from torch.utils.flop_counter import FlopCounterMode
 
 CHANNELS = 64  # of the UNet's middle block

@@ -10,14 +10,12 @@ import random
 import comfy.controlnet
 import comfy.ldm.modules.attention
 import comfy.samplers
-import networks
 import node_helpers
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from harness import Counter, close, network, pag, prompts, sample
 from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
@@ -26,8 +24,10 @@ from pack.patches import BlurredQuery, IdentityAttention, MaskedAttention, Noisy
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.host import Plan, PrefixSharing, Proofs, architecture_of, planned, select_layers
-from test_architectures import model, specimen  # noqa: F401  fixtures
-from test_with_others import REGIONAL, Control, patch, regional
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, pag, prompts, sample
+from pack.tests.host.test_architectures import model, specimen  # noqa: F401  fixtures
+from pack.tests.host.test_with_others import REGIONAL, Control, patch, regional
 from torch.utils.flop_counter import FlopCounterMode
 
 WHOLE = {  # the networks whose rows are computed whole, and why

@@ -2,8 +2,8 @@
 against the host's own way: one forward of the positive and the negative, and one more of the perturbed row."""
 
 import pytest
-from full_size import Step, without_values
 from pack.patches import BlurredQuery, IdentityAttention, SkippedLayer
+from pack.tests.host.full_size import Step, without_values
 
 
 @pytest.fixture(scope="module")

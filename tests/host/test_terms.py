@@ -3,18 +3,18 @@
 import asyncio
 import itertools
 
-import networks
 import pytest
 import torch
 from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
-from harness import Counter, close, network, pag, prompts, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Curve, Schedule
-from pack.nodes import BeyondCFG
+from pack.nodes.extension import BeyondCFG
 from pack.patches import NoisyTimeEmbedding, SkippedLayer
 from pack.patches.host import select_layers
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, network, pag, prompts, run, sample, sigmas_of
 
 KINDS = ("unet", "sd3", "flux")
 NODES = {node.define_schema().node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}

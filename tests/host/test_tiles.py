@@ -2,13 +2,11 @@
 that it cannot. What is expected is made from the host's HyperTile and ToMe nodes, and from naive attentions beside them."""
 
 import comfy.ldm.modules.attention
-import networks
 import pytest
 import torch
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
 from einops import rearrange
-from harness import TERM_NODES, close, network, pag, sample
 from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
@@ -17,7 +15,9 @@ from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.blurred_query import blur_matrix
 from pack.patches.host import Plan, Proofs, planned, select_layers
-from reference import identity, with_reference_pag
+from pack.tests.host import networks
+from pack.tests.host.harness import TERM_NODES, close, network, pag, sample
+from pack.tests.host.reference import identity, with_reference_pag
 
 SIDE = 4  # of HyperTile's tiles, in tokens, at every depth
 SIZES = {"square": (16, 16), "wide": (16, 24), "stripes": (16, 8)}  # of the latent; PAG's layer has half of each

@@ -1,9 +1,9 @@
 """What memory held before never reaches a picture: each tensor that is made without values is full of NaN here."""
 
-import networks
 import pytest
 import torch
-from harness import TERM_NODES, network, sample
+from pack.tests.host import networks
+from pack.tests.host.harness import TERM_NODES, network, sample
 
 
 @pytest.fixture(autouse=True)

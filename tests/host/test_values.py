@@ -9,16 +9,16 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from harness import network, prompts
-from pack.benchmarks import tiny_models
 from pack.guiders.host import Recorder
 from pack.guiders.host.classifiers import FOLDER
 from pack.guiders.host.recorder import Call
 from pack.guiders.schedule import Curve
-from pack.nodes import BeyondCFG
+from pack.nodes.extension import BeyondCFG
 from pack.nodes.values import LONGEST, check
 from pack.patches.host import ema
-from test_classifier import FEATURES, clip_vision, save_tensors, whole_vae
+from pack.tests.host.harness import network, prompts
+from pack.tests.host.test_classifier import FEATURES, clip_vision, save_tensors, whole_vae
+from pack.tools import tiny_models
 
 CLASSIFIERS = Path(__file__).resolve().parent.parent.parent / "benchmarks/models/classifiers"
 NODES = {node.about.node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from harness import close
 from pack.patches import NoisyTimeEmbedding
 from pack.patches.architectures import find, why_not
-from test_architectures import OURS, ROWS, forward
-from zoo import SPECIMENS
-from zoo.specimen import has
+from pack.tests.host.harness import close
+from pack.tests.host.test_architectures import OURS, ROWS, forward
+from pack.tests.host.zoo import SPECIMENS
+from pack.tests.host.zoo.specimen import has
 
 
 @pytest.mark.parametrize(

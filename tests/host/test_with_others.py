@@ -8,7 +8,6 @@ import comfy.hooks
 import comfy.patcher_extension
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom
-import networks
 import node_helpers
 import pytest
 import torch
@@ -20,11 +19,12 @@ from comfy_extras.nodes_perpneg import Guider_PerpNeg
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_sd3 import SkipLayerGuidanceSD3
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
-from harness import Counter, close, guider_of, network, pag, prompts, rounding, run, sample, sigmas_of
 from pack.guiders import host
 from pack.guiders.base import POSITIVE, Branch, GuidanceRule
 from pack.guiders.schedule import Schedule
-from reference import LAYERS, with_reference_pag
+from pack.tests.host import networks
+from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, rounding, run, sample, sigmas_of
+from pack.tests.host.reference import LAYERS, with_reference_pag
 
 
 def patch(node, model, *args, **kwargs):

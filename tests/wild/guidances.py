@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 
 import torch
-from graphs import Family, Graph, sampled
-from hosts import ask
+from pack.tests.wild.graphs import Family, Graph, sampled
+from pack.tests.wild.hosts import ask
 
 GUIDANCES = {  # its node, what is not its default, and how its weak model is degraded
     "PAG": ("BeyondCFGPAG", {}),
@@ -40,18 +40,18 @@ def prompt(info: dict, family: Family, name: str = "") -> dict:
     return sampled(graph, family, node(kind, links, **changes), next(turns))
 
 
-def faults(dev, server, info: dict, family: Family) -> list[str]:
+def faults(server, info: dict, family: Family) -> list[str]:
     """What is wrong with any of the guidances on a model; nothing where the host cannot run the model by itself."""
-    none = ask(dev, server, prompt(info, family))
+    none = ask(server, prompt(info, family))
     if none.error:
         return []
     found = [] if none.is_finite else ["none is not finite"]
     for name in GUIDANCES:
-        answer = ask(dev, server, prompt(info, family, name))
+        answer = ask(server, prompt(info, family, name))
         if answer.error or not answer.is_finite:
             found.append(f"{name}: {answer.error or 'not finite'}")
         elif torch.equal(answer.latents[0], none.latents[0]):
             found.append(f"{name} has no effect")
-    if not torch.equal(ask(dev, server, prompt(info, family)).latents[0], none.latents[0]):
+    if not torch.equal(ask(server, prompt(info, family)).latents[0], none.latents[0]):
         found.append("none is another than before")
     return found

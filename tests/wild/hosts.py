@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
+from pack.tools.console import Failure
 
 LIMIT = 300  # seconds that a prompt may take, on a machine that is busy with other things
 
@@ -28,17 +29,17 @@ class Answer:
         return all(latent.isfinite().all() for latent in self.latents)
 
 
-def ask(dev, server, prompt: dict) -> Answer:
+def ask(server, prompt: dict) -> Answer:
     """Run a prompt to its end."""
-    return wait(server, send(dev, server, prompt))
+    return wait(server, send(server, prompt))
 
 
-def send(dev, server, prompt: dict) -> str | Answer:
+def send(server, prompt: dict) -> str | Answer:
     """The id that a prompt has from now on, or the answer that it was refused with."""
     body = {"prompt": prompt, "client_id": str(uuid.uuid4()), "prompt_id": str(uuid.uuid4())}
     try:
         return server.ask("/prompt", body)["prompt_id"]
-    except dev.Failure as failure:
+    except Failure as failure:
         return Answer(str(failure), "refused")
 
 

@@ -12,19 +12,19 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
-import networks
 import pytest
 import torch
-from faults import At, Operations
-from harness import network, sample
 from pack.guiders import host
 from pack.guiders.host import Recorder, with_recorder
 from pack.nodes.weaker_models import DegradedModel
-from test_classifier import clip_vision, guided, save, whole_vae
-from test_classifier import host as classifiers
-from test_memory import traces
-from test_terms import TERMS, apply
-from zoo.others import pixart
+from pack.tests.host import networks
+from pack.tests.host.harness import network, sample
+from pack.tests.host.test_classifier import clip_vision, guided, save, whole_vae
+from pack.tests.host.test_classifier import host as classifiers
+from pack.tests.host.test_memory import traces
+from pack.tests.host.test_terms import TERMS, apply
+from pack.tests.host.zoo.others import pixart
+from pack.tests.wild.faults import At, Operations
 
 STAGES = {  # of a run, and the function that is on the stack meanwhile
     "loading": ("comfy/model_management.py", "load_models_gpu"),

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graphs import DEMO, SD3, SD15
-from guidances import faults
+from pack.tests.wild.graphs import DEMO, SD3, SD15
+from pack.tests.wild.guidances import faults
+from pack.tools.places import MODELS
 
 PREFIX = "model.diffusion_model."
 
@@ -39,13 +40,13 @@ FORMATS = {"e4m3fn": cast(torch.float8_e4m3fn), "e5m2": cast(torch.float8_e5m2),
 
 
 @pytest.fixture
-def in_format(dev, server):
+def in_format(server):
     """family, format → the family with its checkpoint in that format, in the models' folder until the test ends."""
     made = []
 
     def make(family, name: str):
         kind, key, file = family.model
-        folder = dev.MODELS / "checkpoints"
+        folder = MODELS / "checkpoints"
         tensors = torch.load(folder / file, weights_only=True)
         made.append(folder / f"test_{uuid.uuid4().hex}.ckpt")
         torch.save(FORMATS[name](tensors.get("state_dict", tensors)), made[-1])
@@ -61,8 +62,8 @@ def slow(*values):
 
 
 @pytest.mark.parametrize("weight_dtype", ["fp8_e4m3fn", slow("fp8_e4m3fn_fast"), slow("fp8_e5m2")])
-def test_guidances_act_on_a_model_that_is_loaded_in_eight_bits(weight_dtype, dev, server):
-    assert faults(dev, server, server.ask("/object_info"), replace(DEMO, weight_dtype=weight_dtype)) == []
+def test_guidances_act_on_a_model_that_is_loaded_in_eight_bits(weight_dtype, server):
+    assert faults(server, server.ask("/object_info"), replace(DEMO, weight_dtype=weight_dtype)) == []
 
 
 @pytest.mark.parametrize(
@@ -74,5 +75,5 @@ def test_guidances_act_on_a_model_that_is_loaded_in_eight_bits(weight_dtype, dev
     ],
     ids=str,
 )
-def test_guidances_act_on_a_file_of_eight_bits(name, family, dev, server, in_format):
-    assert faults(dev, server, server.ask("/object_info"), in_format(family, name)) == []
+def test_guidances_act_on_a_file_of_eight_bits(name, family, server, in_format):
+    assert faults(server, server.ask("/object_info"), in_format(family, name)) == []

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from graphs import DEMO, FLUX, SD3, SD15, Generator, checkpoint, plain
-from hosts import Answer, ask
-from test_http import files  # noqa: F401  a fixture
+from pack.tests.host.test_http import files  # noqa: F401  a fixture
+from pack.tests.wild.graphs import DEMO, FLUX, SD3, SD15, Generator, checkpoint, plain
+from pack.tests.wild.hosts import Answer, ask
 
 SHORT, LONG = 30, 330
 WORDS_OF_PYTHON = re.compile(
@@ -42,12 +42,12 @@ def generator(server, files):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def is_as_before(dev, server, generator):
+def is_as_before(server, generator):
     """Whether a prompt without our nodes gives what it gave before, in the same process."""
     turn = itertools.count()
 
     def latent(family):
-        answer = ask(dev, server, plain(family, next(turn), steps=1))
+        answer = ask(server, plain(family, next(turn), steps=1))
         assert answer.latents and answer.is_finite, answer
         return answer.latents[0]
 
@@ -65,11 +65,11 @@ def test_the_short_form_has_every_node_of_ours_in_it(generator):
     "seed", [*range(SHORT), *(pytest.param(s, marks=pytest.mark.slow) for s in range(SHORT, LONG))]
 )
 def test_a_random_prompt_gives_a_picture_or_a_sentence_and_leaves_the_host_as_it_was(
-    seed, dev, server, generator, is_as_before
+    seed, server, generator, is_as_before
 ):
     prompt, family = generator.prompt(seed)
-    answer = ask(dev, server, prompt)
+    answer = ask(server, prompt)
     assert is_as_before(family)
     if not is_picture(answer) and not is_sentence(answer, generator.titles):
-        without = ask(dev, server, generator.without_ours(prompt))
+        without = ask(server, generator.without_ours(prompt))
         assert fails_alike(answer, without), f"{answer}\nwithout our nodes {without}\n{json.dumps(prompt, indent=1)}"

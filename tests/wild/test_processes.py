@@ -8,9 +8,12 @@ import sys
 import comfy.cli_args
 import pytest
 import torch
-from graphs import DEMO, FLUX, SD3, SD15
-from guidances import GUIDANCES, faults, prompt
-from hosts import send, wait
+from pack.tests.wild.graphs import DEMO, FLUX, SD3, SD15
+from pack.tests.wild.guidances import GUIDANCES, faults, prompt
+from pack.tests.wild.hosts import send, wait
+from pack.tools import hosts
+from pack.tools.places import OUTPUT
+from pack.tools.server import running
 
 NEEDS = {"--use-sage-attention": "sageattention", "--use-flash-attention": "flash_attn"}
 VALUES = {"--cache-lru": ["3"]}
@@ -40,39 +43,40 @@ pytestmark = pytest.mark.xdist_group("server")  # two of these tests share two h
 
 
 @contextlib.contextmanager
-def started(dev, *switches: str):
+def started(*switches: str):
     """Another host, with these switches."""
-    options = dev.parse_arguments(["setup", "--comfyui", os.environ["COMFYUI_PATH"], "--python", sys.executable])
-    with dev.running(dev.setup(options), options, switches=switches, log="another_host.log") as server:
+    host = hosts.ready(hosts.Choice(comfyui=os.environ["COMFYUI_PATH"], python=sys.executable))
+    log = OUTPUT / os.environ.get("PYTEST_XDIST_WORKER", "") / "another_host.log"
+    with running(host, switches=switches, log=log) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def another(dev):
-    with started(dev, *SHORT) as server:
+def another():
+    with started(*SHORT) as server:
         yield server
 
 
-def test_guidances_act_under_switches(dev, another):
+def test_guidances_act_under_switches(another):
     info = another.ask("/object_info")
-    assert [faults(dev, another, info, family) for family in (SD3, DEMO)] == [[], []]
+    assert [faults(another, info, family) for family in (SD3, DEMO)] == [[], []]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [given for given in ALL if given[0] in KNOWN], ids=" ".join)
-def test_guidances_act_under_each_switch(given, dev):
-    with started(dev, *given) as server:
+def test_guidances_act_under_each_switch(given):
+    with started(*given) as server:
         info = server.ask("/object_info")
-        found = {family.model[2]: faults(dev, server, info, family) for family in (SD15, SD3, FLUX, DEMO)}
+        found = {family.model[2]: faults(server, info, family) for family in (SD15, SD3, FLUX, DEMO)}
     assert not any(found.values()), found
 
 
-def latents(dev, family, *servers) -> list[torch.Tensor]:
+def latents(family, *servers) -> list[torch.Tensor]:
     """What each server gives for the same prompts, which all have before the first is asked for an answer."""
     info, sent = servers[0].ask("/object_info"), []
     for name in ("", *GUIDANCES):
         one = prompt(info, family, name)
-        sent += [(server, send(dev, server, one)) for server in servers]
+        sent += [(server, send(server, one)) for server in servers]
     return [wait(server, id).latents[0] for server, id in sent]
 
 
@@ -80,17 +84,17 @@ def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
-def test_two_hosts_at_once_give_what_each_gives_alone(dev, server, another):
-    first, second = latents(dev, DEMO, server), latents(dev, DEMO, another)
-    together = latents(dev, DEMO, server, another)
+def test_two_hosts_at_once_give_what_each_gives_alone(server, another):
+    first, second = latents(DEMO, server), latents(DEMO, another)
+    together = latents(DEMO, server, another)
     assert same(together[::2], first) and same(together[1::2], second)
 
 
 @pytest.mark.slow
-def test_two_hosts_at_once_give_the_same(dev, server):
+def test_two_hosts_at_once_give_the_same(server):
     families = (SD15, SD3, FLUX, DEMO)
-    alone = {family: latents(dev, family, server) for family in families}
-    with started(dev) as other:
+    alone = {family: latents(family, server) for family in families}
+    with started() as other:
         for family in families * 3:
-            together = latents(dev, family, server, other)
+            together = latents(family, server, other)
             assert same(together[::2], alone[family]) and same(together[1::2], alone[family])

@@ -3,12 +3,12 @@
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
-import networks
 import pytest
 import torch
-from harness import close, network, sample
-from test_degraded import degraded
-from test_terms import apply
+from pack.tests.host import networks
+from pack.tests.host.harness import close, network, sample
+from pack.tests.host.test_degraded import degraded
+from pack.tests.host.test_terms import apply
 
 KINDS = ["unet", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sd3", "flux"))]
 TERMS = {

@@ -1,6 +1,6 @@
 """The architectures that are used most."""
 
-import networks
+from pack.tests.host import networks
 
 from .specimen import Specimen, model, paths, repeated
 

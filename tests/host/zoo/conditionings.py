@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import comfy.nested_tensor
-import networks
 import torch
+from pack.tests.host import networks
 
 from .specimen import Specimen
 

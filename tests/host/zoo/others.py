@@ -1,8 +1,8 @@
 """Pictures by other transformers, and three-dimensional shapes."""
 
 import comfy.supported_models
-import networks
 import torch
+from pack.tests.host import networks
 
 from .common import lumina
 from .specimen import Specimen, paths, repeated

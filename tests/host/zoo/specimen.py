@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import comfy.model_base
 import comfy.ops
 import comfy.supported_models
-import networks
 import torch
 from comfyui_version import __version__
+from pack.tests.host import networks
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """UNets: each level has a grid of its own."""
 
-import networks
+from pack.tests.host import networks
 
 from .specimen import Specimen
 

@@ -2,8 +2,8 @@
 
 from unittest import mock
 
-import networks
 from comfy.ldm.audio.embedders import NumberConditioner
+from pack.tests.host import networks
 
 from .specimen import Specimen, model, paths, repeated
 

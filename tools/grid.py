@@ -1,18 +1,16 @@
 """Draw pictures side by side with labels, as the node Guidance Grid does.
 
-python benchmarks/grid.py OUT.png --columns "seed 1" "seed 2" --rows "CFG" a.png b.png --rows "PAG" c.png d.png
+python -m tools.grid OUT.png --columns "seed 1" "seed 2" --rows "CFG" a.png b.png --rows "PAG" c.png d.png
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from PIL import Image
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "nodes"))
-from labelled_grid import grid  # noqa: E402
+from .imports import as_pack
 
 
 def main() -> None:
@@ -21,6 +19,9 @@ def main() -> None:
     parser.add_argument("--columns", nargs="*", default=[], metavar="TITLE")
     parser.add_argument("--rows", nargs="+", action="append", required=True, metavar=("LABEL", "PICTURE"))
     options = parser.parse_args()
+    as_pack()
+    from pack.nodes.labelled_grid import grid
+
     rows = [(label, [Image.open(path) for path in paths]) for label, *paths in options.rows]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     grid(rows, options.columns).save(options.out)

@@ -1,23 +1,18 @@
 """The table of what works on which architecture, from the tests' results into README.md and the nodes' help pages.
 
 python dev.py test --update-support -k test_architectures     on each host version; then
-python benchmarks/support.py                                   writes the table;  --check: fails where it is not there
+python dev.py docs
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE  # noqa: E402
-
-del sys.path[0]  # else the pack's nodes would hide the host's nodes.py
+from ..patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE
+from .places import ROOT
 
 METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
-BEGIN, END = "<!-- support: made by benchmarks/support.py -->", "<!-- /support -->"
+BEGIN, END = "<!-- support: made by tools/support.py -->", "<!-- /support -->"
 
 
 def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> str:
@@ -53,21 +48,18 @@ def _cell(on: dict[str, str]) -> str:
     return ", ".join(f"{can} ({version})" for version, can in on.items())
 
 
-def main(arguments: list[str]) -> int:
-    found, stale = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8")), {}
+def stale() -> dict[Path, str]:
+    """The pages whose table is not that of the tests' results, with what they should be."""
+    found, changed = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8")), {}
     for page in (ROOT / "README.md", *sorted((ROOT / "web/docs").glob("*.md"))):
         text = page.read_text("utf-8")
         made = f"{BEGIN}\n{table(found, skip='SkipLayer' in page.name)}\n{END}"
         new = re.sub(f"{BEGIN}.*?{END}", lambda _, made=made: made, text, flags=re.DOTALL)
         if new != text:
-            stale[page] = new
-    if "--check" in arguments:
-        print(*(f"{page.relative_to(ROOT)} is not up to date" for page in stale), sep="\n", end="")
-        return int(bool(stale))
-    for page, new in stale.items():
-        page.write_text(new, "utf-8")
-    return 0
+            changed[page] = new
+    return changed
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def write() -> None:
+    for page, text in stale().items():
+        page.write_text(text, "utf-8")

@@ -1,7 +1,5 @@
 """Write locales/: the nodes' texts for the host's page, in English and, by a catalogue of sentences, in Chinese.
 
-COMFYUI_PATH=… python benchmarks/locales.py
-
 locales/zh/sentences.json has each English sentence once, with its translation; it is written by hand. Inputs keep
 their ids as names, so these are left out, as are those of outputs that are called by their type: the page knows both.
 """
@@ -9,17 +7,16 @@ their ids as names, so these are left out, as are those of outputs that are call
 import asyncio
 import json
 import re
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from .places import ROOT
+
 FOLDER = ROOT / "locales"
 PAPER = re.compile(r"\((arXiv:[\d.]+)\)")
 SYNTAX = re.compile(r"[{}@|]")  # not text to the page, which compiles messages (its tooltips too, before 1.45)
 
 
 def schemas() -> list:
-    from pack.nodes import BeyondCFG
+    from ..nodes.extension import BeyondCFG
 
     return [node.define_schema() for node in asyncio.run(BeyondCFG().get_node_list())]
 
@@ -93,15 +90,8 @@ def files(schemas: list) -> dict[str, str]:
     return {path: json.dumps(entry, indent=2, ensure_ascii=False) + "\n" for path, entry in found.items()}
 
 
-def main() -> int:
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest  # noqa: F401  finds the pack and the host
-
+def write() -> None:
+    """All of them. The host has to be importable."""
     for path, content in files(schemas()).items():
         (FOLDER / path).parent.mkdir(parents=True, exist_ok=True)
         (FOLDER / path).write_text(content, "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

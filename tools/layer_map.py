@@ -1,12 +1,7 @@
-"""Draw README's Layer Maps: SDXL and Flux at their real sizes, without weights.
+"""README's Layer Maps: SDXL and Flux at their real sizes, without weights."""
 
-COMFYUI_PATH=… python benchmarks/layer_map.py
-"""
+from .places import ROOT
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
 SDXL = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": (1, 2, 4),
     "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
@@ -22,14 +17,14 @@ FLUX = {
 MAPS = (("SDXL", "SDXL", SDXL, "middle, output.0.3-5"), ("Flux", "Flux", FLUX, "single.0, double.7-9"))
 
 
-def main() -> int:
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest  # noqa: F401  finds the pack and the host
+def write() -> None:
+    """Draw both. The host has to be importable."""
     from comfy import model_base, model_patcher, ops, supported_models
-    from pack.nodes.drawing import draw_layers
-    from pack.patches.host import layer_map
     from PIL import Image
     from torch import device, float16
+
+    from ..nodes.drawing import draw_layers
+    from ..patches.host import layer_map
 
     pictures = []
     for config_class, model_class, settings, layers in MAPS:
@@ -48,8 +43,3 @@ def main() -> int:
         sheet.paste(picture, (0, top))
         top += picture.height
     sheet.save(ROOT / "benchmarks" / "layer_map.jpg", quality=88)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Draw the thumbnails of the example workflows, their own output by the small demo model, and the pictures of help pages.
 
-    .venv/bin/python benchmarks/thumbnails.py [--comfyui PATH] [NAME ...]
+    python dev.py docs --pictures [NAME ...]
 
 Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg, and the same as the
 picture of the nodes that it is about, web/docs/NODE.jpg. The demo model takes the place of the checkpoints, with its
@@ -10,15 +10,17 @@ labels say what was set.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
-import sys
 import tempfile
 import urllib.parse
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from . import hosts, workflows
+from .console import busy
+from .places import MODELS, ROOT
+from .server import running
+
 WIDTH, WIDE, QUALITY = 400, 720, 85  # of thumbnails, and at most of help pages' pictures
 PROMPTS = {
     "Positive prompt": "red seven blue two",
@@ -190,37 +192,26 @@ def jpeg(content: bytes, width: int = WIDTH) -> bytes:
     return out.getvalue()
 
 
-def module(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    spec.loader.exec_module(loaded := importlib.util.module_from_spec(spec))
-    return loaded
+def write(host: hosts.Host, names: tuple[str, ...]) -> None:
+    """Draw them on a host of their own; all where there are no names."""
+    import torch
 
+    from . import tiny_models
 
-def main() -> int:
-    dev = module(ROOT / "dev.py")
-    options = dev.parse_arguments(["test", *sys.argv[1:]])  # a command that takes any further arguments
-    names = options.pytest_args or sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
-    host = dev.setup(options)
+    names = names or tuple(sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json")))
     with tempfile.TemporaryDirectory() as folder:
-        import torch
-
-        tiny = module(ROOT / "benchmarks/tiny_models.py")
-        torch.save(tiny.half(tiny.clip_l(0)), Path(folder) / "random_clip.ckpt")
-        paths = dev.MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
+        torch.save(tiny_models.half(tiny_models.clip_l(0)), Path(folder) / "random_clip.ckpt")
+        paths = MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
         known = json.loads(paths.read_text("utf-8"))
         known["thumbnails"] = dict.fromkeys(("clip_vision", "text_encoders"), folder)
         paths.write_text(json.dumps(known), "utf-8")
-        with dev.running(host, options) as server:
+        with running(host) as server:
             for name in names:
-                workflow = as_drawn(name, dev.load_workflow(ROOT / f"workflows/api/{name}.json"))
-                (_, content), *_ = dev.run_workflow(server, workflow, dev.Waiting(name))
+                workflow = as_drawn(name, workflows.load(ROOT / f"workflows/api/{name}.json"))
+                with busy(f"Drawing {name}") as detail:
+                    (_, content), *_ = server.run(workflow, detail)
                 (ROOT / f"workflows/{name}.jpg").write_bytes(jpeg(content))
                 for node in SHOWS.get(name, ()):
                     (ROOT / f"web/docs/BeyondCFG{node}.jpg").write_bytes(jpeg(content, WIDE))
             curve = server.get("/beyond_cfg_schedule?" + urllib.parse.urlencode(SCHEDULE))
             (ROOT / "web/docs/BeyondCFGSchedule.jpg").write_bytes(jpeg(curve, WIDE))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

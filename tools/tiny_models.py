@@ -1,6 +1,6 @@
 """Tiny checkpoints with random weights that an unmodified ComfyUI loads with its own Load Checkpoint node.
 
-    python benchmarks/tiny_models.py --out ComfyUI/models/checkpoints
+    python -m tools.tiny_models --out ComfyUI/models/checkpoints
 
     tiny_sd15.ckpt   SD 1.5 format, noise prediction, one transformer at input 1 and one in the middle
     tiny_sd3.ckpt    SD 3 format, rectified flow, 3 joint blocks

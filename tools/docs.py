@@ -1,0 +1,23 @@
+"""Everything in the repository that is made of code, registries and results; python dev.py docs runs this.
+
+locales/                      the nodes' texts for the page
+README.md, web/docs/*.md      the tables of what works where, of costs, and of the evidence
+benchmarks/layer_map.jpg      README's Layer Maps
+"""
+
+import os
+
+from .imports import as_pack, with_host
+
+
+def main() -> None:
+    as_pack()
+    with_host(os.environ["COMFYUI_PATH"], "--cpu", "--disable-api-nodes")
+    from pack.tools import layer_map, locales, support
+
+    for part in (locales, support, layer_map):
+        part.write()
+
+
+if __name__ == "__main__":
+    main()

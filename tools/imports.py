@@ -1,0 +1,41 @@
+"""How the checkout, and a ComfyUI, become importable: the one place that knows."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+from .places import ROOT
+
+
+def as_pack() -> None:
+    """From now on `import pack.guiders` and the like work, whatever the checkout's folder is called.
+
+    The pack's own __init__ does not run: only the host calls it. The checkout leaves sys.path, where the pack's `nodes`
+    would hide the host's `nodes.py`."""
+    if "pack" not in sys.modules:
+        pack = types.ModuleType("pack")
+        pack.__path__ = [str(ROOT)]
+        sys.modules["pack"] = pack
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
+
+
+def with_host(folder: Path | str, *arguments: str) -> str:
+    """From now on `import comfy` and the like work, in a host that was started with these arguments; its version.
+
+    Raises FileNotFoundError where the folder holds no ComfyUI."""
+    if "comfy" not in sys.modules:
+        if not (Path(folder) / "comfy").is_dir():
+            raise FileNotFoundError(f"{folder} is no ComfyUI; run  python dev.py setup")
+        kept, sys.argv = sys.argv, [sys.argv[0], *arguments]
+        sys.path.insert(0, str(folder))
+        import comfy.options
+
+        comfy.options.enable_args_parsing()
+        import comfy.cli_args  # noqa: F401  reads sys.argv, before anybody else's arguments stand there
+
+        sys.argv = kept
+    import comfyui_version
+
+    return comfyui_version.__version__
