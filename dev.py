@@ -118,10 +118,10 @@ def main(arguments: list[str]) -> int:
         print(failure, file=sys.stderr)
         return 1
     command = [str(venv_python()), "-m", "tools", os.getcwd(), *(arguments or ["--help"])]
-    if WINDOWS:
-        return subprocess.run(command, cwd=ROOT).returncode
-    os.chdir(ROOT)
-    os.execv(command[0], command)
+    if not WINDOWS:
+        os.chdir(ROOT)
+        os.execv(command[0], command)  # does not return
+    return subprocess.run(command, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

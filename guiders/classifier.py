@@ -79,7 +79,7 @@ class NoisyClassifierGuidance(ClassifierGuidance):
     def begin(self) -> Apply:
         log_probability = self.classifier.begin()
 
-        def apply(denoised, predictions, step):
+        def apply(denoised, _predictions, step):
             if step.signal <= 0 or step.noise <= 0:  # nor is there a ln(b/a) to tell the classifier
                 return denoised
             size = self.scale * step.noise**2 / step.signal

@@ -43,12 +43,15 @@ SIMS = About(
 )
 
 
+FIRST = WeakModelRef(0)
+
+
 @dataclass(frozen=True)
 class WeakModelGuidance(GuidanceRule):
     """s (D₊ − D₀). Raises ValueError for a scale out of range."""
 
     scale: float = param(1.0, "How far to move away from the worse model. 0 is off.", low=-1.0, high=100.0, step=0.1)
-    model: WeakModelRef = WeakModelRef(0)
+    model: WeakModelRef = FIRST
 
     def __post_init__(self):
         check_params(self)

@@ -40,9 +40,9 @@ class About:
         return {"scale": 0.0, "weight": 1.0}[self.strength]
 
 
-def param(default, help: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):
+def param(default, tooltip: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):
     """A field of a method that its node shows as an input: tooltip, for numbers a finite range, for texts choices."""
-    metadata = {"help": help, "low": low, "high": high, "step": step, "choices": choices}
+    metadata = {"help": tooltip, "low": low, "high": high, "step": step, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
 
 

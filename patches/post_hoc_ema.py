@@ -148,7 +148,7 @@ def _check(snapshots: Sequence[Profile], target: Profile) -> None:
             )
     if len({gamma == RAW for _, gamma in snapshots}) > 1:
         raise ValueError("raw weights and averages cannot be combined; all snapshots must be of one kind")
-    if not (0 < target[0] <= snapshots[-1][0] and 0 <= target[1] < RAW or target in snapshots):
+    if not ((0 < target[0] <= snapshots[-1][0] and 0 <= target[1] < RAW) or target in snapshots):
         raise ValueError(
             f"the target has time {target[0]:g} and γ {target[1]:g}; its time must be above 0 and at most that of the "
             f"last snapshot, {snapshots[-1][0]:g}, and its γ finite and at least 0"

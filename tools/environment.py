@@ -19,7 +19,8 @@ PACKAGES = (
     "torchaudio==2.11.0",
     "pytest",
     "pytest-xdist",
-    "ruff",
+    "pyright[nodejs]==1.1.414",
+    "ruff==0.17.6",
     "playwright",
 )
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")

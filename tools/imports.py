@@ -33,7 +33,7 @@ def with_host(folder: Path | str, *arguments: str) -> str:
         import comfy.options
 
         comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  reads sys.argv, before anybody else's arguments stand there
+        import comfy.cli_args  # reads sys.argv, before anybody else's arguments stand there
 
         sys.argv = kept
     import comfyui_version

@@ -113,26 +113,26 @@ def on_demo_model(workflow: dict) -> dict:
     texts = {"class_type": "CLIPLoader", "inputs": {"clip_name": "demo_text.ckpt", "type": "stable_diffusion"}}
     demo = {"demo text": texts, "demo vae": {"class_type": "VAELoader", "inputs": {"vae_name": "demo_vae.ckpt"}}}
     instead = {}  # (node, output): the output that takes its place
-    for id, node in workflow.items():
+    for key, node in workflow.items():
         kind, inputs = node["class_type"], node["inputs"]
         if kind in ("CheckpointLoaderSimple", "UNETLoader"):
             name = EARLY if title_of(node).startswith("Weak") else MAIN
-            demo[id] = {**node, "class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
+            demo[key] = {**node, "class_type": "UNETLoader", "inputs": {"unet_name": name, "weight_dtype": "default"}}
             if kind == "CheckpointLoaderSimple":
-                instead |= {(id, 1): ["demo text", 0], (id, 2): ["demo vae", 0]}
+                instead |= {(key, 1): ["demo text", 0], (key, 2): ["demo vae", 0]}
         elif kind == "VAELoader":
-            instead[id, 0] = ["demo vae", 0]
+            instead[key, 0] = ["demo vae", 0]
         elif kind == "CLIPLoader" and inputs["type"] == "wan":
-            instead[id, 0] = ["demo text", 0]
+            instead[key, 0] = ["demo text", 0]
         elif kind == "ModelSamplingSD3":
-            instead[id, 0] = inputs["model"]
+            instead[key, 0] = inputs["model"]
         elif kind.startswith("Empty"):
             size = {"width": 128, "height": 128, "batch_size": inputs["batch_size"]}
-            demo[id] = {**node, "class_type": "EmptySD3LatentImage", "inputs": size}
+            demo[key] = {**node, "class_type": "EmptySD3LatentImage", "inputs": size}
         elif kind == "CLIPTextEncode":
-            demo[id] = {**node, "inputs": {**inputs, "text": PROMPTS.get(title_of(node), "")}}
+            demo[key] = {**node, "inputs": {**inputs, "text": PROMPTS.get(title_of(node), "")}}
         else:
-            demo[id] = node
+            demo[key] = node
     for node in demo.values():
         links = {
             key: instead.get(tuple(value), value) for key, value in node["inputs"].items() if isinstance(value, list)
@@ -144,7 +144,7 @@ def on_demo_model(workflow: dict) -> dict:
 def what_it_needs(workflow: dict, target: str) -> dict:
     kept, ahead = {}, [target]
     while ahead:
-        kept[id] = node = workflow[id := ahead.pop()]
+        kept[key] = node = workflow[key := ahead.pop()]
         ahead += [value[0] for value in node["inputs"].values() if isinstance(value, list)]
     return kept
 
@@ -154,7 +154,7 @@ def as_drawn(name: str, workflow: dict) -> dict:
     seed, cfg, columns, settings = EXAMPLES[name]
     workflow = on_demo_model(workflow)
     shown = {"guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice"}.get(name, "Guidance Grid")
-    target = next(id for id, node in workflow.items() if title_of(node) == shown)
+    target = next(key for key, node in workflow.items() if title_of(node) == shown)
     workflow = what_it_needs(workflow, target)
     for node in workflow.values():
         kind, inputs = node["class_type"], node["inputs"]

@@ -35,12 +35,12 @@ def parse_setting(workflow: dict, setting: str) -> tuple:
     for dot in (match.start() for match in re.finditer(r"\.", target)):
         name, key = target[:dot], target[dot + 1 :]
         nodes = [name] if name in workflow else []
-        nodes = nodes or [id for id, node in workflow.items() if node["class_type"] == name]
-        nodes = nodes or [id for id, node in workflow.items() if (node.get("_meta") or {}).get("title") == name]
+        nodes = nodes or [key for key, node in workflow.items() if node["class_type"] == name]
+        nodes = nodes or [key for key, node in workflow.items() if (node.get("_meta") or {}).get("title") == name]
         if nodes:
             break
     else:
-        listing = ", ".join(f"{id} ({node['class_type']})" for id, node in workflow.items())
+        listing = ", ".join(f"{key} ({node['class_type']})" for key, node in workflow.items())
         raise Failure(f"--set {setting}: there is no such node; the nodes are {listing}.")
     for inputs in (workflow[node]["inputs"] for node in nodes):
         if key not in inputs:
@@ -79,8 +79,8 @@ def rejection(body: str) -> str:
         lines = ["ComfyUI refused the workflow: " + (error if isinstance(error, str) else error["message"])]
         if isinstance(error, dict) and error.get("details") and not answer.get("node_errors"):
             lines.append(f"  {error['details']}")
-        for id, node in (answer.get("node_errors") or {}).items():
-            lines += [f"  node {id} ({node['class_type']}): {e['message']}: {e['details']}" for e in node["errors"]]
+        for key, node in (answer.get("node_errors") or {}).items():
+            lines += [f"  node {key} ({node['class_type']}): {e['message']}: {e['details']}" for e in node["errors"]]
         return "\n".join(lines)
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"ComfyUI refused the request: {body[:300]}"

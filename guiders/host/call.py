@@ -275,7 +275,7 @@ class HostEvaluator:
                 call.observation if key in reference else chunk for chunk, key in zip(chunks, uuids, strict=True)
             )
 
-        def report(chunk: int, observation: Observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
+        def report(chunk: int, _observation: Observation, sums: torch.Tensor, grid: tuple[int, ...]) -> None:
             if found is not None:
                 found.setdefault(uuids[chunk], (sums, grid))  # of a block's several transformers the first
 

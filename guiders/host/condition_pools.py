@@ -121,7 +121,7 @@ class Noise:
                 "random tokens or prompts"
             )
 
-    def entries(self, draws: list[int], positive: dict) -> list[dict]:
+    def entries(self, draws: list[int], _positive: dict) -> list[dict]:
         """One entry whose text is noise, a sample for each number in `draws`."""
         return [{"model_conds": {**self._made, **{key: self._noise_like(key, draws) for key in self._text}}}]
 

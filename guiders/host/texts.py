@@ -32,8 +32,7 @@ MASKS = {"cross_attn": "attention_mask", "conditioning_mt5xl": "attention_mask_m
 NUMBERS = ("input_ids", "t5xxl_ids", "lyric_token_idx", "audio_codes")
 
 # All else that the host's models and its sampling read in a conditioning.
-ELSE = frozenset(
-    """
+_ELSE = """
     width height crop_w crop_h target_width target_height aesthetic_score aspect_ratio guidance prompt_type
     unclip_conditioning unclip_noise_augment_merge noise_augmentation augmentation_level degrade_sigma ofs
     clip_vision_output clip_vision_output_ref clip_vision_outputs concat_image concat_latent_image concat_mask
@@ -47,8 +46,8 @@ ELSE = frozenset(
     device noise seed latent_image latent_shapes
     area mask mask_strength set_area_to_bounds strength start_percent end_percent timestep_start timestep_end
     clip_start_percent clip_end_percent default control control_apply_to_uncond hooks gligen model_conds uuid
-    """.split()
-)
+"""
+ELSE = frozenset(_ELSE.split())
 
 
 def text_of(condition: dict) -> dict:

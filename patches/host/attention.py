@@ -71,7 +71,7 @@ class UNetAttention:
         def changed(rows: slice, acting) -> Tensor:
             qh, kh, vh = (_to_heads(part[rows], heads) for part in (q, k, v))
 
-            def attend(queries: Tensor, tokens: slice) -> Tensor:
+            def attend(queries: Tensor, _tokens: slice) -> Tensor:
                 return _host_attention(run, queries, kh, vh, heads, attn_precision=precision, transformer_options=extra)
 
             grid = tiles.grid if tiles else (height, width) if height * width == q.shape[1] else None

@@ -61,7 +61,7 @@ class Plan:
     report: Report | None = None  # gets what is observed
     copies: tuple[Hashable, ...] = ()  # for each chunk what it is a copy of, but for what is done in it; empty: unknown
     prefix_sharing: PrefixSharing = field(default_factory=PrefixSharing)  # of the run
-    blocks: Blocks = Blocks(None, {})  # of the network when the run began
+    blocks: Blocks = field(default_factory=Blocks)  # of the network when the run began
 
     @property
     def moment_if_random(self) -> Moment:

@@ -210,7 +210,7 @@ class Rounded(WeightAdapterBase):
         self.loaded_keys = loaded_keys
         self.weights = weights  # a tuple of one number, the bits: the host makes others of itself from these two
 
-    def calculate_weight(self, weight: Tensor, *args, **kwargs) -> Tensor:
+    def calculate_weight(self, weight: Tensor, *_args, **_kwargs) -> Tensor:
         """The host's method: a weight, rounded."""
         (bits,) = self.weights
         return rounded(weight, int(bits))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import architectures
@@ -87,8 +87,8 @@ class Blocks:
     """The blocks of a network as they are when a run begins. Another pack may hide them in a module of its own for the
     length of a call, as caches do."""
 
-    network: object
-    of: dict[Layer, Any]
+    network: object = None
+    of: dict[Layer, Any] = field(default_factory=dict)
 
     @classmethod
     def at_the_begin(cls, network) -> Blocks:

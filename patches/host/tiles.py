@@ -42,7 +42,7 @@ class Watch:
         self._seen = [(n, context, value)] if (*extra["block"], extra["block_index"]) in self._layers else []
         return n, context, value
 
-    def last(self, n: Tensor, context: Tensor, value: Tensor, extra: dict):
+    def last(self, n: Tensor, context: Tensor, value: Tensor, _extra: dict):
         """The host's attn1 patch that runs after those of other packs."""
         if self._seen:
             self._seen.append((n, context, value))
