@@ -189,6 +189,12 @@ def test_every_method_file_is_registered_in_its_folders_tuple(folder, registry):
         assert classes & registered, f"{path.name} has none of {registry}"
 
 
+def is_described(node: ast.AST) -> bool:
+    """Whether a function or class has a docstring, or is a node, whose `about` says to the user what it is."""
+    fields = {getattr(part.targets[0], "id", "") for part in getattr(node, "body", ()) if isinstance(part, ast.Assign)}
+    return bool(ast.get_docstring(node)) or (isinstance(node, ast.ClassDef) and "about" in fields)
+
+
 def public_names(path: Path) -> list[tuple[str, ast.AST]]:
     """(name, where it is defined) of a file's public functions, classes and methods."""
     found = []
@@ -201,9 +207,9 @@ def public_names(path: Path) -> list[tuple[str, ast.AST]]:
     return [(name, node) for name, node in found if not any(part.startswith("_") for part in name.split("."))]
 
 
-BASES = {"guiders.base", "patches.base"}
-# What a contract says once: the abstract classes in base.py have the docstrings.
-OF_A_CONTRACT = {"branches", "begin", "attention", "time_embedding", "observe", "neutral", "random"}
+BASES = {"guiders.base", "patches.base", "nodes.schema"}
+# What a contract says once: the abstract classes in base.py, and schema.Node, have the docstrings.
+OF_A_CONTRACT = {"branches", "begin", "attention", "time_embedding", "observe", "neutral", "random", "build"}
 
 
 @pytest.mark.parametrize("path", PACK, ids=name_of)
@@ -211,6 +217,6 @@ def test_every_public_name_says_what_it_is(path):
     silent = [
         name
         for name, node in public_names(path)
-        if not ast.get_docstring(node) and (name_of(path) in BASES or name.split(".")[-1] not in OF_A_CONTRACT)
+        if not is_described(node) and (name_of(path) in BASES or name.split(".")[-1] not in OF_A_CONTRACT)
     ]
     assert not silent, f"{name_of(path)}: {', '.join(silent)} have no docstring"
