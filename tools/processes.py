@@ -45,7 +45,7 @@ def spawn(command, **options) -> subprocess.Popen:
     global _starting
     options.setdefault("cwd", ROOT)
     if WINDOWS:
-        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP  # pyright: ignore[reportAttributeAccessIssue]
     else:
         options["start_new_session"] = True
     _starting = True

@@ -53,16 +53,18 @@ class Server:
         try:
             return json.loads(self.get(path, body) or b"null")
         except requests.HTTPError as error:
-            if error.response.status_code == 400:
-                raise Failure(workflows.rejection(error.response.text)) from None
-            raise Failure(f"{self.url}{path} answered {error.response.status_code}.") from None
+            answer = error.response
+            if answer is not None and answer.status_code == 400:
+                raise Failure(workflows.rejection(answer.text)) from None
+            code = answer.status_code if answer is not None else "in an unknown way"
+            raise Failure(f"{self.url}{path} answered {code}.") from None
         except (requests.RequestException, ValueError) as error:
             self.check_alive()
             raise Failure(f"No ComfyUI answers at {self.url} ({type(error).__name__}).") from None
 
     def check_alive(self) -> None:
-        """Raises Failure with the end of its log where a host of ours has ended."""
-        if self.process and self.process.poll() is not None:
+        """Raises Failure with the end of its log, where this command has started the host and it has ended."""
+        if self.process and self.log and self.process.poll() is not None:
             text = tail(self.log, 30)
             raise Failure(f"{text}\nComfyUI ended with code {self.process.returncode}; above is the end of {self.log}.")
 

@@ -436,7 +436,7 @@ def is_made(path: Path, recipe: str) -> bool:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=CHECKPOINTS, help="make one of them")

@@ -18,7 +18,7 @@ def load(path: Path) -> dict:
         raise Failure(f"{path} is not JSON ({error}).") from None
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
         raise Failure(f"{path} is in the editor's format: in ComfyUI choose Export (API) and run that file.")
-    nodes = workflow.values() if isinstance(workflow, dict) else [None]
+    nodes = [*workflow.values()] if isinstance(workflow, dict) else []
     if not nodes or not all(isinstance(node, dict) and "class_type" in node for node in nodes):
         raise Failure(f"{path} is not a workflow in the API format.")
     for node in nodes:
