@@ -1,43 +1,28 @@
 """What a guided step costs, by each guidance and by the host's own nodes.
 
-    python benchmarks/cost.py [--pairs N] [--comfyui FOLDER]
+    python dev.py benchmark cost [--pairs N]
 
 Counted: floating-point operations of a step of networks of full size, without weights (meta tensors). Measured: time and
 memory of sampling with the host, on networks of the same kind with random weights, of full depth where it says so, at
 reduced width; times in turn, each over the same run without guidance. Written to benchmarks/results/cost.json and .md.
 """
 
-# ruff: noqa: E402  run as a script, it becomes a module of the pack before it imports others
-
 from __future__ import annotations
-
-import sys
-import types
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-
-if not __package__:
-    pack = types.ModuleType("pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules["pack"] = pack
-    del sys.path[0]
-    from pack.benchmarks import cost
-
-    sys.exit(cost.main(sys.argv[1:]))
 
 import argparse
 import json
-import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
 from .provenance import facts_of_run
 from .study.rig import start_host
+
+ROOT = Path(__file__).resolve().parent.parent
 
 RESULTS, README = ROOT / "benchmarks/results/cost.json", ROOT / "README.md"
 STEPS, SEED, CFG = 2, 0, 4.0
@@ -93,8 +78,8 @@ def networks_of() -> dict[str, tuple[str, Callable, torch.Tensor]]:
     """Name → (kind, MODEL, latent): of full depth, narrow enough for a CPU."""
     import comfy.model_base
     import comfy.supported_models
-    import full_size
-    import networks
+
+    from ..tests.host import full_size, networks
 
     def made(name: str, **narrower):
         model_class, config_class, settings, _, _ = full_size.NETWORKS[name]
@@ -114,11 +99,11 @@ def networks_of() -> dict[str, tuple[str, Callable, torch.Tensor]]:
 
 def guided(kind: str, model) -> dict[str, tuple]:
     """Run → (MODEL, cfg)."""
-    import harness
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
     from ..guiders.host import with_prefix_sharing
+    from ..tests.host import harness
 
     def ours(node: str, given, **settings):
         found = harness.TERM_NODES[f"BeyondCFG{node}"]
@@ -148,7 +133,7 @@ def guided(kind: str, model) -> dict[str, tuple]:
 
 def measured(kind: str, model, latent, pairs: int) -> list[dict]:
     """Lines {"run", "rows", "forwards", "time": [median, least, most], "memory"}: time and memory over no guidance's."""
-    import harness
+    from ..tests.host import harness
 
     runs = guided(kind, model)
 
@@ -260,14 +245,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="runs of each, in turn")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--comfyui", type=Path, metavar="FOLDER", default=os.environ.get("COMFYUI_PATH"))
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    fetched = sorted((ROOT / ".host").glob("*/comfyui_version.py"))
-    host = start_host(Path(options.comfyui or (fetched[-1].parent if fetched else ROOT)), threads=1)
-    sys.path.append(str(ROOT / "tests/host"))
-    import full_size
+    host = start_host(options.comfyui, threads=1)
+    from ..tests.host import full_size
 
-    results = {"run": facts_of_run("cost.py", arguments, host=f"ComfyUI {host}", seed=SEED), "pairs": options.pairs}
+    results = {"run": facts_of_run("cost", arguments, host=f"ComfyUI {host}", seed=SEED), "pairs": options.pairs}
     with full_size.without_values():
         results["counted"] = {name: counted(name) for name in FORKS}
     results["measured"] = {name: measured(*given, options.pairs) for name, given in networks_of().items()}

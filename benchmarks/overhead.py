@@ -1,19 +1,22 @@
 """What a guidance costs in model calls in which it does not act: time with PAG whose schedule is 0, over time without.
 
-    COMFYUI_PATH=… python benchmarks/overhead.py [--pairs N]
+    python dev.py benchmark overhead [--pairs N]
 
 Small networks of the host's own classes with random weights, so that what is ours is as large a part as it can be; runs
 of 8 steps, in turn, and the ratio of each pair.
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import torch
+
+from .study.rig import start_host
+
 PAIRS, STEPS, SEED = 30, 8, 0
 
 
@@ -21,14 +24,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=PAIRS)
     pairs = parser.parse_args(arguments).pairs
-    sys.path.insert(0, str(ROOT / "tests"))
-    import conftest  # noqa: F401  finds the pack and the host
-
-    sys.path.insert(0, str(ROOT / "tests" / "host"))
-    import harness
-    import networks
-    from pack.guiders.host import KEY, add_term
-    from pack.guiders.schedule import Curve, Schedule
+    start_host(None, threads=torch.get_num_threads())
+    from ..guiders.host import KEY, add_term
+    from ..guiders.schedule import Curve, Schedule
+    from ..tests.host import harness, networks
 
     print(f"network   a call without   ratio: median (quartiles) of {pairs} pairs, seed {SEED}")
     for kind in ("unet", "sd3", "flux"):
@@ -47,7 +46,3 @@ def main(arguments: list[str]) -> int:
         call = statistics.median(plain for plain, _ in times) / STEPS * 1000
         print(f"{kind:8}  {call:8.1f} ms      {middle:.3f} ({low:.3f} to {high:.3f})")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

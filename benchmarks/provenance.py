@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def facts_of_run(script: str, arguments: Sequence[str], **more) -> dict:
+def facts_of_run(program: str, arguments: Sequence[str], **more) -> dict:
     """`more`, such as seeds and the host's version, stands beside what every run has."""
 
     def git(*command: str) -> str:
@@ -31,7 +31,7 @@ def facts_of_run(script: str, arguments: Sequence[str], **more) -> dict:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     arguments = [Path(each).name if os.path.isabs(each) else each for each in map(str, arguments)]  # no one's folders
     return {
-        "command": " ".join([f"python benchmarks/{script}", *arguments]),
+        "command": " ".join([f"python dev.py benchmark {program}", *arguments]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit,
         "machine": f"{platform.machine()} {device}, threads: {torch.get_num_threads()}",

@@ -15,7 +15,7 @@ def test_the_table_of_what_works_is_that_of_the_tests_there_and_in_the_help_page
 
 
 def test_the_tables_of_the_evidence_are_those_of_its_results():
-    """Else: python benchmarks/quality.py --only-report"""
+    """Else: python dev.py benchmark study --only-report"""
     from pack.benchmarks.study.summary import in_step
 
     for page in ("benchmarks/README.md", "README.md"):
@@ -24,7 +24,7 @@ def test_the_tables_of_the_evidence_are_those_of_its_results():
 
 
 def test_all_cells_are_of_commits_without_changes():
-    """As benchmarks/README.md says. Else: python benchmarks/quality.py --setting NAME --again, from a clean checkout"""
+    """As benchmarks/README.md says. Else: python dev.py benchmark study --setting NAME --again, from a clean checkout"""
     for path in (ROOT / "benchmarks/results").glob("quality_*.jsonl"):
         records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         runs = {record["id"]: record["commit"] for record in records if record["kind"] == "run"}
@@ -33,7 +33,7 @@ def test_all_cells_are_of_commits_without_changes():
 
 
 def test_every_row_of_the_evidence_is_one_of_the_study_with_its_own_word_and_strengths():
-    """Else: python benchmarks/quality.py --setting NAME --again METHOD"""
+    """Else: python dev.py benchmark study --setting NAME --again METHOD"""
     from pack.benchmarks.study.methods import METHODS
 
     known = {method.name: method for method in METHODS}
@@ -45,7 +45,7 @@ def test_every_row_of_the_evidence_is_one_of_the_study_with_its_own_word_and_str
 
 
 def test_the_tables_of_costs_are_those_of_their_results():
-    """Else: python benchmarks/cost.py"""
+    """Else: python dev.py benchmark cost"""
     from pack.benchmarks import cost
 
     path, readme = ROOT / "benchmarks/results/cost.json", (ROOT / "README.md").read_text("utf-8")

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from . import demo, environment, hosts, workflows
+from .benchmark import PROGRAMS
 from .console import Failure, busy, say
 from .hosts import Choice
 from .places import MODELS, OUTPUT, ROOT
@@ -93,6 +94,17 @@ def docs(choice: Choice, pictures: bool, names: tuple[str, ...]):
         from . import thumbnails
 
         thumbnails.write(host, names)
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@with_host
+@click.argument("name", type=click.Choice([*PROGRAMS]))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def benchmark(choice: Choice, name: str, arguments: tuple[str, ...]):
+    """Measure quality or cost, or train the demo models: python dev.py benchmark study --quick"""
+    host = hosts.ready(choice)
+    env = environment.variables() | {"COMFYUI_PATH": str(host.folder)}
+    sys.exit(wait(spawn([host.python, "-m", "tools.benchmark", name, *arguments], env=env)))
 
 
 @commands.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def in_errors(estimate: Sequence[float] | None) -> str:
 def at_accuracy(points: Sequence[tuple[float, float]], accuracy: float) -> float | None:
     """A measure at one accuracy, by straight lines between a method's (accuracy, measure) in order of its strengths; the
     first crossing counts. None where its strengths do not reach it."""
-    for (low, first), (high, last) in zip(points, points[1:], strict=False):
+    for (low, first), (high, last) in itertools.pairwise(points):
         if min(low, high) <= accuracy <= max(low, high):
             return first if low == high else first + (last - first) * (accuracy - low) / (high - low)
     return None
@@ -126,7 +127,12 @@ def report(records: Sequence[dict]) -> str:
     """Markdown, from the records alone."""
     runs = [record for record in records if record["kind"] == "run"]
     cells = [record for record in records if record["kind"] == "cell"]
-    lines = ["# Quality of guidance", "", "Made by `benchmarks/quality.py` from its results; not to be edited.", ""]
+    lines = [
+        "# Quality of guidance",
+        "",
+        "Made by `python dev.py benchmark study` from its results; not to be edited.",
+        "",
+    ]
     for run in runs:
         made = sum(cell["run"] == run["id"] for cell in cells)
         facts = ", ".join(f"{key} {run[key]}" for key in ("commit", "time", "machine", "host", "torch") if key in run)

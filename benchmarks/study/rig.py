@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ...tools.imports import with_host
 from ..provenance import named
 from .methods import Method
 from .suites import Prompt
@@ -299,21 +300,15 @@ class PromptClassifier:
         return log_probability
 
 
-def start_host(folder: Path, threads: int) -> str:
-    """Make the host importable; its version."""
-    if "comfy" not in sys.modules:
-        if not (folder / "comfy").is_dir():
-            raise SystemExit(f"{folder} is no ComfyUI; say where it is with --comfyui, or run  python dev.py setup")
-        arguments = [] if torch.cuda.is_available() else ["--cpu", "--use-split-cross-attention"]  # a fifth faster
-        kept, sys.argv = sys.argv, [sys.argv[0], *arguments]
-        sys.path.insert(0, str(folder))
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args  # noqa: F401  reads sys.argv
-
-        sys.argv = kept
+def start_host(folder: Path | None, threads: int) -> str:
+    """Make the host importable, the one in `folder` or that COMFYUI_PATH names; its version."""
+    place = folder or os.environ.get("COMFYUI_PATH")
+    if place is None:
+        raise SystemExit("say which ComfyUI with --comfyui, or run this by  python dev.py benchmark")
+    arguments = [] if torch.cuda.is_available() else ["--cpu", "--use-split-cross-attention"]  # a fifth faster
+    try:
+        version = with_host(place, *arguments)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
     torch.set_num_threads(threads)
-    import comfyui_version
-
-    return comfyui_version.__version__
+    return version

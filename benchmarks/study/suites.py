@@ -66,7 +66,7 @@ class PromptFile:
 
 
 class DemoDigits:
-    """Two coloured digits, as benchmarks/demo_data.py draws them, and the judge that train_demo_model.py has trained."""
+    """Two coloured digits, as benchmarks/digits/data.py draws them, and the judge that train_model.py has trained."""
 
     judged, hard = True, (1, 3)  # colours are learned at once: the digits are what can go wrong
     REFERENCE = 2500  # pictures
@@ -74,7 +74,7 @@ class DemoDigits:
     def __init__(self, folder: Path):
         from safetensors.torch import load_file
 
-        from .. import train_demo_model as trained
+        from ..digits import train_model as trained
 
         self.name, self._trained = f"demo digits, judge {named(folder / 'judge.safetensors')}", trained
         self._judge = trained.Judge().eval()

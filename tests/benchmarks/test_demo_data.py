@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pack.benchmarks import demo_data as data
-from pack.benchmarks import train_demo_model as train
+from pack.benchmarks.digits import data
+from pack.benchmarks.digits import train_model as train
 
 needs_host = pytest.mark.skipif(not os.environ.get("COMFYUI_PATH"), reason="COMFYUI_PATH is not set")
 
@@ -99,7 +99,10 @@ def test_the_log_has_the_loss_and_what_the_judge_read(trained):
 
 def test_training_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
     """Two steps, and one and one, give the same weights."""
-    common = "--every 9 --pictures 32 --judge-pictures 64 --judged 2 --batch 8 --device cpu --no-bf16 --out".split()
+    common = [
+        *"--every 9 --pictures 32 --judge-pictures 64 --judged 2 --batch 8 --device cpu --no-bf16".split(),
+        "--out",
+    ]
     done, train.Trainer.done = train.Trainer.done, lambda self: float(self.step >= self.options.steps)
     try:
         for folder, steps in ("whole", "2"), ("parts", "1"), ("parts", "2"):

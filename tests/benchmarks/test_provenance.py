@@ -21,7 +21,7 @@ def repository(tmp_path, monkeypatch):
 
 def test_a_commit_is_with_changes_where_code_is_changed_and_not_where_results_are(repository):
     def commit():
-        return provenance.facts_of_run("quality.py", [])["commit"]
+        return provenance.facts_of_run("study", [])["commit"]
 
     clean = commit()
     assert len(clean) == 12

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pack.benchmarks import quality
+from pack.benchmarks.study import command as quality
 from pack.benchmarks.study import methods, report
 from pack.benchmarks.study.cells import CHOOSE_SEED, Cell, Results, Study, name_of, read_records
 from pack.benchmarks.study.measured import features_of, measured
@@ -380,8 +380,8 @@ def test_a_file_of_prompts_has_one_on_each_line(tmp_path):
 
 def test_the_demo_judge_is_read_as_it_was_trained(tmp_path):
     pytest.importorskip("safetensors")
-    from pack.benchmarks import demo_data
-    from pack.benchmarks import train_demo_model as trained
+    from pack.benchmarks.digits import data as demo_data
+    from pack.benchmarks.digits import train_model as trained
     from safetensors.torch import save_file
 
     torch.manual_seed(0)

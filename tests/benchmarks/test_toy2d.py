@@ -6,10 +6,19 @@ import re
 
 import pytest
 import torch
-from pack.benchmarks import toy2d, toy2d_page
-from pack.benchmarks.mixtures import Mixture, both, clusters, follow, noise_levels, trees
-from pack.benchmarks.toy2d import NEGATIVE, POSITIVE, ROOT, WEAK, Interval, Truth, autoguidance, cfg, guided
-from pack.benchmarks.toy_network import LogDensity, exact_batch, labelled_batch, networks_of, train, train_all
+from pack.benchmarks.toy2d import command, page
+from pack.benchmarks.toy2d import study as toy2d
+from pack.benchmarks.toy2d.mixtures import Mixture, both, clusters, follow, noise_levels, trees
+from pack.benchmarks.toy2d.networks import (
+    P_UNCOND,
+    LogDensity,
+    exact_batch,
+    labelled_batch,
+    networks_of,
+    train,
+    train_all,
+)
+from pack.benchmarks.toy2d.study import NEGATIVE, POSITIVE, ROOT, WEAK, Interval, Truth, autoguidance, cfg, guided
 from safetensors.torch import load_file
 
 RESULTS, WEIGHTS = ROOT / "benchmarks/results", ROOT / "benchmarks/results/toy2d.safetensors"
@@ -267,7 +276,7 @@ def test_training_learns_and_is_the_same_for_the_same_seed():
 def test_trained_networks_are_found_again_by_seed_and_name():
     tensors = train_all([4], faster=512)
     networks = networks_of(tensors, 4)
-    assert {*networks} == {"unconditional", "weak", "early", "main", *(f"clusters {p}" for p in toy2d.P_UNCOND)}
+    assert {*networks} == {"unconditional", "weak", "early", "main", *(f"clusters {p}" for p in P_UNCOND)}
     assert torch.equal(networks["main"].gain, tensors["4/main/gain"].float())
     with pytest.raises(KeyError, match="seed 5"):
         networks_of(tensors, 5)
@@ -288,12 +297,12 @@ def test_the_shipped_networks_show_it_again_with_few_points(seed, truth):
     assert (far.mean(0) - none.mean(0)).norm() > 0.2 and truth.measured(far, seed)["other"] == 0
 
 
-@pytest.mark.parametrize("statement", toy2d_page.HOLD, ids=lambda statement: statement.text)
+@pytest.mark.parametrize("statement", page.HOLD, ids=lambda statement: statement.text)
 def test_what_the_page_says_holds_of_every_seed(statement, results):
     assert len(statement.values(results)) == len(toy2d.SEEDS) and statement.holds(results)
 
 
-@pytest.mark.parametrize("statement", toy2d_page.FAIL, ids=lambda statement: statement.text)
+@pytest.mark.parametrize("statement", page.FAIL, ids=lambda statement: statement.text)
 def test_what_the_page_says_does_not_hold_of_every_seed_does_not(statement, results):
     assert not statement.holds(results)
 
@@ -309,14 +318,14 @@ def test_results_record_what_made_them(results):
 
 def test_the_page_is_in_step_with_the_numbers_and_its_figures_are_there(results):
     text = (RESULTS / "toy2d.md").read_text("utf-8")
-    assert text == toy2d_page.page(results)
+    assert text == page.page(results)
     assert all((RESULTS / name).stat().st_size < 300_000 for name in re.findall(r"!\[\]\((.*?)\)", text))
 
 
 def test_a_quick_run_writes_all_of_it(tmp_path):
-    assert toy2d.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert command.main(["--quick", "--out", str(tmp_path)]) == 0
     page = (tmp_path / "toy2d.md").read_text("utf-8")
     assert all((tmp_path / name).exists() for name in re.findall(r"!\[\]\((.*?)\)", page))
     (tmp_path / "toy2d.md").unlink()
-    assert toy2d.main(["--only-page", "--out", str(tmp_path)]) == 0
+    assert command.main(["--only-page", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "toy2d.md").read_text("utf-8") == page

@@ -6,7 +6,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from pack.benchmarks import train_demo_model as trained
+from pack.benchmarks.digits import train_model as trained
 from pack.tools import demo, hosts, places
 from pack.tools.console import Failure
 from PIL import Image

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.benchmarks import quality
+from pack.benchmarks.study import command as quality
 from pack.benchmarks.study import methods
 from pack.benchmarks.study.cells import Cell
 from pack.benchmarks.study.methods import DEGRADATIONS, METHODS, NONE, Method

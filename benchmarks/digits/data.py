@@ -1,6 +1,6 @@
 """The demo's pictures: two jittered digits on a textured ground, "red seven blue two", drawn from numbers alone.
 
-    python benchmarks/demo_data.py sheet.png            # what they look like
+    python dev.py benchmark digits sheet.png            # what they look like
 
     Digits("generator").picture(5)    uint8 [128, 128, 3]
     Digits("generator").label(5)      (colour, digit, colour, digit), left first
@@ -181,18 +181,14 @@ def sheet(pictures, columns: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def main():
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="PNG of 4 rows of 8 pictures")
     parser.add_argument("--split", choices=SPLITS, default="reference")
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     from PIL import Image
 
-    digits = Digits(arguments.split)
-    Image.fromarray(sheet([digits.picture(i) for i in range(32)], 8)).save(arguments.out)
+    digits = Digits(options.split)
+    Image.fromarray(sheet([digits.picture(i) for i in range(32)], 8)).save(options.out)
     for i in range(0, 32, 8):
         print(" | ".join(digits.prompt(i + j) for j in range(8)))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,12 @@
 """What each guidance does to pictures, and what it costs: a table from one command.
 
-    python benchmarks/quality.py                      the demo models, all settings; resumes where it was stopped
-    python benchmarks/quality.py --setting early      some of them: early, better, unconditional, no-dropout, layers
-    python benchmarks/quality.py --setting early --again    forgets what is in the results of a setting, samples all anew;
+    python dev.py benchmark study                      the demo models, all settings; resumes where it was stopped
+    python dev.py benchmark study --setting early      some of them: early, better, unconditional, no-dropout, layers
+    python dev.py benchmark study --setting early --again    forgets what is in the results of a setting, samples all anew;
                                                       --again SIMS "SIMS + Classifier" only these rows
-    python benchmarks/quality.py --quick              few pictures, only to show that it runs
-    python benchmarks/quality.py --checkpoint my.safetensors --prompts prompts.txt [--weak older.safetensors]
-    python benchmarks/quality.py --only-report        tables and curves again, from the results
+    python dev.py benchmark study --quick              few pictures, only to show that it runs
+    python dev.py benchmark study --checkpoint my.safetensors --prompts prompts.txt [--weak older.safetensors]
+    python dev.py benchmark study --only-report        tables and curves again, from the results
 
 With a judge (the demo models) every method gets the same number of strengths, tried with `--choose` pictures of one seed;
 the one of least Fréchet distance is reported with `--report` pictures of other seeds. Without a judge (your model) every
@@ -17,37 +17,24 @@ The pictures' features, which paired intervals need, lie beside them under outpu
 again. Needs a ComfyUI (--comfyui, COMFYUI_PATH, or the one that dev.py has fetched) and runs in its Python.
 """
 
-# ruff: noqa: E402  run as a script, it becomes a module of the pack before it imports others
-
 from __future__ import annotations
-
-import sys
-import types
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-
-if not __package__:  # run as a script: be a part of the pack, whatever its folder is called
-    pack = types.ModuleType("pack")
-    pack.__path__ = [str(ROOT)]
-    sys.modules["pack"] = pack
-    del sys.path[0]  # nothing of ours may hide a module of the host
-    from pack.benchmarks import quality
-
-    sys.exit(quality.main(sys.argv[1:]))
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from .provenance import facts_of_run, named
-from .study.cells import CHOOSE_SEED, Progress, Results, Study
-from .study.methods import DEGRADATIONS, METHODS, NEGATIVE, NONE, POOL_SIZE, Method
-from .study.report import write_report
-from .study.rig import EMPTY, Files, Rig, start_host
-from .study.suites import DemoDigits, PromptFile
-from .study.summary import in_step
+from ..provenance import facts_of_run, named
+from .cells import CHOOSE_SEED, Progress, Results, Study
+from .methods import DEGRADATIONS, METHODS, NEGATIVE, NONE, POOL_SIZE, Method
+from .report import write_report
+from .rig import EMPTY, Files, Rig, start_host
+from .suites import DemoDigits, PromptFile
+from .summary import in_step
+
+ROOT = Path(__file__).resolve().parents[2]
 
 RECIPE = 3  # raise it when what a cell means changes: cells of an older recipe are then sampled again
 RESULTS, PAGES = ROOT / "benchmarks/results", (ROOT / "benchmarks/README.md", ROOT / "README.md")
@@ -171,9 +158,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options.report = options.report or (None if own_model else 36)
     if options.results is None:
         options.results = ROOT / "output/quality" / ("quick" if quick else "") if own_model or quick else RESULTS
-    if options.comfyui is None:
-        fetched = sorted((ROOT / ".host").glob("*/comfyui_version.py"))
-        options.comfyui = Path(os.environ.get("COMFYUI_PATH") or (fetched[-1].parent if fetched else ROOT))
     return options
 
 
@@ -181,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     if not options.only_report:
         host = start_host(options.comfyui, options.threads)
-        made = facts_of_run("quality.py", arguments, host=f"ComfyUI {host}")
+        made = facts_of_run("study", arguments, host=f"ComfyUI {host}")
     for name in options.setting:
         path = options.results / f"quality_{name}.jsonl"
         try:

@@ -1,7 +1,7 @@
 """Trains the demo model: a small Flux that draws two coloured digits, and the judge that reads them.
 
-    python benchmarks/train_demo_model.py --out demo --minutes 25                 # the same command goes on where it was
-    python benchmarks/train_demo_model.py --out demo0 --minutes 25 --dropout 0    # never sees an empty prompt
+    python dev.py benchmark train-digits --out demo --minutes 25                 # the same command goes on where it was
+    python dev.py benchmark train-digits --out demo0 --minutes 25 --dropout 0    # never sees an empty prompt
 
     diffusion_models/demo_flux.safetensors          the average of the last tenth of training, for Load Diffusion Model
     diffusion_models/demo_flux_025.safetensors      the same at 25 % of training: a weak version (also 010 and 050)
@@ -20,6 +20,7 @@ The network has 1 double and 6 single blocks of 128 channels, 2.4 M parameters i
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -32,8 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..tools import tiny_models
-from .demo_data import COLOUR_NAMES, DIGIT_NAMES, Digits, prompt_of
+from ...tools import tiny_models
+from .data import COLOUR_NAMES, DIGIT_NAMES, Digits, prompt_of
 
 RECIPE = 2  # raise it when what is trained changes: a state of an older recipe is then refused
 FRACTIONS = (0.1, 0.25, 0.5)  # of training, where weak versions are kept
@@ -408,7 +409,7 @@ def sample(network: nn.Module, prompts: Prompts, words: list[str], seed: int, st
     noise = torch.randn(len(words), 16, 16, 16, generator=torch.Generator().manual_seed(seed))
     x, (text, pooled) = noise.to(prompts.device), prompts(words)
     sigmas = torch.linspace(1, 0, steps + 1).tolist()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in itertools.pairwise(sigmas):
         x = x + (following - sigma) * network(x, torch.full((len(x),), sigma, device=x.device), text, pooled)
     return x
 
@@ -620,13 +621,10 @@ def parsed(arguments: list[str] | None = None):
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None):
+def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     torch.set_num_threads(options.threads)
     if options.parts:
-        return save_parts(options.out)
-    Trainer(options).train()
-
-
-if __name__ == "__main__":
-    main()
+        save_parts(options.out)
+    else:
+        Trainer(options).train()

@@ -8,10 +8,10 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.colors import ListedColormap  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
 
-from . import toy2d  # noqa: E402
+from . import study as toy2d
 
 ORANGE, GREY, DARK = "#e8923a", "#c9c9c9", "#20344f"
 CLASS_COLOURS = ("#d1495b", "#2e7d6b", "#30638e")

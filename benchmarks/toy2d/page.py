@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from . import toy2d
+from . import study as toy2d
 
 Runs = Mapping[str, Mapping[str, float]]  # run → measure → value, of one seed
 
@@ -94,7 +94,7 @@ def page(results: Mapping) -> str:
         "# Guidance where the score is known",
         f"Made by `{run['command']}` at {run['time']}, commit {run['commit']}, on {run['machine']}, torch {run['torch']}, "
         f"Python {run['python']}; seeds {seeds}, each of networks and of points. All numbers are in toy2d.json. Written "
-        "by benchmarks/toy2d_page.py.",
+        "by benchmarks/toy2d/page.py.",
         "## The tree",
         "![](toy2d_tree.png)",
         "Class A of the autoguidance paper's 2-D example, sampled in 32 steps of Heun. Class B is grey. Of the first seed.",

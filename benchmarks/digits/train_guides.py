@@ -1,6 +1,6 @@
 """Makes what guides the demo model besides weaker versions of it: classifiers, and what it learns from its own pictures.
 
-    python benchmarks/train_demo_guides.py --models benchmarks/models --base diffusion_models/demo_flux_early.safetensors
+    python dev.py benchmark train-guides --models benchmarks/models --base diffusion_models/demo_flux_early.safetensors
 
     classifiers/demo_left.safetensors, demo_right.safetensors
         noise-aware (guiders/noisy_network.py): colour and digit of a half, as 10 colour + digit
@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .demo_data import COLOUR_NAMES, DIGIT_NAMES, prompt_of
-from .train_demo_model import Network, Prompts, encode, pictures_of, sample, save
+from .data import COLOUR_NAMES, DIGIT_NAMES, prompt_of
+from .train_model import Network, Prompts, encode, pictures_of, sample, save
 
 WIDTHS, TIME = (32, 64, 64, 96), 64  # channels of the layers, and numbers that tell the noise level
 LABELS = [f"{colour} {digit}" for colour in COLOUR_NAMES for digit in DIGIT_NAMES]
@@ -145,7 +145,7 @@ def difference(base: Network, network: Network, rank: int) -> tuple[dict[str, Te
     return lora, kept / whole if whole else math.nan
 
 
-def main():
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, required=True, help="the folder of the demo models")
     parser.add_argument("--base", default="diffusion_models/demo_flux_early.safetensors")
@@ -156,7 +156,7 @@ def main():
     parser.add_argument("--own-steps", type=int, default=600)
     parser.add_argument("--rate", type=float, default=5e-4, help="of training on them")
     parser.add_argument("--only", choices=["classifiers", "lora"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for name, make in ("classifiers", make_classifiers), ("lora", make_lora):
         if options.only in (None, name):
@@ -165,7 +165,3 @@ def main():
             with open(options.models / "log_guides.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             print(entry, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ Diffusion-Based Generative Models" (EDM), arXiv:2206.00364.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ Denoiser = Callable[[Tensor, float, float, int], Tensor]  # (x [n, d], σ, σ at
 
 def follow(denoise: Denoiser, x: Tensor, sigmas: Sequence[float], heun: bool = True) -> Tensor:
     """Where the probability flow dx/dσ = (x − D)/σ takes x from σ₀ to the last σ: EDM's algorithm 1, or Euler's steps."""
-    for index, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for index, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
         slope = (x - denoise(x, sigma, sigma, index)) / sigma
         ahead = x + (after - sigma) * slope
         if heun and after > 0:

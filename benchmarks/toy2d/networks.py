@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import linear, normalize, silu
 
-from ..patches.post_hoc_ema import decay, gamma_of
+from ...patches.post_hoc_ema import decay, gamma_of
 from .mixtures import Mixture, both, clusters, trees
 
 SIGMA_DATA = 0.5

@@ -1,0 +1,29 @@
+"""Runs a benchmark as a part of the pack: python dev.py benchmark NAME [its arguments]"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from .imports import as_pack
+
+PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
+    "study": "study.command",
+    "toy2d": "toy2d.command",
+    "cost": "cost",
+    "overhead": "overhead",
+    "digits": "digits.data",
+    "train-digits": "digits.train_model",
+    "train-guides": "digits.train_guides",
+}
+
+
+def main(name: str, arguments: list[str]) -> int:
+    """Run the benchmark `name`; its exit code."""
+    as_pack()
+    sys.argv = [f"dev.py benchmark {name}", *arguments]  # for argparse's own messages
+    return importlib.import_module(f"pack.benchmarks.{PROGRAMS[name]}").main(arguments) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
