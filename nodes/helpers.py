@@ -9,12 +9,13 @@ from ..guiders.host import with_prefix_sharing
 from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
-from .drawing import draw_layers
+from .pictures.drawing import draw_layers
 from .values import said
 
 
 def drawn(curve) -> tuple[tuple[float, float], ...]:
-    """The points of a curve of the host's; an older host gives them as they are."""
+    """The points (place, strength) of a curve of the host's. An older host gives them as they are. Raises ValueError for
+    anything else."""
     try:
         if hasattr(curve, "interp"):
             curve = [(x / 64, curve.interp(x / 64)) for x in range(65)]

@@ -1,4 +1,4 @@
-"""What a node may be given. Asked of every value before any node is built with it, since a link may carry anything."""
+"""Which values an input may have. A node checks each before it builds anything, since a link may carry anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..guiders.schedule import Curve
 from ..patches.texts import shown
 
 LONGEST = 20_000  # characters of a text
-HALF = re.compile("[\ud800-\udfff]")  # which no file and no answer of the server can hold
+HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: no file and no answer of the server can hold it
 
 
 def check(given: io.Input, value) -> None:
@@ -31,7 +31,7 @@ def check(given: io.Input, value) -> None:
 
 
 def said(value) -> str:
-    """A value in an error: what is no text and no number by what it is."""
+    """A value as an error names it: a text or a number itself, anything else by its type."""
     if value is None:
         return "empty"
     if isinstance(value, str):
@@ -44,7 +44,7 @@ def said(value) -> str:
 
 
 def _wanted(given: io.Input) -> tuple[Callable[[object], bool], str]:
-    """(what tells whether a value will do, what it must be in words)."""
+    """(a function that says whether a value will do, what it must be in words)."""
     if isinstance(given, (io.Float.Input, io.Int.Input)):
         low, high, whole = given.min, given.max, isinstance(given, io.Int.Input)
         kind = numbers.Integral if whole else numbers.Real
