@@ -23,11 +23,11 @@ class Guidance:
     make: Callable  # (model, **values of own_inputs) → (the model that the rule goes on, the rule)
 
     @property
-    def inputs(self) -> list[io.Input]:
+    def inputs(self) -> tuple[io.Input, ...]:
         """All inputs of the node, in the order in which it shows them."""
         required = [given for given in self.own_inputs if not given.optional]
         optional = [given for given in self.own_inputs if given.optional]
-        return [schema.MODEL_IN, *required, *schema.window(*self.about.window), *optional, schema.SCHEDULE_IN]
+        return (schema.MODEL_IN, *required, *schema.window(*self.about.window), *optional, schema.SCHEDULE_IN)
 
     def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, **values):
         """A copy of `model` with this guidance on it, under its node's title. Raises ValueError for what cannot work."""

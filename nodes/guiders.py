@@ -25,14 +25,14 @@ class CFGGuider(schema.Node):
         ),
         aliases=("classifier-free guidance", "cfg", "guidance interval", "negative prompt"),
     )
-    inputs = [
+    inputs = (
         schema.MODEL_IN,
         schema.POSITIVE,
         schema.NEGATIVE,
         schema.cfg(7.0),
         *schema.window(),
         schema.SCHEDULE_IN,
-    ]
+    )
     output = schema.GUIDER_OUT
 
     @classmethod
@@ -56,7 +56,7 @@ def guider_node(guidance: Guidance) -> type[schema.Node]:
             title=f"{guidance.about.title} Guider",
             summary=f"{guidance.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
         )
-        inputs = [*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings]
+        inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
         output = schema.GUIDER_OUT
 
         @classmethod

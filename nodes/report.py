@@ -28,7 +28,7 @@ class GuidanceRecorder(schema.Node):
         ),
         aliases=("measure guidance", "debug", "record", "report", "log"),
     )
-    inputs = [
+    inputs = (
         io.Model.Input("model", tooltip="The model with its guidances."),
         io.String.Input(
             "predictions_at",
@@ -36,7 +36,7 @@ class GuidanceRecorder(schema.Node):
             tooltip="Steps, from 0, at which the positive, negative and guided predictions are kept to look at; -1 is the "
             "last. Empty: none.",
         ),
-    ]
+    )
     output = io.Model.Output(tooltip="The model, for the sampler or guider.")
     further = (REPORT.Output(display_name="report", tooltip="For Guidance Report: what is heard in the run to come."),)
 
@@ -59,7 +59,7 @@ class GuidanceReport(schema.Node):
         ),
         aliases=("plot guidance", "debug", "analyse", "analyze", "angles", "statistics", "look at the negative"),
     )
-    inputs = [
+    inputs = (
         REPORT.Input("report", tooltip="From Guidance Recorder."),
         io.Latent.Input("samples", tooltip="What the sampler made, so that the report comes after it."),
         io.String.Input(
@@ -67,7 +67,7 @@ class GuidanceReport(schema.Node):
             default="guidance/report",
             tooltip="Where in the output folder the numbers go, as .csv and .json. Empty: no file.",
         ),
-    ]
+    )
     output = io.Image.Output("IMAGE", tooltip="Sizes, angles and cost, step by step.")
     further = (
         io.Latent.Output(
@@ -100,7 +100,7 @@ class GuidanceGrid(schema.Node):
         summary="Pictures side by side with labels, for comparisons on one seed and for sweeps.",
         aliases=("compare", "comparison", "xy plot", "contact sheet", "A/B", "labelled grid", "sweep"),
     )
-    inputs = [
+    inputs = (
         io.Image.Input(
             "images",
             tooltip="The pictures, in rows from left to right, top to bottom. Several nodes' pictures can be joined with "
@@ -121,7 +121,7 @@ class GuidanceGrid(schema.Node):
             tooltip="Labels of the rows, one per line. Empty: none.",
         ),
         io.String.Input("title", default="", tooltip="A line above all. Empty: none."),
-    ]
+    )
     output = io.Image.Output("IMAGE", tooltip="The grid.")
     shows = True
 

@@ -4,7 +4,7 @@ values of inputs become its fields, and the class of all nodes."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy_api.latest import io
@@ -142,7 +142,7 @@ class Node(io.ComfyNode):
     """
 
     about: About
-    inputs: list
+    inputs: Sequence[Any]  # of io.Input
     output: io.Output
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
@@ -157,7 +157,7 @@ class Node(io.ComfyNode):
             category=CATEGORY,
             description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
-            inputs=cls.inputs,
+            inputs=[*cls.inputs],
             outputs=[cls.output, *cls.further],
             is_output_node=cls.shows,
         )

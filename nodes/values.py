@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -39,7 +40,7 @@ def said(value) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor {[*value.shape]} of {value.dtype}"
     if isinstance(value, numbers.Real):
-        return "beyond all range" if isinstance(value, int) and abs(value) > 10**30 else str(value)
+        return "beyond all range" if isinstance(value, int) and not -(10**30) <= value <= 10**30 else str(value)
     return f"of the type {type(value).__name__}"
 
 
@@ -49,10 +50,20 @@ def _wanted(given: io.Input) -> tuple[Callable[[object], bool], str]:
         low, high, whole = given.min, given.max, isinstance(given, io.Int.Input)
         kind = numbers.Integral if whole else numbers.Real
         words = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
-        return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high, words
+        return (
+            lambda value: isinstance(value, kind) and not isinstance(value, bool) and _between(low, value, high),
+            words,
+        )
     if isinstance(given, io.Combo.Input):
-        return lambda value: isinstance(value, str) and value in given.options, f"one of {', '.join(given.options)}"
+        return (
+            lambda value: isinstance(value, str) and value in given.options,
+            f"one of {', '.join(map(str, given.options))}",
+        )
     return KINDS.get(given.get_io_type(), (lambda value: True, ""))
+
+
+def _between(low: float, value: Any, high: float) -> bool:
+    return low <= value <= high
 
 
 def _having(*names: str) -> Callable[[object], bool]:

@@ -40,7 +40,9 @@ class About:
         return {"scale": 0.0, "weight": 1.0}[self.strength]
 
 
-def param(default, tooltip: str = "", *, low=None, high=None, step=None, choices: tuple[str, ...] = (), off=None) -> Any:
+def param(
+    default, tooltip: str = "", *, low=None, high=None, step=None, choices: tuple[str, ...] = (), off=None
+) -> Any:
     """A field of a method that a user sets. A number has a finite range, a text has choices.
 
     tooltip: of its input. Without one the field is the strength that `About` declares, and has that input.

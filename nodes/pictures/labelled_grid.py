@@ -78,7 +78,7 @@ def grid(
     # Pillow before 10.1 has one small default font and no size for it.
     sized = "size" in inspect.signature(ImageFont.load_default).parameters
     font = ImageFont.load_default(size=max(14, cell_width // 14)) if sized else ImageFont.load_default()
-    line_height = font.getbbox("Ågjy")[3] + 2
+    line_height = int(font.getbbox("Ågjy")[3]) + 2
 
     label_width = max(cell_width // 2, SMALLEST_SIDE)
     labels = [wrap(label, label_width, font.getlength) for label, _ in rows]
