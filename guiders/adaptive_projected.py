@@ -25,7 +25,7 @@ MOMENTUM = "Factor on the step before's guidance, which is added. 0 is off; the 
 class AdaptiveProjectedGuidance(GuidanceRule):
     """Changes the direction that the rules before it have made. Raises ValueError for a parameter out of range."""
 
-    eta: float = param(0.0, ETA, low=-10.0, high=10.0, step=0.05)
+    eta: float = param(0.0, ETA, low=-10.0, high=10.0, step=0.05, off=1.0)
     norm_threshold: float = param(0.0, NORM, low=0.0, high=10000.0, step=0.5)
     momentum: float = param(0.0, MOMENTUM, low=-1.0, high=1.0, step=0.05)
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Generator, Tensor, device
 
 # A method declares itself in one way, here and in patches.
-from ..patches.base import About, Moment, Observation, Perturbation, check_params, param
+from ..patches.base import About, Moment, Observation, Perturbation, check_params, param, strength_of
 
 __all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Conditioning", "DrawnConditioning"]
 __all__ += ["Evaluate", "GuidanceRule", "Latent", "Observation", "Perturbation", "Predictions", "Source", "Step"]
-__all__ += ["WeakModelRef", "check_params", "param"]
+__all__ += ["WeakModelRef", "check_params", "param", "strength_of"]
 
 Latent = Tensor  # [batch, channels, *spatial], any number of spatial axes
 
@@ -82,8 +82,13 @@ Evaluate = Callable[[tuple[Branch, ...], Step], Predictions]
 
 
 class GuidanceRule(abc.ABC):
-    """A frozen setting of one guidance: which branches it needs, and how it folds them into the result."""
+    """A frozen setting of one guidance: which branches it needs, and how it folds them into the result.
 
+    One field is the strength, which `param` declares with `off`. A strength that is called scale or weight is a factor:
+    what the rule adds is proportional to its distance from `off`.
+    """
+
+    about: ClassVar[About | None] = None  # the rule's node, where all its fields are a user's settings
     observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
 
     @abc.abstractmethod

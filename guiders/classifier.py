@@ -64,6 +64,7 @@ class ClassifierGuidance(GuidanceRule):
         low=0.0,
         high=1000.0,
         step=0.1,
+        off=0.0,
     )
 
     def __post_init__(self):

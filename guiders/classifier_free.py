@@ -19,7 +19,7 @@ from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_
 class ClassifierFreeGuidance(GuidanceRule):
     """D + (w − 1)(D₊ − D₋), in the pack. Raises ValueError for a weight out of range."""
 
-    weight: float = param(1.0, "How far to move away from the negative prediction. 1 is off.", low=0, high=100)
+    weight: float = param(1.0, low=0, high=100, off=1.0)
 
     def __post_init__(self):
         check_params(self)
@@ -47,6 +47,7 @@ class SamplerCFG:
         ),
         paper="arXiv:2404.07724",
         aliases=("guidance interval", "limited interval", "cfg schedule", "cfg start end", "skip cfg", "faster cfg"),
+        window=(0.2, 0.9),
     )
 
     @staticmethod

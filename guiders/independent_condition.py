@@ -55,7 +55,7 @@ class Pool(DrawnConditioning):
 class IndependentConditionGuidance(GuidanceRule):
     """s (D₊ − D(x, ŷ)), with s = w − 1. Raises ValueError for a scale out of range."""
 
-    scale: float = param(2.0, "w − 1: how far to move away. 0 is off.", low=-1.0, high=100.0, step=0.1)
+    scale: float = param(2.0, low=-1.0, high=100.0, off=0.0)  # w − 1
     pool: Pool = Pool()
 
     def __post_init__(self):

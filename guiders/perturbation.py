@@ -16,14 +16,7 @@ from .base import POSITIVE, Apply, Branch, GuidanceRule, Perturbation, check_par
 class PerturbationGuidance(GuidanceRule):
     """s (D₊ − D₋ₖ). Raises ValueError for a scale out of range."""
 
-    scale: float = param(
-        3.0,
-        "How far to move away from the perturbed prediction. 0 is off and costs nothing; PAG and SEG are published with "
-        "3 to 5, Skip Layer with 1 to 3. −1 gives the perturbed prediction itself.",
-        low=-1.0,
-        high=100.0,
-        step=0.1,
-    )
+    scale: float = param(3.0, low=-1.0, high=100.0, off=0.0)  # −1 gives the perturbed prediction itself
     perturbation: Perturbation | None = None
 
     def __post_init__(self):

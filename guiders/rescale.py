@@ -30,6 +30,7 @@ class GuidanceRescale(GuidanceRule):
         low=0.0,
         high=1.0,
         step=0.05,
+        off=0.0,
     )
 
     about: ClassVar[About] = About(

@@ -78,7 +78,7 @@ class Degraded:
 class SelfAttentionGuidance(GuidanceRule):
     """s (x̃ − D(x̂)). Raises ValueError for a parameter out of range, or a mask that does not exist."""
 
-    scale: float = param(0.5, "How far to move away. 0 is off.", low=0.0, high=100.0, step=0.05)
+    scale: float = param(0.5, low=0.0, high=100.0, off=0.0)
     blur_sigma: float = param(
         2.0, "How much is blurred, in latent pixels. 0 blurs nothing, and the guidance does nothing.",
         low=0.0, high=100.0, step=0.1,
@@ -109,20 +109,20 @@ class SelfAttentionGuidance(GuidanceRule):
         check_params(self)
 
     @property
-    def degraded(self) -> Branch:
+    def _degraded(self) -> Branch:
         """The branch at x̂."""
-        return Branch(REFERENCE.conditioning, source=self.source)
+        return Branch(REFERENCE.conditioning, source=self._source)
 
     @property
-    def source(self) -> Degraded:
+    def _source(self) -> Degraded:
         """What makes x̂ of x."""
         return Degraded(self.blur_sigma, self.mask, self.observation)
 
     def branches(self) -> tuple[Branch, ...]:
-        return () if self.scale == 0 or self.blur_sigma == 0 else (REFERENCE, self.degraded)
+        return () if self.scale == 0 or self.blur_sigma == 0 else (REFERENCE, self._degraded)
 
     def begin(self) -> Apply:
-        branch, source = self.degraded, self.source
+        branch, source = self._degraded, self._source
         return lambda denoised, predictions, step: (
             denoised + self.scale * (source.denoised(predictions, step) - predictions[branch])
         )

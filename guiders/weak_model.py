@@ -50,7 +50,7 @@ FIRST = WeakModelRef(0)
 class WeakModelGuidance(GuidanceRule):
     """s (D₊ − D₀). Raises ValueError for a scale out of range."""
 
-    scale: float = param(1.0, "How far to move away from the worse model. 0 is off.", low=-1.0, high=100.0, step=0.1)
+    scale: float = param(1.0, low=-1.0, high=100.0, off=0.0)
     model: WeakModelRef = FIRST
 
     def __post_init__(self):

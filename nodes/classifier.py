@@ -8,87 +8,79 @@ from ..guiders.classifier import CLASSIFIER, CleanClassifierGuidance, NoisyClass
 from ..guiders.host import classifiers as host
 from ..guiders.noisy_network import ABOUT as NOISY
 from . import schema
-from .terms import term
+from .guidance import Guidance, term_node
+
+PICTURE_INPUTS = [
+    io.Vae.Input(
+        "vae",
+        tooltip="Turns what the model predicts into a picture. A TAESD is small enough to go back through; a whole VAE "
+        "works too and needs several times the memory of decoding.",
+    ),
+    io.ClipVision.Input(
+        "clip_vision", tooltip="Sees the picture. Must be one of CLIP, such as ViT-L/14, ViT-H/14 or ViT-bigG/14."
+    ),
+    io.String.Input(
+        "label",
+        default="",
+        placeholder="a photo of a cat",
+        tooltip="What the picture should be taken for, in words. With a head: one of its labels, or a class's number "
+        "from 0.",
+    ),
+    io.String.Input(
+        "other_labels",
+        multiline=True,
+        default="a photo\na painting\nnoise",
+        tooltip="What it should not be taken for, one per line: label is told apart from these. Not used with a head.",
+    ),
+    io.String.Input(
+        "head",
+        default="",
+        placeholder="none",
+        tooltip="A .safetensors of the model folder classifiers, to use in place of words: weight [classes, features] "
+        "and bias [classes], a linear layer on the CLIP vision embedding, with a JSON list of labels in its metadata "
+        "if they have names. Empty: words.",
+    ),
+    *schema.inputs(CleanClassifierGuidance),
+    io.Clip.Input(
+        "clip",
+        optional=True,
+        tooltip="Reads the labels; needed without a head. The other half of clip_vision's CLIP, projection included: "
+        "those of SD 1.5 checkpoints and the usual clip_l.safetensors have none.",
+    ),
+]
 
 
-class ClassifierGuidance(schema.Node):
-    about = CLASSIFIER
-    inputs = [
-        schema.MODEL_IN,
-        io.Vae.Input(
-            "vae",
-            tooltip="Turns what the model predicts into a picture. A TAESD is small enough to go back through; a whole VAE "
-            "works too and needs several times the memory of decoding.",
-        ),
-        io.ClipVision.Input(
-            "clip_vision", tooltip="Sees the picture. Must be one of CLIP, such as ViT-L/14, ViT-H/14 or ViT-bigG/14."
-        ),
-        io.String.Input(
-            "label",
-            default="",
-            placeholder="a photo of a cat",
-            tooltip="What the picture should be taken for, in words. With a head: one of its labels, or a class's number "
-            "from 0.",
-        ),
-        io.String.Input(
-            "other_labels",
-            multiline=True,
-            default="a photo\na painting\nnoise",
-            tooltip="What it should not be taken for, one per line: label is told apart from these. Not used with a head.",
-        ),
-        io.String.Input(
-            "head",
-            default="",
-            placeholder="none",
-            tooltip="A .safetensors of the model folder classifiers, to use in place of words: weight [classes, features] "
-            "and bias [classes], a linear layer on the CLIP vision embedding, with a JSON list of labels in its metadata "
-            "if they have names. Empty: words.",
-        ),
-        *schema.inputs(CleanClassifierGuidance),
-        *schema.window(),
-        io.Clip.Input(
-            "clip",
-            optional=True,
-            tooltip="Reads the labels; needed without a head. The other half of clip_vision's CLIP, projection included: "
-            "those of SD 1.5 checkpoints and the usual clip_l.safetensors have none.",
-        ),
-        schema.SCHEDULE_IN,
-    ]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, scale, start_percent, end_percent, schedule=None, **classifier):
-        rule = CleanClassifierGuidance(host.picture_classifier(model, **classifier), scale)
-        return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
+def by_pictures(model, vae, clip_vision, label, other_labels, head, scale, clip=None):
+    """Towards what a classifier of pictures takes for a label."""
+    classifier = host.picture_classifier(model, vae, clip_vision, label, other_labels, head, clip)
+    return model, CleanClassifierGuidance(classifier, scale)
 
 
-class NoiseAwareClassifierGuidance(schema.Node):
-    about = NOISY
-    inputs = [
-        schema.MODEL_IN,
-        io.String.Input(
-            "classifier",
-            default="",
-            placeholder="classifier.safetensors",
-            tooltip="A .safetensors of the model folder classifiers: a small network that was trained on this model's "
-            "latents at every noise level, in the format that guiders/noisy_network.py describes.",
-        ),
-        io.String.Input(
-            "label",
-            default="",
-            placeholder="0",
-            tooltip="What the latent should be taken for: one of the classifier's labels, or a class's number from 0.",
-        ),
-        *schema.inputs(NoisyClassifierGuidance),
-        *schema.window(),
-        schema.SCHEDULE_IN,
-    ]
-    output = schema.MODEL_OUT
-
-    @classmethod
-    def build(cls, model, classifier, label, scale, start_percent, end_percent, schedule=None):
-        rule = NoisyClassifierGuidance(host.LatentClassifier(model, classifier.strip(), label), scale)
-        return term(model, rule, cls.about.title, start_percent, end_percent, schedule)
+LATENT_INPUTS = [
+    io.String.Input(
+        "classifier",
+        default="",
+        placeholder="classifier.safetensors",
+        tooltip="A .safetensors of the model folder classifiers: a small network that was trained on this model's "
+        "latents at every noise level, in the format that guiders/noisy_network.py describes.",
+    ),
+    io.String.Input(
+        "label",
+        default="",
+        placeholder="0",
+        tooltip="What the latent should be taken for: one of the classifier's labels, or a class's number from 0.",
+    ),
+    *schema.inputs(NoisyClassifierGuidance),
+]
 
 
-NODES = [ClassifierGuidance, NoiseAwareClassifierGuidance]
+def by_latents(model, classifier, label, scale):
+    """Towards what a classifier of noisy latents takes for a label."""
+    return model, NoisyClassifierGuidance(host.LatentClassifier(model, classifier.strip(), label), scale)
+
+
+GUIDANCES = [
+    Guidance(CLASSIFIER, CleanClassifierGuidance, PICTURE_INPUTS, by_pictures),
+    Guidance(NOISY, NoisyClassifierGuidance, LATENT_INPUTS, by_latents),
+]
+NODES = [term_node(guidance) for guidance in GUIDANCES]

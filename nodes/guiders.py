@@ -8,9 +8,10 @@ import dataclasses
 from comfy_api.latest import io
 
 from ..guiders.classifier_free import SamplerCFG
-from ..guiders.host import make_guider
+from ..guiders.host import Term, add_term, make_guider
 from ..guiders.schedule import Schedule
 from . import schema, terms
+from .guidance import Guidance
 
 
 class CFGGuider(schema.Node):
@@ -24,45 +25,46 @@ class CFGGuider(schema.Node):
         ),
         aliases=("classifier-free guidance", "cfg", "guidance interval", "negative prompt"),
     )
-    inputs = [
+    inputs = (
         schema.MODEL_IN,
         schema.POSITIVE,
         schema.NEGATIVE,
         schema.cfg(7.0),
         *schema.window(),
         schema.SCHEDULE_IN,
-    ]
+    )
     output = schema.GUIDER_OUT
 
     @classmethod
     def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None):
-        if Schedule(start_percent, end_percent, schedule) != Schedule():
-            model = terms.term(model, SamplerCFG(), cls.about.title, start_percent, end_percent, schedule)
+        when = Schedule(start_percent, end_percent, schedule)
+        if when != Schedule():
+            model = add_term(model, Term(SamplerCFG(), when, cls.about.title))
         return make_guider(model, positive, negative, cfg)
 
 
-def guider_node(node: type[schema.Node]) -> type[schema.Node]:
-    """The guider of a term node: its inputs, with the prompts and cfg after its models."""
-    models = [given for given in node.inputs if isinstance(given, io.Model.Input)]
-    cfg = 1.0 if node.about.strength == "weight" else 4.0  # those that count as cfg does stand in its place
+def guider_node(guidance: Guidance) -> type[schema.Node]:
+    """The node model, positive, negative → GUIDER of a guidance: its inputs, with the prompts and cfg after its models."""
+    models = [given for given in guidance.inputs if isinstance(given, io.Model.Input)]
+    settings = [given for given in guidance.inputs if not isinstance(given, io.Model.Input)]
+    cfg = 1.0 if guidance.about.strength == "weight" else 4.0  # a weight counts as cfg does, and stands in its place
 
     class Guider(schema.Node):
         about = dataclasses.replace(
-            node.about,
-            node_id=f"{node.about.node_id}Guider",
-            title=f"{node.about.title} Guider",
-            summary=f"{node.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
+            guidance.about,
+            node_id=f"{guidance.about.node_id}Guider",
+            title=f"{guidance.about.title} Guider",
+            summary=f"{guidance.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
         )
-        inputs = [*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *node.inputs[len(models) :]]
+        inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
         output = schema.GUIDER_OUT
 
         @classmethod
-        def build(cls, positive, cfg, negative=None, **settings):
-            model = node.build.__func__(cls, **settings)  # under the guider's own title
-            return make_guider(model, positive, negative, cfg)
+        def build(cls, positive, cfg, negative=None, **values):
+            return make_guider(guidance.add(cls.about.title, **values), positive, negative, cfg)
 
     Guider.__name__ = Guider.__qualname__ = Guider.about.node_id
     return Guider
 
 
-NODES = [CFGGuider, *(guider_node(node) for node in terms.NODES if node.about.guider)]
+NODES = [CFGGuider, *(guider_node(guidance) for guidance in terms.GUIDANCES if guidance.about.guider)]

@@ -9,12 +9,13 @@ from ..guiders.host import with_prefix_sharing
 from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
-from .drawing import draw_layers
+from .pictures.drawing import draw_layers
 from .values import said
 
 
 def drawn(curve) -> tuple[tuple[float, float], ...]:
-    """The points of a curve of the host's; an older host gives them as they are."""
+    """The points (place, strength) of a curve of the host's. An older host gives them as they are. Raises ValueError for
+    anything else."""
     try:
         if hasattr(curve, "interp"):
             curve = [(x / 64, curve.interp(x / 64)) for x in range(65)]
@@ -37,7 +38,7 @@ class GuidanceSchedule(schema.Node):
         paper="arXiv:2404.07724",
         aliases=("guidance curve", "weight schedule", "cfg schedule", "dynamic cfg", "ramp", "noise-dependent weight"),
     )
-    inputs = [
+    inputs = (
         io.Combo.Input(
             "curve_type",
             options=["linear", "cosine", "power", "points"],
@@ -72,7 +73,7 @@ class GuidanceSchedule(schema.Node):
             tooltip="A curve drawn in the host's Curve Editor, from left (first step) to right (last step). Overrides the "
             "settings above.",
         ),
-    ]  # fmt: skip
+    )  # fmt: skip
     output = schema.SCHEDULE.Output(display_name="schedule", tooltip="For the schedule input of guidance nodes.")
 
     @classmethod
@@ -91,7 +92,7 @@ class GuidanceOptions(schema.Node):
         summary="How the guidances on a model are computed. What they give stays the same.",
         aliases=("sharing", "shared prefix", "speed", "faster pag", "debug"),
     )
-    inputs = [
+    inputs = (
         io.Model.Input("model", tooltip="A model with guidances on it, or before they are put on it."),
         io.Combo.Input(
             "sharing",
@@ -101,7 +102,7 @@ class GuidanceOptions(schema.Node):
             "positive's, all before the first layer that is perturbed, is computed once where nothing of other nodes is "
             "in the way. The log says what is shared. off: each is computed whole.",
         ),
-    ]
+    )
     output = io.Model.Output(tooltip="The model with these options.")
 
     @classmethod
@@ -119,7 +120,7 @@ class LayerMap(schema.Node):
         ),
         aliases=("layers", "blocks", "which layers", "architecture", "model structure", "unet blocks", "pag layers"),
     )
-    inputs = [
+    inputs = (
         io.Model.Input("model", tooltip="The model to look into. Nothing is changed, and nothing is loaded."),
         schema.LAYERS,
         io.Combo.Input(
@@ -136,7 +137,7 @@ class LayerMap(schema.Node):
             )
             for name in ("width", "height")
         ),
-    ]  # fmt: skip
+    )  # fmt: skip
     output = io.Image.Output("IMAGE", tooltip="The network. A UNet as its U, a transformer as its stacks of blocks.")
     further = (io.String.Output("LIST", tooltip="The layers, with what they attend over, and which are chosen."),)
     shows = True

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 
-import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 
 from ..guiders.base import About
 from ..guiders.host import Recorder, with_recorder
 from ..patches.texts import shown
 from . import schema
-from .drawing import draw_report
-from .labelled_grid import grid
+from .pictures.drawing import draw_report
+from .pictures.labelled_grid import grid
+from .pictures.tensors import as_image, as_pictures, joined
 
 REPORT = io.Custom("BEYOND_CFG_REPORT")
 STEP = re.compile(r"-?\d{1,9}", re.ASCII)
@@ -29,7 +28,7 @@ class GuidanceRecorder(schema.Node):
         ),
         aliases=("measure guidance", "debug", "record", "report", "log"),
     )
-    inputs = [
+    inputs = (
         io.Model.Input("model", tooltip="The model with its guidances."),
         io.String.Input(
             "predictions_at",
@@ -37,7 +36,7 @@ class GuidanceRecorder(schema.Node):
             tooltip="Steps, from 0, at which the positive, negative and guided predictions are kept to look at; -1 is the "
             "last. Empty: none.",
         ),
-    ]
+    )
     output = io.Model.Output(tooltip="The model, for the sampler or guider.")
     further = (REPORT.Output(display_name="report", tooltip="For Guidance Report: what is heard in the run to come."),)
 
@@ -60,7 +59,7 @@ class GuidanceReport(schema.Node):
         ),
         aliases=("plot guidance", "debug", "analyse", "analyze", "angles", "statistics", "look at the negative"),
     )
-    inputs = [
+    inputs = (
         REPORT.Input("report", tooltip="From Guidance Recorder."),
         io.Latent.Input("samples", tooltip="What the sampler made, so that the report comes after it."),
         io.String.Input(
@@ -68,7 +67,7 @@ class GuidanceReport(schema.Node):
             default="guidance/report",
             tooltip="Where in the output folder the numbers go, as .csv and .json. Empty: no file.",
         ),
-    ]
+    )
     output = io.Image.Output("IMAGE", tooltip="Sizes, angles and cost, step by step.")
     further = (
         io.Latent.Output(
@@ -88,8 +87,7 @@ class GuidanceReport(schema.Node):
                 "Recorder"
             )
         picture = draw_report(report)
-        kept = [value for step in sorted(report.predictions) for value in report.predictions[step].values()]
-        predictions = {"samples": torch.cat(kept)} if kept else samples
+        predictions = {"samples": joined(report.predictions)} if any(report.predictions.values()) else samples
         files = report.save(filename_prefix.strip()) if filename_prefix.strip() else []
         names = "\n".join(str(path) for path in files)
         return io.NodeOutput(picture, predictions, names, ui=ui.PreviewImage(picture, cls=cls))
@@ -102,7 +100,7 @@ class GuidanceGrid(schema.Node):
         summary="Pictures side by side with labels, for comparisons on one seed and for sweeps.",
         aliases=("compare", "comparison", "xy plot", "contact sheet", "A/B", "labelled grid", "sweep"),
     )
-    inputs = [
+    inputs = (
         io.Image.Input(
             "images",
             tooltip="The pictures, in rows from left to right, top to bottom. Several nodes' pictures can be joined with "
@@ -123,7 +121,7 @@ class GuidanceGrid(schema.Node):
             tooltip="Labels of the rows, one per line. Empty: none.",
         ),
         io.String.Input("title", default="", tooltip="A line above all. Empty: none."),
-    ]
+    )
     output = io.Image.Output("IMAGE", tooltip="The grid.")
     shows = True
 
@@ -136,12 +134,9 @@ class GuidanceGrid(schema.Node):
             raise ValueError(
                 f"rows has {len(rows)} lines, and {len(images)} pictures in {across} columns make {down} rows"
             )
-        pixels = (images.float().nan_to_num() * 255).round().clamp(0, 255).byte().cpu().numpy()
-        cells = [Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture) for picture in pixels]
+        cells = as_pictures(images)
         labelled = [(rows[at] if rows else "", cells[at * across : (at + 1) * across]) for at in range(down)]
-        sheet = grid(labelled, columns, title)
-        pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-        picture = pixels.view(1, sheet.height, sheet.width, 3).float() / 255
+        picture = as_image(grid(labelled, columns, title))
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 

@@ -13,8 +13,8 @@ from server import PromptServer
 
 from ..guiders.schedule import Curve
 from ..patches.texts import shown
-from .drawing import draw_schedule, png
 from .helpers import GuidanceSchedule
+from .pictures.drawing import draw_schedule, png
 
 SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
 DRAWING = ThreadPoolExecutor(1, "beyond_cfg_schedule")  # one at a time, while the server answers others
@@ -38,10 +38,12 @@ def _read(given: io.Input, text: str) -> float | str:
 
 @functools.lru_cache(maxsize=32)
 def picture_of(curve: Curve) -> bytes:
+    """The curve as a PNG."""
     return png(draw_schedule(curve))
 
 
 def add_routes() -> None:
+    """Let the host's server answer /beyond_cfg_schedule. Does nothing where the host runs without a server."""
     if getattr(PromptServer, "instance", None) is None:  # without a page
         return
 

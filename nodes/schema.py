@@ -1,13 +1,15 @@
-"""What the pack's nodes have in common: their inputs' words, and how a method's declared fields become inputs."""
+"""What the pack's nodes have in common: the inputs that many of them have, how the fields of a method become inputs and the
+values of inputs become its fields, and the class of all nodes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..guiders.base import About
+from ..guiders.base import About, strength_of
 from .values import check
 
 CATEGORY = "Beyond CFG"
@@ -32,6 +34,7 @@ LAYERS = io.String.Input(
 
 
 def cfg(default: float) -> io.Float.Input:
+    """The weight of the sampler's own CFG, which a guider node sets."""
     return io.Float.Input(
         "cfg",
         default=default,
@@ -45,7 +48,8 @@ def cfg(default: float) -> io.Float.Input:
 
 
 def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
-    common = {"min": 0.0, "max": 1.0, "step": 0.001, "round": 0.0001}
+    """Where in sampling a guidance acts, as fractions of sampling, with these defaults."""
+    common: dict[str, Any] = {"min": 0.0, "max": 1.0, "step": 0.001, "round": 0.0001}
     return [
         io.Float.Input(
             "start_percent",
@@ -72,7 +76,7 @@ SCHEDULE_IN = SCHEDULE.Input(
 
 
 def strength(about: About) -> io.Float.Input:
-    """The strength of a guidance by a worse prediction, as its paper counts it."""
+    """The input for the strength of a guidance, as its paper counts it."""
     return io.Float.Input(
         about.strength,
         default=about.default,
@@ -85,14 +89,43 @@ def strength(about: About) -> io.Float.Input:
     )
 
 
-def inputs(method: type) -> list:
-    """One input for each field of `method` that was declared with `param`."""
-    return [_input(field) for field in dataclasses.fields(method) if field.metadata]
+def scale(about: About, value: float) -> float:
+    """The s of D + s (D₊ − D₋), from the value of the input `strength(about)`."""
+    return value - about.off
 
 
-def _input(field: dataclasses.Field):
-    common = {"default": field.default, "tooltip": field.metadata["help"]}
-    limits = {"min": field.metadata["low"], "max": field.metadata["high"], "step": field.metadata["step"]}
+def inputs(method: Any) -> list[io.Input]:
+    """One input for each field of `method` that `param` declares with a tooltip. A rule's strength may have none: then the
+    rule's `about` declares its input, which stands first."""
+    shown = [_input(field) for field in _shown(method)]
+    return [strength(method.about), *shown] if _strength_without_tooltip(method) else shown
+
+
+def settings(method: Any, values: dict) -> dict:
+    """The fields of `method` that `inputs` shows, by name, from the values of all inputs of a node."""
+    found = {field.name: values[field.name] for field in _shown(method)}
+    if field := _strength_without_tooltip(method):
+        found[field.name] = field.metadata["off"] + scale(method.about, values[method.about.strength])
+    return found
+
+
+def _shown(method: type) -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(method) if field.metadata.get("help")]
+
+
+def _strength_without_tooltip(method: Any) -> dataclasses.Field | None:
+    """The strength of a rule whose `about` declares the input for it."""
+    field = strength_of(method)
+    return field if field is not None and method.about is not None and not field.metadata["help"] else None
+
+
+def _input(field: dataclasses.Field) -> io.Input:
+    common: dict[str, Any] = {"default": field.default, "tooltip": field.metadata["help"]}
+    limits: dict[str, Any] = {
+        "min": field.metadata["low"],
+        "max": field.metadata["high"],
+        "step": field.metadata["step"],
+    }
     if field.metadata["choices"]:
         return io.Combo.Input(field.name, options=list(field.metadata["choices"]), **common)
     if isinstance(field.default, bool):
@@ -109,7 +142,7 @@ class Node(io.ComfyNode):
     """
 
     about: About
-    inputs: list
+    inputs: Sequence[Any]  # of io.Input
     output: io.Output
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
@@ -117,20 +150,22 @@ class Node(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        """What the host asks every node for: its identity, its inputs and its outputs."""
         return io.Schema(
             node_id=cls.about.node_id,
             display_name=cls.about.title,
             category=CATEGORY,
             description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
-            inputs=cls.inputs,
+            inputs=[*cls.inputs],
             outputs=[cls.output, *cls.further],
             is_output_node=cls.shows,
         )
 
     @classmethod
     def built(cls, **inputs):
-        """What `build` makes of these values. Raises ValueError also for those that no input of its kind may have."""
+        """What `build` makes of these values. Raises ValueError for a value that its input may not have, and where `build`
+        raises it."""
         for given in cls.inputs:
             if given.id in inputs:
                 check(given, inputs[given.id])
@@ -138,6 +173,7 @@ class Node(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
+        """What the host calls to run the node. Raises ValueError as `built`, with the node's title in front."""
         try:
             built = cls.built(**inputs)
             return built if isinstance(built, io.NodeOutput) else io.NodeOutput(built)

@@ -1,10 +1,11 @@
-"""What a node may be given. Asked of every value before any node is built with it, since a link may carry anything."""
+"""Which values an input may have. A node checks each before it builds anything, since a link may carry anything."""
 
 from __future__ import annotations
 
 import numbers
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -14,7 +15,7 @@ from ..guiders.schedule import Curve
 from ..patches.texts import shown
 
 LONGEST = 20_000  # characters of a text
-HALF = re.compile("[\ud800-\udfff]")  # which no file and no answer of the server can hold
+HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: no file and no answer of the server can hold it
 
 
 def check(given: io.Input, value) -> None:
@@ -31,7 +32,7 @@ def check(given: io.Input, value) -> None:
 
 
 def said(value) -> str:
-    """A value in an error: what is no text and no number by what it is."""
+    """A value as an error names it: a text or a number itself, anything else by its type."""
     if value is None:
         return "empty"
     if isinstance(value, str):
@@ -39,20 +40,30 @@ def said(value) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor {[*value.shape]} of {value.dtype}"
     if isinstance(value, numbers.Real):
-        return "beyond all range" if isinstance(value, int) and abs(value) > 10**30 else str(value)
+        return "beyond all range" if isinstance(value, int) and not -(10**30) <= value <= 10**30 else str(value)
     return f"of the type {type(value).__name__}"
 
 
 def _wanted(given: io.Input) -> tuple[Callable[[object], bool], str]:
-    """(what tells whether a value will do, what it must be in words)."""
+    """(a function that says whether a value will do, what it must be in words)."""
     if isinstance(given, (io.Float.Input, io.Int.Input)):
         low, high, whole = given.min, given.max, isinstance(given, io.Int.Input)
         kind = numbers.Integral if whole else numbers.Real
         words = f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
-        return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high, words
+        return (
+            lambda value: isinstance(value, kind) and not isinstance(value, bool) and _between(low, value, high),
+            words,
+        )
     if isinstance(given, io.Combo.Input):
-        return lambda value: isinstance(value, str) and value in given.options, f"one of {', '.join(given.options)}"
+        return (
+            lambda value: isinstance(value, str) and value in given.options,
+            f"one of {', '.join(map(str, given.options))}",
+        )
     return KINDS.get(given.get_io_type(), (lambda value: True, ""))
+
+
+def _between(low: float, value: Any, high: float) -> bool:
+    return low <= value <= high
 
 
 def _having(*names: str) -> Callable[[object], bool]:

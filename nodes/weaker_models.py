@@ -22,7 +22,7 @@ class PostHocEMA(schema.Node):
         paper="arXiv:2312.02696",
         aliases=("EMA", "EDM2", "power function EMA", "average checkpoints", "merge snapshots", "weaker model"),
     )
-    inputs = [
+    inputs = (
         io.String.Input(
             "snapshots",
             multiline=True,
@@ -59,7 +59,7 @@ class PostHocEMA(schema.Node):
                 "more of the training. Much below snapshot_ema what comes out is mostly noise."
             ),
         ),
-    ]
+    )
     output = io.Model.Output(tooltip="The averaged model, at the time of the last snapshot.")
 
     @classmethod
@@ -79,7 +79,7 @@ class DegradedModel(schema.Node):
         paper="arXiv:2406.02507",
         aliases=("weak model", "bad version", "input noise", "dropout", "quantise", "fewer layers", "skip layers"),
     )
-    inputs = [
+    inputs = (
         io.Model.Input(
             "model", tooltip="The model to make worse. It stays as it is; what comes out is a version of it."
         ),
@@ -128,7 +128,7 @@ class DegradedModel(schema.Node):
             max=2**64 - 1,
             tooltip="For input noise and dropout: what is drawn in each step. The sampler's seed has no part in it.",
         ),
-    ]
+    )
     output = io.Model.Output(
         tooltip="The worse model, for the weak_model of Autoguidance, or to look at what it makes."
     )

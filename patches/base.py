@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,10 +40,21 @@ class About:
         return {"scale": 0.0, "weight": 1.0}[self.strength]
 
 
-def param(default, tooltip: str, *, low=None, high=None, step=None, choices: tuple[str, ...] = ()):
-    """A field of a method that its node shows as an input: tooltip, for numbers a finite range, for texts choices."""
-    metadata = {"help": tooltip, "low": low, "high": high, "step": step, "choices": choices}
+def param(
+    default, tooltip: str = "", *, low=None, high=None, step=None, choices: tuple[str, ...] = (), off=None
+) -> Any:
+    """A field of a method that a user sets. A number has a finite range, a text has choices.
+
+    tooltip: of its input. Without one the field is the strength that `About` declares, and has that input.
+    off: for the strength of a rule, the value at which the rule does nothing.
+    """
+    metadata = {"help": tooltip, "low": low, "high": high, "step": step, "choices": choices, "off": off}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def strength_of(method: type) -> dataclasses.Field | None:
+    """The field of a rule that is its strength: the one that `param` declares with `off`. None where there is none."""
+    return next((field for field in dataclasses.fields(method) if field.metadata.get("off") is not None), None)
 
 
 def check_params(method) -> None:

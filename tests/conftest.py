@@ -119,13 +119,21 @@ def supports(record_property):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Under --update-support, what the tests have shown of this host goes into golden/support.json."""
+    """The notes of tests that passed. Under --update-support, what the tests have shown of this host goes into
+    golden/support.json."""
+    for report in terminalreporter.getreports("passed"):
+        for name, note in report.user_properties if report.when == "call" else ():
+            if name == "note" and note:
+                terminalreporter.write_line(note)
     if not config.getoption("--update-support"):
         return
     found: dict[str, dict[str, str]] = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            for _, (architecture, method, can) in report.user_properties if report.when == "call" else ():
+            for name, shown in report.user_properties if report.when == "call" else ():
+                if name != "support":
+                    continue
+                architecture, method, can = shown
                 methods = found.setdefault(architecture, {})
                 can = can if outcome == "passed" else "no"
                 methods[method] = can if methods.get(method, "yes") == "yes" else methods[method]

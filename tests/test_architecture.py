@@ -105,9 +105,9 @@ def test_a_file_imports_only_what_the_house_allows(path):
         elif top == "folder_paths":
             assert is_host(name), f"{name} imports {other}"
         elif top == "matplotlib":
-            assert name == "nodes.drawing", f"{name} imports {other}"
+            assert name == "nodes.pictures.drawing", f"{name} imports {other}"
         elif top == "PIL":
-            assert name in ("nodes.labelled_grid", "nodes.report"), f"{name} imports {other}"
+            assert name in ("nodes.pictures.labelled_grid", "nodes.pictures.tensors"), f"{name} imports {other}"
         elif top in ("aiohttp", "server"):
             assert name == "nodes.routes", f"{name} imports {other}"
         else:

@@ -1,5 +1,6 @@
 """Everything in the repository that is made of code, registries and results; python dev.py docs runs this.
 
+web/docs/*.md, README.md      the skeletons of what a new node lacks there
 locales/                      the nodes' texts for the page
 README.md, web/docs/*.md      the tables of what works where, of costs, and of the evidence
 benchmarks/layer_map.jpg      README's Layer Maps
@@ -13,9 +14,9 @@ from .imports import as_pack, with_host
 def main() -> None:
     as_pack()
     with_host(os.environ["COMFYUI_PATH"], "--cpu", "--disable-api-nodes")
-    from pack.tools import layer_map, locales, support  # pyright: ignore[reportMissingImports]
+    from pack.tools import layer_map, locales, skeletons, support  # pyright: ignore[reportMissingImports]
 
-    for part in (locales, support, layer_map):
+    for part in (skeletons, locales, support, layer_map):
         part.write()
 
 

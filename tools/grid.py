@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", action="append", required=True, metavar=("LABEL", "PICTURE"))
     options = parser.parse_args()
     as_pack()
-    from pack.nodes.labelled_grid import grid  # pyright: ignore[reportMissingImports]
+    from pack.nodes.pictures.labelled_grid import grid  # pyright: ignore[reportMissingImports]
 
     rows = [(label, [Image.open(path) for path in paths]) for label, *paths in options.rows]
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ def write() -> None:
     from PIL import Image
     from torch import device, float16
 
-    from ..nodes.drawing import draw_layers
+    from ..nodes.pictures.drawing import draw_layers
     from ..patches.host import layer_map
 
     pictures = []

@@ -1,5 +1,6 @@
-"""Write locales/: the nodes' texts for the host's page, in English and, by a catalogue of sentences, in Chinese.
+"""Write locales/: the nodes' texts for the host's page in Chinese, by a catalogue of sentences.
 
+English needs no file: wherever the page looks for a text in locales/, it falls back to the schema's own.
 locales/zh/sentences.json has each English sentence once, with its translation; it is written by hand. Inputs keep
 their ids as names, so these are left out, as are those of outputs that are called by their type: the page knows both.
 """
@@ -36,44 +37,47 @@ def texts(schema) -> dict:
 
 
 def sentences(text: str) -> list[str]:
+    """The sentences of a text, which are translated one by one."""
     return re.split(r"(?<=\.) ", text)
 
 
-def readable(entry: dict) -> dict:
-    """Without the texts that the page would not take as they are: it then shows the schema's, which it does not compile."""
+def translated(entry: dict, catalogue: dict[str, str]) -> dict:
+    """The texts of `entry` in Chinese. A sentence without a translation stays in English. A text without any Chinese, and
+    one that the page would not take as it is, is left out: the page then shows the schema's own."""
     found = {}
     for key, value in entry.items():
         if isinstance(value, dict):
-            found[key] = readable(value)
-        elif not SYNTAX.search(value):
-            found[key] = value
+            inner = translated(value, catalogue)
+            found |= {key: inner} if inner else {}
+        elif any(sentence in catalogue for sentence in sentences(value)):
+            text = _in_chinese(value, catalogue)
+            found |= {} if SYNTAX.search(text) else {key: text}
     return found
 
 
-def translated(entry: dict, catalogue: dict[str, str]) -> dict:
-    """Raises ValueError with every sentence that the catalogue lacks."""
+def _in_chinese(text: str, catalogue: dict[str, str]) -> str:
+    parts = []
+    for sentence in sentences(text):
+        if paper := PAPER.fullmatch(sentence):
+            parts.append(f"（{paper[1]}）")
+        else:
+            parts.append(catalogue.get(sentence, f" {sentence} "))
+    return "".join(parts).strip()
+
+
+def untranslated(entry: dict, catalogue: dict[str, str]) -> list[str]:
+    """The sentences of `entry` that the catalogue lacks, each once."""
     missing = []
-
-    def translate(value):
+    for value in entry.values():
         if isinstance(value, dict):
-            return {key: translate(inner) for key, inner in value.items()}
-        found = []
-        for sentence in sentences(value):
-            if paper := PAPER.fullmatch(sentence):
-                found.append(f"（{paper[1]}）")
-            elif sentence in catalogue:
-                found.append(catalogue[sentence])
-            else:
-                missing.append(sentence)
-        return "".join(found)
-
-    result = translate(entry)
-    if missing:
-        raise ValueError("zh/sentences.json has no translation of:\n" + "\n".join(dict.fromkeys(missing)))
-    return result
+            missing += untranslated(value, catalogue)
+        else:
+            missing += [one for one in sentences(value) if one not in catalogue and not PAPER.fullmatch(one)]
+    return list(dict.fromkeys(missing))
 
 
 def catalogue() -> dict[str, str]:
+    """English sentence → Chinese. A name that is the same in both stands there too."""
     return json.loads((FOLDER / "zh" / "sentences.json").read_text("utf-8"))
 
 
@@ -82,8 +86,6 @@ def files(schemas: list) -> dict[str, str]:
     nodes = {schema.node_id: texts(schema) for schema in schemas}
     categories = {"nodeCategories": {schema.category: schema.category for schema in schemas}}
     found = {
-        "en/nodeDefs.json": readable(nodes),
-        "en/main.json": categories,
         "zh/nodeDefs.json": translated(nodes, catalogue()),
         "zh/main.json": translated(categories, catalogue()),
     }

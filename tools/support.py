@@ -6,27 +6,50 @@ python dev.py docs
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
+from ..guiders import RULES
+from ..patches import PERTURBATIONS
 from ..patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE
+from ..patches.base import About, AttentionPerturbation, BlockPerturbation, TimePerturbation
 from .places import ROOT
 
-METHODS = ("PAG", "SEG", "SAG", "Skip Layer", "TSG")
 BEGIN, END = "<!-- support: made by tools/support.py -->", "<!-- /support -->"
+
+
+def inside_the_network() -> list[About]:
+    """The methods that reach into the network, so that they depend on its architecture: perturbations by their kind, and
+    after those of the attention the rules that observe it."""
+    of_kind = {
+        kind: [method.about for method in PERTURBATIONS if issubclass(method, kind)]
+        for kind in (AttentionPerturbation, BlockPerturbation, TimePerturbation)
+    }
+    observing = [
+        rule.about for rule in RULES if rule.about and any(field.name == "observation" for field in fields(rule))
+    ]
+    return [*of_kind[AttentionPerturbation], *observing, *of_kind[BlockPerturbation], *of_kind[TimePerturbation]]
+
+
+def node_ids() -> set[str]:
+    """The nodes whose help page has the table."""
+    return {about.node_id for about in inside_the_network()} | {"BeyondCFGLayerMap"}
 
 
 def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> str:
     """host version → architecture → method → what its tests have shown. `skip`: with the layers that are skipped."""
     versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
     architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
-    lines = [f"| | `auto` | {' | '.join(METHODS)} | ComfyUI |", f"|---|---|{'---|' * len(METHODS)}---|"]
+    tried = {method for version in versions for methods in found[version].values() for method in methods}
+    shown = [about.title for about in inside_the_network() if about.title in tried]
+    lines = [f"| | `auto` | {' | '.join(shown)} | ComfyUI |", f"|---|---|{'---|' * len(shown)}---|"]
     for name in architectures:
         row = next(row for row in ARCHITECTURES if row.name == name)
         auto, source = (row.auto_skip, row.skip_source) if skip else (row.auto, row.source)
         auto = f"`{auto}`" + " *" * (source == RULE)
         on = [version for version in versions if name in found[version]]
-        cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in METHODS]
-        if skip and cells[METHODS.index("Skip Layer")] == "no":
+        cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in shown]
+        if skip and cells[shown.index("Skip Layer")] == "no":
             auto = ""
         lines.append(f"| {name} | {auto} | {' | '.join(cells)} | {_range(on)} |")
     refused = (f"{path.rpartition('.')[2]}: {why}" for path, why in REFUSED.items())

@@ -18,7 +18,7 @@ from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step, WeakModelRef
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.independent_condition import Pool
 from pack.guiders.schedule import Interval
-from pack.guiders.self_attention import blur
+from pack.guiders.self_attention import Degraded, blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import AttentionCall, Moment
 from pack.tests.toy import Gaussian, Mixture, Seen, Toy, Worse
@@ -227,11 +227,11 @@ def test_draws_depend_on_seed_step_and_sample_and_leave_the_global_generator_alo
     state = torch.random.get_rng_state()
     pool, moment, prediction = Pool(seed=3), Moment(7, 2), latent(4, 4, 8, 6)
     noise = moment.normal(torch.empty(4, 5), "salt")
-    masks = SelfAttentionGuidance(0.7, 2.0, "random").degraded.source.where(prediction, prediction, at(prediction))
+    masks = Degraded(2.0, "random", None).where(prediction, prediction, at(prediction))
     for samples in (1, 2, 3):
         assert torch.equal(moment.normal(torch.empty(samples, 5), "salt"), noise[:samples])
         few = prediction[:samples]
-        part = SelfAttentionGuidance(0.7, 2.0, "random").degraded.source.where(few, few, at(few))
+        part = Degraded(2.0, "random", None).where(few, few, at(few))
         assert torch.equal(part, masks[:samples])
     assert torch.equal(torch.random.get_rng_state(), state)
     others = [Moment(8, 2), Moment(7, 3)]

@@ -1,6 +1,8 @@
 """Laws of every registered rule, on exact denoisers."""
 
 import dataclasses
+import functools
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -8,38 +10,57 @@ import pytest
 import torch
 from pack.guiders import (
     RULES,
-    AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
-    GuidanceRescale,
-    IndependentConditionGuidance,
     NoisyClassifierGuidance,
     PerturbationGuidance,
-    SelfAttentionGuidance,
-    WeakModelGuidance,
 )
-from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
+from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step, strength_of
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
+from pack.tests.contracts import faults_of_rule
 from pack.tests.toy import Gaussian, Mixture, Toy, Worse
-
-NEUTRAL = {"weight": 1.0, "scale": 0.0, "amount": 0.0, "eta": 1.0}  # by the name of a rule's strength
 
 
 @dataclass(frozen=True)
 class Example:
-    """A setting of a rule that acts, and which of its fields is its strength."""
+    """A setting of a rule that acts, and the field that is its strength."""
 
-    settings: dict
+    rule: type[GuidanceRule]
     strength: str
-    affine: bool = True  # in its strength
-    difference: bool = True  # what it adds is one of predictions, and nothing where they are equal
-    after: tuple[GuidanceRule, ...] = ()  # what it acts on, where it does on what other rules made
-    sums: bool = False  # over the latent, so that the order of its elements changes the last bits
+    off: float  # the strength that does nothing
+    settings: dict
 
     def of(self, rule: type, **changes) -> GuidanceRule:
         return rule(**(self.settings | changes))
+
+    @functools.cached_property
+    def after(self) -> tuple[GuidanceRule, ...]:
+        """What it is laid over: nothing, or where it leaves a single prediction as it is, what CFG has made."""
+        setting, x = self.of(self.rule), latent(6, 5)
+        alone = torch.allclose(folded((setting,), x, toy(setting)), folded((), x, toy(setting)))
+        return (ClassifierFreeGuidance(4.0),) if alone else ()
+
+    @property
+    def is_factor(self) -> bool:
+        """Whether its strength is what the pack calls a scale or a weight, which promises that it is linear."""
+        return self.strength in ("scale", "weight")
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is made of predictions at one x alone, the positive and others."""
+        branches = self.of(self.rule).branches()
+        return branches != (POSITIVE,) and all(branch.source is None for branch in branches)
+
+    @functools.cached_property
+    def is_local(self) -> bool:
+        """Whether each element of the result comes from that element alone, so that there is no sum whose order counts."""
+        setting, x = self.of(self.rule), latent(6, 5)
+        x[..., 0, 0] += 1.0
+        elsewhere = guided(setting, x) == guided(setting, latent(6, 5))
+        elsewhere[..., 0, 0] = True
+        return bool(elsewhere.all())
 
 
 class Likely:
@@ -49,20 +70,25 @@ class Likely:
         return lambda step: torch.nn.functional.logsigmoid(step.x).flatten(1).sum(1)
 
 
-LIKELY = {"classifier": Likely(), "scale": 3.0}
-EXAMPLES = {
-    ClassifierFreeGuidance: Example({"weight": 4.0}, "weight"),
-    PerturbationGuidance: Example({"scale": 3.0, "perturbation": Worse("any")}, "scale"),
-    WeakModelGuidance: Example({"scale": 2.0}, "scale"),
-    SelfAttentionGuidance: Example({"scale": 0.7, "mask": "global"}, "scale", sums=True, difference=False),
-    IndependentConditionGuidance: Example({"scale": 2.0}, "scale"),
-    GuidanceRescale: Example({"amount": 0.7}, "amount", affine=False, after=(ClassifierFreeGuidance(4.0),), sums=True),
-    NoisyClassifierGuidance: Example(LIKELY, "scale", difference=False),
-    CleanClassifierGuidance: Example(LIKELY, "scale", difference=False),
-    AdaptiveProjectedGuidance: Example(
-        {"eta": 0.0}, "eta", affine=False, after=(ClassifierFreeGuidance(4.0),), sums=True
-    ),
+MADE_WITH = {  # what a rule needs that has no default, or the host gives it
+    PerturbationGuidance: {"perturbation": Worse("any")},
+    NoisyClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
+    CleanClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
 }
+
+
+def example_of(rule: type[GuidanceRule]) -> Example:
+    """The rule at its defaults, but that its strength is never the one that is off."""
+    strength = strength_of(rule)
+    assert strength, f"{rule.__name__}: no field is its strength; declare one by param(..., off=...)"
+    off = strength.metadata["off"]
+    settings = dict(MADE_WITH.get(rule, {}))
+    if strength.default == off:
+        settings.setdefault(strength.name, min(off + 3.0, strength.metadata["high"]))
+    return Example(rule, strength.name, off, settings)
+
+
+EXAMPLES = {rule: example_of(rule) for rule in RULES if not inspect.isabstract(rule)}
 EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
 SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
 SIGMA = 1.5
@@ -87,8 +113,9 @@ def folded(rules: tuple[GuidanceRule, ...], x: torch.Tensor, evaluate: Toy) -> t
     return GuidanceRun((rule, Interval()) for rule in rules)(Step(x, SIGMA, SIGMA), evaluate)
 
 
-def test_every_rule_has_an_example_here():
-    assert set(EXAMPLES) == set(RULES)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_has_the_functions_of_its_contract_and_no_others(rule):
+    assert not faults_of_rule(rule)
 
 
 @EVERY
@@ -104,7 +131,7 @@ def test_a_rule_is_a_hashable_setting_that_cannot_change_and_acts_in_its_example
 
 @EVERY
 def test_neutral_is_the_positive_prediction_exactly_and_asks_for_nothing(rule, example):
-    neutral = example.of(rule, **{example.strength: NEUTRAL[example.strength]})
+    neutral = example.of(rule, **{example.strength: example.off})
     assert neutral.branches() == ()
     x, evaluate = latent(6, 5), toy(example.of(rule))
     assert torch.equal(folded((neutral,), x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
@@ -133,7 +160,7 @@ def test_permuting_the_batch_permutes_the_result(rule, example, spatial):
 def test_transposing_the_picture_transposes_the_result(rule, example, spatial):
     x = latent(*spatial)
     result, expected = guided(example.of(rule), x.mT), guided(example.of(rule), x).mT
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14 if example.sums else 0)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0 if example.is_local else 1e-14)
 
 
 @EVERY
@@ -166,21 +193,21 @@ def test_the_dtype_of_the_predictions_is_kept_and_half_precision_is_near_the_exa
     assert (result.double() - exact).abs().max() < 40 * torch.finfo(dtype).eps
 
 
-AFFINE = [(rule, example) for rule, example in EXAMPLES.items() if example.affine]
+AFFINE = [(rule, example) for rule, example in EXAMPLES.items() if example.is_factor]
 
 
 @pytest.mark.parametrize("strength", [0.5, 2.0, 7.5, 100.0])
 @pytest.mark.parametrize("rule, example", AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
 def test_the_result_is_affine_in_the_strength(rule, example, strength):
     x = latent(6, 5)
-    neutral = NEUTRAL[example.strength]
+    neutral = example.off
     at = [guided(example.of(rule, **{example.strength: value}), x, toy(example.of(rule))) for value in (neutral, 3.0)]
     expected = torch.lerp(*at, (strength - neutral) / (3.0 - neutral))
     result = guided(example.of(rule, **{example.strength: strength}), x)
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
-DIFFERENCES = [(rule, example) for rule, example in AFFINE if example.difference]
+DIFFERENCES = [(rule, example) for rule, example in AFFINE if example.compares]
 
 
 @pytest.mark.parametrize("rule, example", DIFFERENCES, ids=[rule.__name__ for rule, _ in DIFFERENCES])

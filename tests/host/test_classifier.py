@@ -24,9 +24,11 @@ from pack.guiders.host import KEY
 from pack.guiders.host import classifiers as host
 from pack.guiders.host.classifiers import heads, latents
 from pack.guiders.noisy_network import NoisyNetwork
-from pack.nodes.classifier import ClassifierGuidance, NoiseAwareClassifierGuidance
+from pack.nodes.classifier import NODES
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, network, noise_like, pag, sample
+
+ClassifierGuidance, NoiseAwareClassifierGuidance = NODES
 
 FEATURES = 16
 LABELS = ["cat", "dog", "bird"]

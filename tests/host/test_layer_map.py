@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 from comfy_api.latest import io
-from pack.nodes.drawing import CHOSEN, draw_layers
 from pack.nodes.helpers import LayerMap
+from pack.nodes.pictures.drawing import CHOSEN, draw_layers
 from pack.patches.host import layer_map, select_layers
 from pack.tests.host import networks
 from pack.tests.host.harness import network

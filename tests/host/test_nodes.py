@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pack.guiders import host
+from pack.guiders import RULES, host
+from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
 from pack.patches import PERTURBATIONS
 from pack.tests.host import networks
@@ -114,6 +115,31 @@ def test_what_a_node_builds_takes_exactly_its_inputs(node):
     assert len(set(ids)) == len(ids)
     assert named <= set(ids)
     assert named == set(ids) or any(p.kind is p.VAR_KEYWORD for p in build)
+
+
+GUIDANCES = [*terms.GUIDANCES, *classifier.GUIDANCES]
+
+
+@pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda guidance: guidance.about.node_id)
+def test_what_makes_a_guidance_takes_exactly_the_inputs_that_are_its_own(guidance):
+    parameters = inspect.signature(guidance.make).parameters
+    named = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    ids = {given.id for given in guidance.own_inputs} | {"model"}
+    assert named == ids or (named == {"model"} and len(parameters) == 2)  # the methods of registries take any
+
+
+def test_every_registered_perturbation_and_rule_has_a_node_or_a_reason_to_have_none():
+    titles = {guidance.about.title for guidance in GUIDANCES}
+    assert not [method.__name__ for method in PERTURBATIONS if method.about.title not in titles]
+    shown = {guidance.rule for guidance in GUIDANCES}
+    without = [rule.__name__ for rule in RULES if rule not in shown and rule not in terms.WITHOUT_NODE]
+    assert not without, f"{', '.join(without)}: give it an about, or a line in nodes/terms.py"
+    assert {*terms.WITHOUT_NODE} <= {*RULES} - shown and all(terms.WITHOUT_NODE.values())
+
+
+def test_every_guidance_that_says_so_has_a_guider():
+    for guidance in GUIDANCES:
+        assert (f"{guidance.about.node_id}Guider" in BY_ID) == guidance.about.guider, guidance.about.node_id
 
 
 def test_a_methods_guider_has_the_inputs_of_its_term_and_the_prompts_before_them():

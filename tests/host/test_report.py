@@ -9,7 +9,7 @@ import pytest
 import torch
 from pack.guiders.host import Recorder, trace, with_recorder
 from pack.guiders.host.recorder import Call
-from pack.nodes.labelled_grid import LARGEST_SIDE, check_size
+from pack.nodes.pictures.labelled_grid import LARGEST_SIDE, check_size
 from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
 from pack.patches.texts import shown
 from pack.tests.host import networks

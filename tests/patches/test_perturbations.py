@@ -7,12 +7,14 @@ import torch
 from pack.patches import PERTURBATIONS, BlurredQuery, IdentityAttention, MaskedAttention, base
 from pack.patches.base import About, AttentionCall, AttentionPerturbation, Moment, Perturbation
 from pack.patches.layers import Layer
+from pack.tests.contracts import faults_of_perturbation
 from torch import Tensor
 
 LAYERS = (Layer("middle", 0),)
 GRID = (3, 5)
 SIZE = 15  # tokens of the picture
-SETTINGS = [method(LAYERS) for method in PERTURBATIONS if issubclass(method, AttentionPerturbation)]
+COMPLETE = [method for method in PERTURBATIONS if not faults_of_perturbation(method)]
+SETTINGS = [method(LAYERS) for method in COMPLETE if issubclass(method, AttentionPerturbation)]
 SETTINGS += [
     BlurredQuery(LAYERS, 2.0),
     BlurredQuery(LAYERS, 2.0, "reflect"),
@@ -76,8 +78,13 @@ JOINT = pytest.mark.parametrize("before, after", PLACES[1:], ids=["text first", 
 # -------------------------------------------------------------------------------------------------------------- laws
 
 
+@pytest.mark.parametrize("method", PERTURBATIONS, ids=lambda method: method.__name__)
+def test_a_perturbation_is_of_one_kind_and_has_the_functions_of_that_kind_and_no_others(method):
+    assert not faults_of_perturbation(method)
+
+
 def test_every_perturbation_is_a_hashable_setting_with_an_introduction_of_its_own():
-    for method in PERTURBATIONS:
+    for method in COMPLETE:
         setting = method(LAYERS)
         assert isinstance(setting, Perturbation) and isinstance(setting.about, About)
         assert setting == method(LAYERS) and hash(setting) == hash(method(LAYERS))

@@ -14,11 +14,12 @@ BACKGROUND, INK = "white", "black"
 
 
 def growth(image: Image.Image, smallest: int = SMALLEST_SIDE) -> int:
+    """The whole factor by which a picture is enlarged, so that its longer side has `smallest` pixels at least."""
     return max(1, -(-smallest // max(image.size)))
 
 
 def enlarge(image: Image.Image, smallest: int = SMALLEST_SIDE) -> Image.Image:
-    """Tiny pictures grow by a whole factor: to hard pixels when very tiny, smoothly otherwise."""
+    """The picture at `growth` times its size: with hard pixels where it is very tiny, smooth otherwise."""
     factor = growth(image, smallest)
     if factor == 1:
         return image
@@ -27,7 +28,7 @@ def enlarge(image: Image.Image, smallest: int = SMALLEST_SIDE) -> Image.Image:
 
 
 def wrap(text: str, width: int, measure) -> list[str]:
-    """Lines no wider than width; a single word that is too wide is cut into pieces."""
+    """The lines of `text`, none wider than `width` as `measure` tells it. A word that is wider is cut into pieces."""
     lines, line = [], ""
     for word in text.split():
         joined = f"{line} {word}" if line else word
@@ -46,7 +47,7 @@ def wrap(text: str, width: int, measure) -> list[str]:
 
 
 def opaque(image: Image.Image) -> Image.Image:
-    """In RGB, what is transparent on the background."""
+    """The picture in RGB. Where it is transparent the background shows."""
     if "A" not in image.getbands():
         return image.convert("RGB")
     sheet = Image.new("RGB", image.size, BACKGROUND)
@@ -66,8 +67,8 @@ def check_size(width: int, height: int) -> None:
 def grid(
     rows: Sequence[tuple[str, Sequence[Image.Image]]], columns: Sequence[str] = (), title: str = ""
 ) -> Image.Image:
-    """Labels stand left of the rows and above the columns, in space that is made as large as they need. Raises ValueError
-    where that makes the whole too large."""
+    """One picture in RGB of all `rows`, each a label and its pictures. Labels stand left of the rows and above the columns,
+    in space as large as they need. Raises ValueError where the whole is too large."""
     count = max([len(columns), *(len(images) for _, images in rows)])
     cells = [image for _, images in rows for image in images]
     cell_width = max((image.width * growth(image) for image in cells), default=SMALLEST_SIDE)
@@ -77,7 +78,7 @@ def grid(
     # Pillow before 10.1 has one small default font and no size for it.
     sized = "size" in inspect.signature(ImageFont.load_default).parameters
     font = ImageFont.load_default(size=max(14, cell_width // 14)) if sized else ImageFont.load_default()
-    line_height = font.getbbox("Ågjy")[3] + 2
+    line_height = int(font.getbbox("Ågjy")[3]) + 2
 
     label_width = max(cell_width // 2, SMALLEST_SIDE)
     labels = [wrap(label, label_width, font.getlength) for label, _ in rows]

@@ -10,8 +10,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ..guiders.schedule import Curve
-from ..patches.layer_map import LayerMap
+from ...guiders.schedule import Curve
+from ...patches.layer_map import LayerMap
 
 CHOSEN, OTHER, WITHOUT, INK = "#e8590c", "#adb5bd", "#f1f3f5", "#212529"
 WIDTH = 40  # blocks of a transformer in one row
@@ -19,7 +19,8 @@ RENDERING = threading.Lock()  # matplotlib's fonts are no one thread's own
 
 
 def draw_layers(layer_map: LayerMap) -> Tensor:
-    """A UNet as its U, one level for each resolution; a transformer as its stacks. Chosen layers are coloured."""
+    """A network, [1, height, width, 3]: a UNet as its U with one level for each resolution, a transformer as its stacks.
+    Chosen layers are coloured. Raises ValueError without matplotlib, as all that draws here."""
     is_unet = ("middle", 0) in layer_map.grids
     places = _unet_places(layer_map) if is_unet else _transformer_places(layer_map)
     columns, rows = (max(place[axis] for place in places.values()) + 1 for axis in (0, 1))
@@ -64,7 +65,7 @@ def _transformer_places(layer_map: LayerMap) -> dict:
 
 
 def draw_schedule(curve: Curve):
-    """The curve, from the first step on the left to the last on the right."""
+    """The curve as a figure of matplotlib, from the first step on the left to the last on the right."""
     low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, max(1.1 * curve.points[-1][0], 1e-3))
     places = [low + (high - low) * at / 200 for at in range(201)]
     figure = _figure(4.2, 1.9)
@@ -85,7 +86,7 @@ def draw_schedule(curve: Curve):
 
 
 def draw_report(recorder) -> Tensor:
-    """Of a guiders.host Recorder: sizes, angles and cost of each model call."""
+    """What a Recorder holds, [1, height, width, 3]: the size and angle of each guidance and the cost of each model call."""
     calls, names = recorder.calls, recorder.names
     colors = {name: f"C{at}" for at, name in enumerate(names)}
     pairs = list(dict.fromkeys(pair for call in calls for pair in call.angles()))
@@ -124,7 +125,7 @@ def draw_report(recorder) -> Tensor:
 
 
 def _figure(width: float, height: float):
-    """In inches."""
+    """An empty figure of this size in inches."""
     try:
         from matplotlib.figure import Figure  # without pyplot, whose figures stay until closed
     except ImportError:
@@ -141,6 +142,7 @@ def _rectangle(*args, **kwargs):
 
 
 def png(figure) -> bytes:
+    """The file of a figure."""
     file = io.BytesIO()
     with RENDERING:
         figure.savefig(file, format="png")

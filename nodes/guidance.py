@@ -1,0 +1,49 @@
+"""One guidance as the user sees it: the inputs of its node, and how their values become a rule on the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..guiders.base import About
+from ..guiders.host import Term, add_term
+from ..guiders.schedule import Schedule
+from . import schema
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What the nodes of one guidance are made of: the one that gives a MODEL, and where `about` says so a guider."""
+
+    about: About
+    rule: type  # what is put on the model
+    own_inputs: Sequence[io.Input]  # those that are not the model and not where in sampling it acts
+    make: Callable  # (model, **values of own_inputs) → (the model that the rule goes on, the rule)
+
+    @property
+    def inputs(self) -> tuple[io.Input, ...]:
+        """All inputs of the node, in the order in which it shows them."""
+        required = [given for given in self.own_inputs if not given.optional]
+        optional = [given for given in self.own_inputs if given.optional]
+        return (schema.MODEL_IN, *required, *schema.window(*self.about.window), *optional, schema.SCHEDULE_IN)
+
+    def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, **values):
+        """A copy of `model` with this guidance on it, under its node's title. Raises ValueError for what cannot work."""
+        model, rule = self.make(model, **values)
+        return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title))
+
+
+def term_node(guidance: Guidance) -> type[schema.Node]:
+    """The node MODEL → MODEL of a guidance."""
+
+    class TermNode(schema.Node):
+        about, inputs, output = guidance.about, guidance.inputs, schema.MODEL_OUT
+
+        @classmethod
+        def build(cls, **values):
+            return guidance.add(cls.about.title, **values)
+
+    TermNode.__name__ = TermNode.__qualname__ = guidance.about.node_id
+    return TermNode

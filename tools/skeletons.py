@@ -1,0 +1,80 @@
+"""Skeletons of what a new node needs beside its code: its help page, and its row in the README.
+
+What can be computed stands in them: titles, inputs with their tooltips, the paper, the equation. The rest says that it
+is to be written; completeness.py lists it. What exists is never written over.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from . import locales, support
+from .completeness import PAPER, UNWRITTEN, rows_of, titles_in
+from .places import ROOT
+
+
+def help_page(schema) -> str:
+    """The help page of a node, in Markdown, with what its schema and its method's file know."""
+    summary = PAPER.sub("", schema.description).strip()
+    inputs = [f"| `{given.id}` | {_cell(given.tooltip)} |" for given in schema.inputs]
+    parts = [f"# {schema.display_name}", summary]
+    if schema.node_id.endswith("Guider"):
+        term = schema.display_name.removesuffix(" Guider")
+        parts.append(
+            f"It makes the same picture as the node **{term}** on the model with ComfyUI's own CFG Guider. The page of "
+            f"**{term}** has when to use it, good values, formula and limits."
+        )
+    else:
+        parts += ["## When to use it", UNWRITTEN]
+    parts += ["## Inputs", "\n".join(["| input | what it does |", "|---|---|", *inputs])]
+    if not schema.node_id.endswith("Guider"):
+        parts += ["## Good values", UNWRITTEN]
+    parts += ["## Cost per step", UNWRITTEN]
+    if equation := _equation(schema.node_id):
+        parts += ["## Formula", f"```text\n{equation}\n```"]
+    if paper := PAPER.search(schema.description):
+        parts.append(f"Paper: [arXiv:{paper[1]}](https://arxiv.org/abs/{paper[1]})")
+    if schema.node_id in support.node_ids():
+        parts += ["## Architectures", f"{support.BEGIN}\n{support.END}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def with_row(readme: str, schema) -> str:
+    """The README with a row for the node in its table of nodes; one of a guider joins the row of all guiders."""
+    guiders = next(row for row in rows_of(readme) if titles_in(row)[0].endswith(" Guider"))
+    if schema.node_id.endswith("Guider"):
+        name = schema.display_name.removesuffix(" Guider")
+        return readme.replace(guiders, guiders.replace(" Guider**", f", {name} Guider**", 1))
+    summary = _cell(PAPER.sub("", schema.description).strip())
+    if paper := PAPER.search(schema.description):
+        summary += f" ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
+    return readme.replace(guiders, f"| **{schema.display_name}** | {summary} | {UNWRITTEN} |\n{guiders}")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _equation(node_id: str) -> str:
+    """The equation in the first line of the file of the method that has this node; empty where no method has."""
+    from ..guiders import RULES
+    from ..patches import PERTURBATIONS
+
+    for method in (*PERTURBATIONS, *RULES):
+        if method.about is not None and method.about.node_id == node_id:
+            first = (sys.modules[method.__module__].__doc__ or "").splitlines()[0]
+            return re.split(r" {2,}", first, maxsplit=1)[-1]
+    return ""
+
+
+def write() -> None:
+    """The skeletons of all nodes that have none. The host has to be importable."""
+    readme = ROOT / "README.md"
+    for schema in locales.schemas():
+        page = ROOT / "web/docs" / f"{schema.node_id}.md"
+        if not page.exists():
+            page.write_text(help_page(schema), "utf-8")
+        text = readme.read_text("utf-8")
+        if not any(schema.display_name in titles_in(row) for row in rows_of(text)):
+            readme.write_text(with_row(text, schema), "utf-8")
