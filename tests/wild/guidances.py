@@ -6,6 +6,7 @@ import itertools
 
 import torch
 from graphs import Family, Graph, sampled
+from harness import CAN_COPY
 from hosts import ask
 
 GUIDANCES = {  # its node, what is not its default, and how its weak model is degraded
@@ -17,6 +18,7 @@ GUIDANCES = {  # its node, what is not its default, and how its weak model is de
     "Autoguidance by dropout": ("BeyondCFGAutoguidance", {"weight": 3.0}, "dropout"),
     "Autoguidance by rounding": ("BeyondCFGAutoguidance", {"weight": 3.0}, "quantised weights"),
 }
+REFUSED = () if CAN_COPY else ("Autoguidance by rounding",)  # its weak model needs weights of its own
 turns = itertools.count()
 
 
@@ -48,7 +50,9 @@ def faults(dev, server, info: dict, family: Family) -> list[str]:
     found = [] if none.is_finite else ["none is not finite"]
     for name in GUIDANCES:
         answer = ask(dev, server, prompt(info, family, name))
-        if answer.error or not answer.is_finite:
+        if name in REFUSED:
+            found += [] if "this one cannot copy a loaded model" in answer.error else [f"{name} is not refused"]
+        elif answer.error or not answer.is_finite:
             found.append(f"{name}: {answer.error or 'not finite'}")
         elif torch.equal(answer.latents[0], none.latents[0]):
             found.append(f"{name} has no effect")
