@@ -62,8 +62,8 @@ def pytest_addoption(parser):
 
 # What a skip may say: that the host or the system lacks what the test is about. Anything else fails under --no-skips.
 MAY_SKIP = re.compile(
-    r"this host (has no|cannot) |of ComfyUI [\d.]+ is built another way|ComfyUI [\d.]+ is too old"
-    r"|could not import 'comfy\.|Windows has no |types are checked against ComfyUI "
+    r"this host (has no|cannot) |of ComfyUI [\d.]+ is built another way|could not import 'comfy\.|Windows has no "
+    r"|types are checked against ComfyUI "
 )
 
 

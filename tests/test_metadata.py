@@ -52,4 +52,6 @@ def test_an_archive_has_all_that_the_pack_needs_in_a_host():
     assert {"benchmarks/", "tests/", "tools/"} <= set(left_out)
     sources = [path for name in ("guiders", "nodes", "patches") for path in (ROOT / name).rglob("*.py")]
     for path in (*sources, ROOT / "__init__.py"):
-        assert not re.search(r"^\s*(from|import) \.*(benchmarks|tests|tools|dev)\b", path.read_text("utf-8"), re.M), path
+        assert not re.search(r"^\s*(from|import) \.*(benchmarks|tests|tools|dev)\b", path.read_text("utf-8"), re.M), (
+            path
+        )

@@ -78,7 +78,12 @@ class ConditionPools:
                 self._sources[pool] = Noise({**others, **made}, probes, type(model).__name__)
             else:
                 texts = [text_of(comfy.sampler_helpers.convert_cond(list(text))[0]) for text in pool.conditions]
-                rows = [{**others, **_shared(conditions(text), made)} for text in texts]
+                rows = []
+                for text in texts:
+                    _check_width(own.get("cross_attn"), text.get("cross_attn"))
+                    conds = conditions(text)
+                    _check_width(*(each["y"].cond if "y" in each else None for each in (made, conds)))
+                    rows.append({**others, **_shared(conds, made)})
                 self._sources[pool] = Texts(rows, noise.ndim - 2, device)
 
     def at(self, pool: Pool, positive: dict, seed: int, step: int, samples: int) -> list[dict]:
@@ -167,6 +172,15 @@ def _changes(made: dict, probe: dict) -> dict[str, torch.Tensor]:
     pairs = {key: (made[key].cond, cond.cond) for key, cond in probe.items() if key in made}
     reals = {key: pair for key, pair in pairs.items() if _same_shape(*pair) and pair[0].is_floating_point()}
     return {key: one != other for key, (one, other) in reals.items() if not torch.equal(one, other)}
+
+
+def _check_width(own, other) -> None:
+    """Raise ValueError for a text that the network cannot take, since it takes one of the positive's width."""
+    if torch.is_tensor(own) and torch.is_tensor(other) and own.shape[-1] != other.shape[-1]:
+        raise ValueError(
+            f"ICG: its texts have {other.shape[-1]} numbers where the positive has {own.shape[-1]}, so the text encoder of "
+            f"another model made them. Encode them with the CLIP that encodes the positive"
+        )
 
 
 def _shared(conds: dict, made: dict) -> dict:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
+import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from pack.guiders.host import Term, add_term
@@ -16,6 +19,10 @@ from pack.patches.host import select_layers
 from pack.tests.host import networks
 
 TERM_NODES = {node.about.node_id: node for node in terms.NODES}
+
+CAN_COPY = "force_deepcopy" in inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters
+NO_COPY = "this host cannot copy a loaded model"
+needs_copy = pytest.mark.skipif(not CAN_COPY, reason=NO_COPY)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -1,7 +1,6 @@
 """Degraded models: each is what its equation says, on its own and as the weak model of the one that it is a version of."""
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import pytest
 import torch
@@ -11,7 +10,7 @@ from pack.patches.base import Moment
 from pack.patches.host import degraded as host_degraded
 from pack.patches.host.degraded import InputNoise, WorseLayers, noisier, rounded
 from pack.tests.host import networks
-from pack.tests.host.harness import Counter, close, network, noise_like, pag, prompts, sample
+from pack.tests.host.harness import Counter, close, needs_copy, network, noise_like, pag, prompts, sample
 from pack.tests.host.test_autoguidance import autoguided
 from pack.tests.host.test_ema import PREFIX, save, weights  # noqa: F401  a fixture
 from pack.tests.host.test_ema import sample as sample_checkpoint
@@ -136,10 +135,7 @@ def test_rounding_is_refused_as_weak_model_of_a_network_that_cannot_be_loaded_ag
         sample(autoguided(main, degraded(main, "quantised weights")), "sd3")
 
 
-@pytest.mark.skipif(
-    "force_deepcopy" not in comfy.model_patcher.ModelPatcher.clone.__code__.co_varnames,
-    reason="this host cannot copy a loaded model",
-)
+@needs_copy
 def test_rounding_a_checkpoint_gives_the_weak_model_weights_of_its_own(weights, tmp_path):  # noqa: F811
     save(tmp_path / "a.ckpt", {PREFIX + key: tensor for key, tensor in weights[0].items()})
     main = comfy.sd.load_checkpoint_guess_config(str(tmp_path / "a.ckpt"), False, False, False)[0]

@@ -13,6 +13,7 @@ from pack.benchmarks.study.report import setting
 from pack.benchmarks.study.rig import Rig
 from pack.benchmarks.study.suites import Prompt
 from pack.nodes import schema
+from pack.tests.host.harness import CAN_COPY, needs_copy
 
 PROMPTS = [Prompt("red seven blue two", (0, 7, 2, 2)), Prompt("green one red three", (1, 1, 0, 3))]
 SEED = 0
@@ -27,6 +28,10 @@ def pair_of(one: Method, other: Method) -> Method | None:
 
 
 PAIRS = [both for chosen in itertools.combinations(ADDING, 2) if (both := pair_of(*chosen))]
+
+
+# The weak model of SIMS is the main model with a LoRA.
+COPIES = {"SIMS": needs_copy}
 
 
 def by_name(method: Method) -> str:
@@ -91,7 +96,11 @@ def test_the_rows_without_a_neutral_strength_are_those_of_another_network():
     assert [method.name for method in METHODS if method.off is None] == ["Post-hoc EMA", *list(DEGRADATIONS)[::2]]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m.off is not None and m.name != NONE], ids=by_name)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=COPIES.get(m.name, ())) for m in METHODS if m.off is not None and m.name != NONE],
+    ids=by_name,
+)
 def test_at_its_neutral_strength_a_row_is_the_picture_without_it_and_costs_nothing(rig, draw, without, method):
     (off, rows), (expected, least) = draw(method, method.off), without(method)
     assert torch.equal(off, expected) and rows == least
@@ -141,10 +150,13 @@ def test_at_share_1_each_node_of_a_pair_is_given_what_its_settings_print_and_at_
         assert {word: named([*given, {"cfg": cfg}], word) for word in wanted} == wanted
 
 
-@pytest.mark.parametrize("at", range(len(ADDING)), ids=[method.name for method in ADDING])
+@pytest.mark.parametrize(
+    "at", [pytest.param(at, id=m.name, marks=COPIES.get(m.name, ())) for at, m in enumerate(ADDING)]
+)
 def test_at_share_0_a_pair_is_the_picture_without_guidance_and_costs_nothing(draw, without, at):
     others = (ADDING[(at + step) % len(ADDING)] for step in range(1, len(ADDING)))
-    both = next(found for other in others if (found := pair_of(ADDING[at], other)))
+    possible = (other for other in others if CAN_COPY or other.name not in COPIES)
+    both = next(found for other in possible if (found := pair_of(ADDING[at], other)))
     (off, rows), (expected, least) = draw(both, 0.0), without(both)
     assert torch.equal(off, expected) and rows == least
     assert not torch.equal(draw(both, methods.SHARES[0])[0], expected)

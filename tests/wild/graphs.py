@@ -253,6 +253,8 @@ class _Draw:
             wanted = declared in self.about.info[self.wanted]["output"]
             if name in given or (optional and not (wanted or self.chance(0.8 if self.is_tame else 0.4))):
                 continue
+            if declared == "CURVE" and "CurveEditor" not in self.about.info:
+                continue  # nothing on an older host gives one
             inputs[name] = self.widget(name, declared, options) if declared in WIDGETS else self.link(declared)
         window = ("start_percent", "end_percent")
         if inputs.keys() >= {*window} and self.is_tame and inputs[window[0]] >= inputs[window[1]]:
