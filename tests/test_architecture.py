@@ -179,7 +179,7 @@ def test_a_method_fits_on_a_few_screens_and_opens_with_its_equation_and_its_pape
     assert re.search(r"arXiv:\d{4}\.\d{5}", doc), "the docstring names the paper"
 
 
-@pytest.mark.parametrize("folder, registry", [("guiders", "RULES"), ("patches", "PERTURBATIONS")])
+@pytest.mark.parametrize(("folder", "registry"), [("guiders", "RULES"), ("patches", "PERTURBATIONS")])
 def test_every_method_file_is_registered_in_its_folders_tuple(folder, registry):
     tree = tree_of(ROOT / folder / "__init__.py")
     assign = next(n for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ def heun(run: GuidanceRun, evaluate: Toy, x: Latent, sigmas: list[float]) -> Lat
 
 
 def _steps(sigmas: list[float]) -> Iterator[tuple[float, float]]:
-    return zip(sigmas[:-1], sigmas[1:], strict=True)
+    return itertools.pairwise(sigmas)
 
 
 def _slope(run: GuidanceRun, evaluate: Toy, x: Latent, sigma: float, steps: StepTracker) -> Latent:

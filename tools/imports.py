@@ -31,10 +31,10 @@ def with_host(folder: Path | str, *arguments: str) -> str:
         kept, sys.argv = sys.argv, [sys.argv[0], *arguments]
         sys.path.insert(0, str(folder))
         import comfy.options
-        import utils.extra_config  # before an older host's nodes.py puts comfy/, and its utils.py, in front
 
         comfy.options.enable_args_parsing()
         import comfy.cli_args  # reads sys.argv, before anybody else's arguments stand there
+        import utils.extra_config  # noqa: F401 (before an older host's nodes.py puts comfy/, which has a utils.py, in front)
 
         sys.argv = kept
     import comfyui_version

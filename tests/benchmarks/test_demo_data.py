@@ -100,7 +100,21 @@ def test_the_log_has_the_loss_and_what_the_judge_read(trained):
 def test_training_goes_on_as_if_it_had_not_stopped(trained, tmp_path):
     """Two steps, and one and one, give the same weights."""
     common = [
-        *"--every 9 --pictures 32 --judge-pictures 64 --judged 2 --batch 8 --device cpu --no-bf16".split(),
+        *[
+            "--every",
+            "9",
+            "--pictures",
+            "32",
+            "--judge-pictures",
+            "64",
+            "--judged",
+            "2",
+            "--batch",
+            "8",
+            "--device",
+            "cpu",
+            "--no-bf16",
+        ],
         "--out",
     ]
     done, train.Trainer.done = train.Trainer.done, lambda self: float(self.step >= self.options.steps)

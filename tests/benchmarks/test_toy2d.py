@@ -114,7 +114,7 @@ def gaussian(mean, std):
     return Mixture.of([1], [[mean]], [[[std**2]]], torch.float64)
 
 
-@pytest.mark.parametrize("heun, order", [(True, 2), (False, 1)])
+@pytest.mark.parametrize(("heun", "order"), [(True, 2), (False, 1)])
 def test_the_samplers_error_is_of_its_order(heun, order):
     data, x = gaussian(0.7, 0.5), torch.tensor([[3.0], [-4.0]], dtype=torch.float64)
     denoise = guided({POSITIVE: data.denoised})

@@ -85,7 +85,28 @@ def test_the_pages_console_says_what_had_no_effect(graph, page):
     graph.run()
     page.wait_for_function(
         """said => document.querySelector('.xterm-rows')?.textContent.replace(/\\s+/g, '').includes(said)""",
-        arg="".join("Beyond CFG: PAG had no effect: no step of this run lies in 0.4 to 0.6 of sampling".split()),
+        arg="".join(
+            [
+                "Beyond",
+                "CFG:",
+                "PAG",
+                "had",
+                "no",
+                "effect:",
+                "no",
+                "step",
+                "of",
+                "this",
+                "run",
+                "lies",
+                "in",
+                "0.4",
+                "to",
+                "0.6",
+                "of",
+                "sampling",
+            ]
+        ),
         timeout=120_000,
     )
     graph.photograph("warning_no_effect")

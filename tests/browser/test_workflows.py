@@ -43,11 +43,11 @@ def sampled(prompt: dict, server) -> int:
     """How many samplers the outputs of this prompt need."""
     kinds = {node["class_type"] for node in prompt.values()}
     outputs = {kind for kind in kinds if server.ask(f"/object_info/{kind}")[kind]["output_node"]}
-    ahead, needed = [id for id, node in prompt.items() if node["class_type"] in outputs], set()
+    ahead, needed = [key for key, node in prompt.items() if node["class_type"] in outputs], set()
     while ahead:
-        needed.add(id := ahead.pop())
-        ahead += [value[0] for value in prompt[id]["inputs"].values() if isinstance(value, list)]
-    return sum(prompt[id]["class_type"] in ("KSampler", "SamplerCustomAdvanced") for id in needed)
+        needed.add(key := ahead.pop())
+        ahead += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    return sum(prompt[key]["class_type"] in ("KSampler", "SamplerCustomAdvanced") for key in needed)
 
 
 def as_on(info: dict, expected: dict, prompt: dict, titled: set[str]) -> tuple[dict, dict, list[str]]:
@@ -57,15 +57,15 @@ def as_on(info: dict, expected: dict, prompt: dict, titled: set[str]) -> tuple[d
 
     `info`: the host's /object_info."""
     wanted, got, lacks = {}, {}, []
-    for id, node in expected.items():
+    for key, node in expected.items():
         kind, about = node["class_type"], info[node["class_type"]]
         known = {name for group in about["input"].values() for name in group}
         if unknown := [name for name in node["inputs"] if name.partition(".")[0] not in known]:
             lacks += [f"{name} of {kind}" for name in unknown]
             continue
-        wanted[id] = node if id in titled else {**node, "_meta": {"title": about["display_name"] or kind}}
-        inputs = prompt[id]["inputs"].items()
-        got[id] = {**prompt[id], "inputs": {name: value for name, value in inputs if name.partition(".")[0] in known}}
+        wanted[key] = node if key in titled else {**node, "_meta": {"title": about["display_name"] or kind}}
+        inputs = prompt[key]["inputs"].items()
+        got[key] = {**prompt[key], "inputs": {name: value for name, value in inputs if name.partition(".")[0] in known}}
     return wanted, got, lacks
 
 

@@ -192,7 +192,7 @@ def test_a_positive_of_zero_has_no_part_along_it_and_no_direction_gives_the_posi
         assert torch.equal(applied(zero, zero, **settings), zero)
 
 
-@pytest.mark.parametrize("dtype, largest", [(torch.float16, 2.0**14), (torch.bfloat16, 2.0**124)], ids=str)
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 2.0**14), (torch.bfloat16, 2.0**124)], ids=str)
 def test_numbers_too_large_for_a_difference_in_float16_or_a_square_in_float32_are_numbers_like_others(dtype, largest):
     denoised, positive = (value.clamp(-3.4, 3.4) for value in several(2, 2, 4, 64, 64, dtype=dtype))
     positive = positive / 8 - denoised

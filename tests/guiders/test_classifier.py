@@ -1,5 +1,6 @@
 """Classifier guidance with exact classifiers: of Gaussians, where log p(y | x; σ) is known at every noise level."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ def guided(rule, step: Step, base=None) -> torch.Tensor:
 
 
 LEVELS = pytest.mark.parametrize(
-    "sigma, flow", [(0.01, False), (0.5, False), (2.0, False), (30.0, False), (0.01, True), (0.5, True), (0.99, True)]
+    ("sigma", "flow"),
+    [(0.01, False), (0.5, False), (2.0, False), (30.0, False), (0.01, True), (0.5, True), (0.99, True)],
 )
 
 
@@ -78,7 +80,7 @@ def test_with_the_exact_classifier_it_is_classifier_free_guidance_on_the_uncondi
     torch.testing.assert_close(guided(NoisyClassifierGuidance(BAYES, scale), step), cfg, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("sigma, flow", [(1.0, True), (0.0, True), (0.0, False)])
+@pytest.mark.parametrize(("sigma", "flow"), [(1.0, True), (0.0, True), (0.0, False)])
 def test_where_x_is_all_noise_or_none_a_classifier_of_x_has_no_say_and_is_not_asked(sigma, flow):
     step, asked = level(sigma, flow), []
     assert step.signal * step.sigma == 0
@@ -129,7 +131,7 @@ def test_the_clean_form_comes_nearer_to_the_exact_one_as_the_noise_falls(flow):
 
     errors = [error(sigma) for sigma in (0.16, 0.08, 0.04, 0.02)]
     assert errors[-1] < 2e-2 and error(0.8) > 0.1
-    for larger, smaller in zip(errors[1:-1], errors[2:], strict=True):
+    for larger, smaller in itertools.pairwise(errors):
         assert 3 < larger / smaller < 5
 
 
@@ -218,7 +220,7 @@ class Trainable(torch.nn.Module):
 
     def __init__(self, channels=(3, 8, 12), features=16, classes=3):
         super().__init__()
-        pairs, self.features = list(zip(channels, channels[1:], strict=False)), features
+        pairs, self.features = list(itertools.pairwise(channels)), features
         self.conv = torch.nn.ModuleList(torch.nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairs)
         self.film = torch.nn.ModuleList(torch.nn.Linear(features, 2 * o) for _, o in pairs)
         self.head = torch.nn.Linear(channels[-1], classes)
@@ -302,7 +304,7 @@ def bayes_network(pixels: int) -> NoisyNetwork:
     )
 
 
-@pytest.mark.parametrize("sigma, signal", EXACT_AT)
+@pytest.mark.parametrize(("sigma", "signal"), EXACT_AT)
 def test_with_a_network_that_is_the_exact_classifier_it_is_classifier_free_guidance(sigma, signal):
     x = torch.randn(5, 1, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     step = Step((x * 0.3 + 0.1) * math.hypot(sigma, signal), sigma, sigma, signal=signal)
@@ -313,7 +315,7 @@ def test_with_a_network_that_is_the_exact_classifier_it_is_classifier_free_guida
     torch.testing.assert_close(guided(rule, step, base), base + 2.5 * (plus - base), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("sigma, flow", [(0.05, False), (2.0, False), (14.6, False), (0.3, True), (0.95, True)])
+@pytest.mark.parametrize(("sigma", "flow"), [(0.05, False), (2.0, False), (14.6, False), (0.3, True), (0.95, True)])
 def test_the_networks_gradient_is_that_of_finite_differences(sigma, flow):
     log_p, step = of_class(NoisyNetwork(trainable().state_dict()), 1).function, level(sigma, flow)
     found = gradient(log_p, step)
@@ -325,7 +327,7 @@ def test_the_networks_gradient_is_that_of_finite_differences(sigma, flow):
         torch.testing.assert_close(summed(found * along), (up - down) / (2 * h), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("sigma, signal", [(1e-3, 1.0), (4500.0, 1.0), (1 - 1e-6, 1e-6), (1e-6, 1 - 1e-6)])
+@pytest.mark.parametrize(("sigma", "signal"), [(1e-3, 1.0), (4500.0, 1.0), (1 - 1e-6, 1e-6), (1e-6, 1 - 1e-6)])
 def test_the_network_gives_finite_guidance_at_the_ends_of_any_schedule(sigma, signal):
     network = NoisyNetwork(trainable(dtype=torch.float32).state_dict())
     x = level(sigma, False).x.float() * math.hypot(sigma, signal)

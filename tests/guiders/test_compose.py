@@ -233,7 +233,7 @@ def test_the_official_steps_17_to_22_of_32_are_the_noise_levels_above_019_up_to_
 # ------------------------------------------------------------------------------------------------------ closed forms
 
 
-@pytest.mark.parametrize("cfg, scale", [(7.5, 3.0), (1.0, 3.0), (7.5, 0.0), (0.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("cfg", "scale"), [(7.5, 3.0), (1.0, 3.0), (7.5, 0.0), (0.0, 1.0), (1.0, 0.0)])
 def test_classifier_free_and_weak_branch_give_the_papers_sum(cfg, scale):
     """D₋ + cfg (D₊ − D₋) + s (D₊ − D_p), arXiv:2403.17377."""
     step = step_at(2.0)
@@ -243,7 +243,7 @@ def test_classifier_free_and_weak_branch_give_the_papers_sum(cfg, scale):
     torch.testing.assert_close(run(step, Toy(DENOISERS)), expected, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("weight, std", [(1.0, 0.5), (1.5, 0.3536), (2.0, 0.25), (3.0, 0.125)])
+@pytest.mark.parametrize(("weight", "std"), [(1.0, 0.5), (1.5, 0.3536), (2.0, 0.25), (3.0, 0.125)])
 def test_cfg_between_gaussians_ends_at_the_papers_product_of_powers_not_at_the_tilted_density(weight, std):
     """The guided ODE is linear: its final std is s^w S^(1-w), here for s = 0.5, S = 1."""
     denoisers = {POSITIVE: Gaussian(0.0, 0.5), NEGATIVE: Gaussian(0.0, 1.0)}
@@ -293,7 +293,7 @@ MODES = {POSITIVE: Mixture((0.0, 1.0), 0.1), NEGATIVE: Mixture((-1.0, 0.0, 1.0),
 
 
 @pytest.mark.parametrize(
-    "weight, interval, mass",
+    ("weight", "interval", "mass"),
     [
         (1.0, ALWAYS, 0.510),
         (2.0, ALWAYS, 0.325),

@@ -49,7 +49,7 @@ def run(*rules) -> GuidanceRun:
 # ----------------------------------------------------------------------------------------------------------------- sums
 
 
-@pytest.mark.parametrize("one, other", combinations(SUMS, 2))
+@pytest.mark.parametrize(("one", "other"), combinations(SUMS, 2))
 def test_superposition_what_two_guidances_add_together_is_the_sum_of_what_each_adds_alone(one, other):
     x = latent(2, 4, 6, 5)
     base = TOYS[POSITIVE](x, 1.5)
@@ -67,7 +67,7 @@ OUTPUTS = {
     "score": lambda a, b: (-1 / b**2, a / b**2),
 }
 NOISES = pytest.mark.parametrize(
-    "a, b", [(1.0, 1.5), (1.0, 14.6), (0.6, 0.8), (0.3, 0.7)], ids=["VE", "VE", "VP", "flow"]
+    ("a", "b"), [(1.0, 1.5), (1.0, 14.6), (0.6, 0.8), (0.3, 0.7)], ids=["VE", "VE", "VP", "flow"]
 )
 
 
@@ -158,7 +158,7 @@ def test_column_sums_of_equal_attention_mark_no_token_and_those_of_any_are_one_o
 
 
 @pytest.mark.parametrize(
-    "rules, evaluations, calls",
+    ("rules", "evaluations", "calls"),
     [
         ((), 1, 1),
         (

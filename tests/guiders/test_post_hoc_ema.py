@@ -52,7 +52,7 @@ def evenly(count: int) -> list[int]:
 # ------------------------------------------------------------------------------------------------------------- lengths
 
 
-@pytest.mark.parametrize("sigma_rel, gamma", [(0.05, 16.97), (0.10, 6.94)])
+@pytest.mark.parametrize(("sigma_rel", "gamma"), [(0.05, 16.97), (0.10, 6.94)])
 def test_the_papers_lengths_have_the_papers_powers(sigma_rel, gamma):
     assert round(gamma_of(sigma_rel), 2) == gamma
 
@@ -89,7 +89,9 @@ def test_a_profile_sums_to_one_and_its_relative_deviation_is_its_length(gamma):
     assert deviation == pytest.approx(sigma_rel_of(gamma), rel=1e-6)
 
 
-@pytest.mark.parametrize("a, b", [((2.0, WIDE), (3.0, NARROW)), ((3.0, WIDE), (3.0, NARROW)), ((2.0, 0.0), (2.5, 0.5))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((2.0, WIDE), (3.0, NARROW)), ((3.0, WIDE), (3.0, NARROW)), ((2.0, 0.0), (2.5, 0.5))]
+)
 def test_the_overlap_of_two_profiles_is_the_integral_of_their_product(a, b):
     tau = midpoints(3.0)
     integral = (profile(tau, *a) * profile(tau, *b)).mean().item() * 3.0
@@ -262,7 +264,7 @@ GOOD = (2.0, WIDE)
 
 
 @pytest.mark.parametrize(
-    "snapshots, target, message",
+    ("snapshots", "target", "message"),
     [
         ([], GOOD, "there are no snapshots"),
         ([(1.0, NARROW), (math.nan, NARROW)], GOOD, "snapshot 2 has time nan"),
@@ -286,7 +288,7 @@ def test_profiles_that_cannot_work_are_refused_by_number(snapshots, target, mess
 
 
 @pytest.mark.parametrize(
-    "second, message",
+    ("second", "message"),
     [
         ({"a": torch.ones(3, 4)}, "late has no count, but early has"),
         (state(2) | {"extra": torch.ones(1)}, "early has no extra, but late has"),

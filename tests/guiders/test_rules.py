@@ -89,7 +89,7 @@ def example_of(rule: type[GuidanceRule]) -> Example:
 
 
 EXAMPLES = {rule: example_of(rule) for rule in RULES if not inspect.isabstract(rule)}
-EVERY = pytest.mark.parametrize("rule, example", EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
+EVERY = pytest.mark.parametrize(("rule", "example"), EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
 SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
 SIGMA = 1.5
 
@@ -197,7 +197,7 @@ AFFINE = [(rule, example) for rule, example in EXAMPLES.items() if example.is_fa
 
 
 @pytest.mark.parametrize("strength", [0.5, 2.0, 7.5, 100.0])
-@pytest.mark.parametrize("rule, example", AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
+@pytest.mark.parametrize(("rule", "example"), AFFINE, ids=[rule.__name__ for rule, _ in AFFINE])
 def test_the_result_is_affine_in_the_strength(rule, example, strength):
     x = latent(6, 5)
     neutral = example.off
@@ -210,7 +210,7 @@ def test_the_result_is_affine_in_the_strength(rule, example, strength):
 DIFFERENCES = [(rule, example) for rule, example in AFFINE if example.compares]
 
 
-@pytest.mark.parametrize("rule, example", DIFFERENCES, ids=[rule.__name__ for rule, _ in DIFFERENCES])
+@pytest.mark.parametrize(("rule", "example"), DIFFERENCES, ids=[rule.__name__ for rule, _ in DIFFERENCES])
 def test_equal_predictions_leave_the_result_as_it_was(rule, example):
     setting, x = example.of(rule), latent(6, 5)
     same = {branch: Gaussian(1.0, 0.5) for branch in (POSITIVE, *setting.branches())}
@@ -225,7 +225,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("rule, example, name", NUMBERS)
+@pytest.mark.parametrize(("rule", "example", "name"), NUMBERS)
 def test_a_number_that_is_not_finite_or_out_of_range_is_refused_by_name_value_and_range(rule, example, name):
     metadata = next(field.metadata for field in dataclasses.fields(rule) if field.name == name)
     low, high = metadata["low"], metadata["high"]

@@ -22,7 +22,7 @@ def test_points_over_noise_levels_may_be_written_as_sampling_passes_them():
 
 
 @pytest.mark.parametrize(
-    "text, over, message",
+    ("text", "over", "message"),
     [
         ("14: 0, 5: 1, 9: 0", "sigma", "points are out of order: 5 comes before 9; all must rise, or all must fall"),
         ("1: 0, 5: 1, 3: 0", "sigma", "points are out of order: 5 comes before 3; all must rise, or all must fall"),
@@ -42,7 +42,7 @@ def test_points_that_cannot_be_are_refused_by_the_first_that_is_wrong(text, over
 
 @pytest.mark.parametrize("text", ["a" * 200_000, "0: 1," * 40_000 + "x", "9" * 5000 + ":", " " * 20_000 + "x"])
 def test_a_long_text_is_refused_by_its_beginning(text):
-    with pytest.raises(ValueError, match="characters.*write pairs of where and strength") as error:
+    with pytest.raises(ValueError, match=r"characters.*write pairs of where and strength") as error:
         Curve.parse(text)
     assert len(str(error.value)) < 300
 
@@ -55,7 +55,9 @@ def test_a_curve_is_finite_between_any_points_that_it_takes():
 # ------------------------------------------------------------------------------------------------ interval and window
 
 
-@pytest.mark.parametrize("sigma, inside", [(0.5, False), (0.50001, True), (1.0, True), (2.0, True), (2.00001, False)])
+@pytest.mark.parametrize(
+    ("sigma", "inside"), [(0.5, False), (0.50001, True), (1.0, True), (2.0, True), (2.00001, False)]
+)
 def test_an_interval_is_open_below_and_closed_above(sigma, inside):
     assert (sigma in Interval(0.5, 2.0)) is inside
 
@@ -64,13 +66,13 @@ def test_the_whole_axis_holds_every_noise_level_but_zero():
     assert 1e-30 in Interval() and 1e30 in Interval() and INF in Interval() and 0.0 not in Interval()
 
 
-@pytest.mark.parametrize("low, high", [(1.0, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0)])
 def test_an_interval_whose_ends_are_not_in_order_holds_nothing(low, high):
     assert not any(sigma in Interval(low, high) for sigma in (0.5, 1.0, 1.5, 2.0, 3.0))
 
 
 @pytest.mark.parametrize(
-    "start, end",
+    ("start", "end"),
     [(0.5, 0.5), (0.6, 0.5), (1.0, 0.0), (-0.1, 0.5), (0.5, 1.1), (NAN, 0.5), (0.5, NAN), (-INF, 0.5), (0.5, INF)],
 )
 def test_a_window_that_is_empty_or_not_in_order_or_not_a_number_is_refused_by_its_values(start, end):
@@ -136,7 +138,7 @@ def between(*fractions, eta=0.0):
 def sa_solver_pece(sigmas):
     for i, sigma in enumerate(sigmas[:-1]):
         yield i, sigma
-        if 0 < i:
+        if i > 0:
             yield i, sigma
 
 

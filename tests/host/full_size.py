@@ -139,6 +139,6 @@ def without_values():
     """What cannot be asked of tensors without values has an answer: rows are equal, and there is memory."""
     free = 2**40
     memory = lambda _, torch_free_too=False: (free, free) if torch_free_too else free  # noqa: E731
-    with mock.patch.object(torch, "equal", lambda *_: True):
-        with mock.patch.object(comfy.model_management, "get_free_memory", memory):
-            yield
+    equal = mock.patch.object(torch, "equal", return_value=True)
+    with equal, mock.patch.object(comfy.model_management, "get_free_memory", memory):
+        yield

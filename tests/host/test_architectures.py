@@ -6,6 +6,7 @@ where its functions are called, and held against the host's own attention of the
 
 import contextlib
 import functools
+import itertools
 import sys
 
 import pytest
@@ -283,7 +284,7 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
         return found, out
 
     before, plain = seen(None)
-    for name, following in zip(names, names[1:], strict=False):
+    for name, following in itertools.pairwise(names):
         if name.partition(".")[0] != following.partition(".")[0]:
             continue  # the next stack has other inputs
         after, out = seen(SkippedLayer(select_layers(model, name, skip=True)))
@@ -339,7 +340,7 @@ def test_tokens_that_share_keys_are_refused():
 # ------------------------------------------------------------------------------------------------------- video UNets
 
 
-@pytest.mark.parametrize("frames, height, width", [(3, 6, 10), (15, 3, 5), (4, 4, 4)])
+@pytest.mark.parametrize(("frames", "height", "width"), [(3, 6, 10), (15, 3, 5), (4, 4, 4)])
 def test_of_a_video_unet_the_pictures_are_perturbed_and_the_attention_over_time_is_not(frames, height, width):
     """Whose name is the same; the batch is [perturbed, positive] of the frames of one video."""
     model = networks.svd()

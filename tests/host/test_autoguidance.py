@@ -101,7 +101,7 @@ def test_a_smaller_network_of_the_same_family_and_another_parametrisation_may_gu
         assert sample(autoguided(main, weak)).isfinite().all()
 
 
-@pytest.mark.parametrize("kind, message", [("sd3", "different latent spaces"), ("flux", "different latent spaces")])
+@pytest.mark.parametrize(("kind", "message"), [("sd3", "different latent spaces"), ("flux", "different latent spaces")])
 def test_a_model_of_another_latent_space_is_refused_with_the_reason(kind, message):
     with pytest.raises(ValueError, match=message):
         autoguided(network("unet"), network(kind))
@@ -166,7 +166,7 @@ def test_patches_of_one_checkpoint_that_would_share_weights_are_refused_with_the
     weak = main.clone()
     key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v.weight"
     weak.add_patches({key: (torch.randn(64, 64, dtype=torch.float64),)})
-    with pytest.raises(ValueError, match="share one set of weights. Load the checkpoint a second time"):
+    with pytest.raises(ValueError, match=r"share one set of weights. Load the checkpoint a second time"):
         sample(autoguided(main, weak))
     assert sample(main).isfinite().all()
 
@@ -193,7 +193,7 @@ def test_a_lora_makes_a_weak_model_where_the_host_can_copy_the_checkpoint_and_is
     plain, weak = result(main), with_lora(main)
     guided = autoguided(main, weak)
     if "force_deepcopy" not in inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters:
-        with pytest.raises(ValueError, match="Autoguidance: .*share one set of weights.*cannot copy a loaded model"):
+        with pytest.raises(ValueError, match=r"Autoguidance: .*share one set of weights.*cannot copy a loaded model"):
             result(guided)
     else:
         assert close(result(weak), plain) > 1e-3 and close(result(guided), plain) > 1e-3
@@ -225,7 +225,7 @@ def test_injections_into_a_shared_network_are_refused():
     main = network("unet")
     weak = main.clone()
     weak.set_injections("bypass", [PatcherInjection(inject=lambda patcher: None, eject=lambda patcher: None)])
-    with pytest.raises(ValueError, match="Autoguidance: .* Turn bypass off"):
+    with pytest.raises(ValueError, match=r"Autoguidance: .* Turn bypass off"):
         sample(autoguided(main, weak))
 
 

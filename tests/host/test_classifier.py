@@ -318,7 +318,7 @@ def test_a_label_is_a_name_or_a_number(folder):
 
 def test_a_label_of_any_length_is_no_more_than_no_label(folder):
     for label in ("9" * 5000, "0" * 5000 + "x", "x" * 20_000):
-        with pytest.raises(ValueError, match="it must be a number from 0 to 2, or one of: cat, dog, bird$") as error:
+        with pytest.raises(ValueError, match=r"it must be a number from 0 to 2, or one of: cat, dog, bird$") as error:
             host.load_head(clip_vision(), "pets.safetensors", label)
         assert str(error.value).startswith(f'label is "{label[:100]}… (') and len(str(error.value)) < 300
 

@@ -21,8 +21,8 @@ CASES = [
     for degradation in ("input noise", "dropout", "fewer layers", "quantised weights")
     if (kind, degradation) != ("unet", "fewer layers")
 ]
-EVERY = pytest.mark.parametrize("kind, degradation", CASES)
-SHARING = pytest.mark.parametrize("kind, degradation", [case for case in CASES if case[1] != "quantised weights"])
+EVERY = pytest.mark.parametrize(("kind", "degradation"), CASES)
+SHARING = pytest.mark.parametrize(("kind", "degradation"), [case for case in CASES if case[1] != "quantised weights"])
 TOLERANCE = {"unet": 1e-6, "sd3": 1e-6, "flux": 1e-5}  # Flux's kernels compute in float32
 
 
@@ -98,7 +98,7 @@ def test_a_draw_holds_for_a_step_and_the_next_draws_anew():
         assert abs(torch.corrcoef(torch.stack([draws[one].flatten(), draws[other].flatten()]))[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("sampler, evaluations", [("euler", 1), ("heun", 2), ("dpm_2", 2), ("heunpp2", 3)])
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 1), ("heun", 2), ("dpm_2", 2), ("heunpp2", 3)])
 def test_where_a_guidance_asks_all_evaluations_of_a_samplers_step_share_a_draw(sampler, evaluations, monkeypatch):
     moments, draw = [], host_degraded._moment
 
@@ -131,7 +131,7 @@ def test_autoguidance_by_a_degraded_version_shares_the_network_and_is_the_sum_of
 
 def test_rounding_is_refused_as_weak_model_of_a_network_that_cannot_be_loaded_again():
     main = network("sd3")
-    with pytest.raises(ValueError, match="share one set of weights. Load the checkpoint a second time"):
+    with pytest.raises(ValueError, match=r"share one set of weights. Load the checkpoint a second time"):
         sample(autoguided(main, degraded(main, "quantised weights")), "sd3")
 
 
@@ -193,7 +193,7 @@ def test_the_network_is_told_the_raised_noise_level():
     assert seen[1][1].item() == 1 and seen[1][0].std() == pytest.approx(1, rel=0.05)  # all noise as it is
 
 
-@pytest.mark.parametrize("bits, levels", [(2, 3), (4, 15)])
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (4, 15)])
 def test_rounding_keeps_the_largest_weight_of_an_output_and_so_many_levels(bits, levels):
     weight = noise_like(torch.empty(5, 40, 3, 3))
     weight[4] = 0
@@ -273,5 +273,5 @@ def test_layers_that_another_pack_keeps_from_running_are_an_error():
         return torch.zeros_like(x)
 
     worse.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "other pack", instead)
-    with pytest.raises(RuntimeError, match="none of the layers double.0, double.1, double.2 of .* ran"):
+    with pytest.raises(RuntimeError, match=r"none of the layers double.0, double.1, double.2 of .* ran"):
         sample(worse, "sd3")

@@ -189,7 +189,7 @@ def test_times_on_some_lines_only_are_refused(folder, lines):
 
 
 @pytest.mark.parametrize(
-    "lines, part",
+    ("lines", "part"),
     [
         (("a.ckpt @ 2", "b.ckpt @ 1"), "snapshot 2 has time 1 and the one before it 2"),
         (("a.ckpt @ 2", "b.ckpt @ 2"), "snapshot 2 has time 2 and the one before it 2"),
@@ -215,7 +215,7 @@ KEY = PREFIX + "x_embedder.proj.bias"
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (lambda t: t.pop(KEY), f"b.ckpt has no {KEY}, but a.ckpt has"),
         (lambda t: t.update({KEY: t[KEY][:5]}), f"{KEY} is [5] in b.ckpt but [192] in a.ckpt"),
@@ -241,7 +241,7 @@ def test_a_file_without_a_diffusion_model_is_refused_by_name(folder):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (lambda t: t.pop(KEY), "c.ckpt lacks x_embedder.proj.bias, which a network of this kind (SD3) has"),
         (

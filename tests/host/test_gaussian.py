@@ -63,7 +63,7 @@ def ends(seen, sigmas) -> tuple[torch.Tensor, float, torch.Tensor, float]:
 
 
 @KINDS
-@pytest.mark.parametrize("mean, std", [(0.7, 0.5), (-2.0, 1.5)])
+@pytest.mark.parametrize(("mean", "std"), [(0.7, 0.5), (-2.0, 1.5)])
 def test_without_guidance_each_sample_goes_where_the_flow_takes_it_with_an_error_of_first_order(kind, mean, std):
     errors = []
     for steps in (125, 250):
@@ -74,9 +74,9 @@ def test_without_guidance_each_sample_goes_where_the_flow_takes_it_with_an_error
 
 
 @KINDS
-@pytest.mark.parametrize("mean, std", [(0.7, 0.5), (-2.0, 1.5)])
+@pytest.mark.parametrize(("mean", "std"), [(0.7, 0.5), (-2.0, 1.5)])
 def test_without_guidance_samples_have_the_mean_and_the_width_of_the_data(kind, mean, std):
-    seen, samples, sigmas = trajectory(exact(kind), condition((mean, std)), None, steps=100, sampler="heun", batch=40)
+    _seen, samples, sigmas = trajectory(exact(kind), condition((mean, std)), None, steps=100, sampler="heun", batch=40)
     centre = carried(kind, torch.zeros(()), sigmas[0].item(), 0.0, mean, std).item()  # the sampler's noise has mean 0
     assert samples.mean().item() == pytest.approx(centre, abs=5 * std / samples.numel() ** 0.5)
     assert centre == pytest.approx(mean, abs=0.15 * std) and (kind != "flow" or centre == mean)
@@ -202,7 +202,7 @@ def assert_follows(kind, seen, samples, sigmas, equation):
 
 
 @KINDS
-@pytest.mark.parametrize("case, cfg", [(case, cfg) for case in CASES for cfg in (1.0, 3.5)])
+@pytest.mark.parametrize(("case", "cfg"), [(case, cfg) for case in CASES for cfg in (1.0, 3.5)])
 def test_every_step_of_the_hosts_sampler_follows_the_equation(kind, case, cfg):
     """With cfg: (cfg − 1)(D₊ − D₋) more."""
     model, equation = CASES[case](exact(kind), kind, cfg)

@@ -77,19 +77,21 @@ def files(server):
 def on_tiny_model(workflow: dict, checkpoint: str) -> dict:
     """With Load Checkpoint in place of all loaders. Flux's and Wan's text encoder, a T5, is never tiny: SD3's does."""
     instead = {}  # (node, output): the output that takes its place
-    for id, node in workflow.items():
+    for key, node in workflow.items():
         kind, inputs = node["class_type"], node["inputs"]
         if kind in LOADED and inputs.get("type") in (None, "wan"):
-            instead[id, 0] = ["text" if kind == "CLIPLoader" else "tiny", LOADED[kind]]
+            instead[key, 0] = ["text" if kind == "CLIPLoader" else "tiny", LOADED[kind]]
         if kind == "CheckpointLoaderSimple":
             inputs["ckpt_name"] = checkpoint
-            instead |= {(id, 1): ["text", 1]} if checkpoint == "tiny_flux.ckpt" else {}
+            instead |= {(key, 1): ["text", 1]} if checkpoint == "tiny_flux.ckpt" else {}
     for node in workflow.values():
         links = {key: value for key, value in node["inputs"].items() if isinstance(value, list)}
         node["inputs"] |= {key: instead.get(tuple(value), value) for key, value in links.items()}
     load = {"tiny": checkpoint, "text": "tiny_sd3.ckpt"}
-    loaders = {id: {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}} for id, name in load.items()}
-    kept = {id: node for id, node in workflow.items() if (id, 0) not in instead}
+    loaders = {
+        key: {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": name}} for key, name in load.items()
+    }
+    kept = {key: node for key, node in workflow.items() if (key, 0) not in instead}
     return {**kept, **loaders} if instead else kept
 
 
@@ -100,7 +102,7 @@ def workflow(files):
         Guidance Grid, and so without the sampling that is for comparison only."""
         loaded = workflows.load(ROOT / f"workflows/api/{name}.json")
         if not whole:
-            loaded = {id: node for id, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
+            loaded = {key: node for key, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
         if name in OF_THE_DEMO:
             loaded = thumbnails.on_demo_model(loaded)
         else:
@@ -189,7 +191,7 @@ def test_the_ksampler_and_the_guider_give_the_same_picture(server, workflow):
 
 
 @pytest.mark.parametrize(
-    "inputs, message",
+    ("inputs", "message"),
     [
         (
             {"BeyondCFGPAG__layers": "input.99"},

@@ -36,7 +36,7 @@ def weak_file(server):
 def picture(server, weak_file):
     def run(weight: float, weak: str = weak_file, **guidance):
         workflow = workflows.load(ROOT / "workflows/api/autoguidance.json")
-        workflow = {id: node for id, node in workflow.items() if node["class_type"] != "BeyondCFGGrid"}
+        workflow = {key: node for key, node in workflow.items() if node["class_type"] != "BeyondCFGGrid"}
         (guider,) = (node for node in workflow.values() if node["class_type"] == "BeyondCFGAutoguidanceGuider")
         guider["inputs"].update(weight=weight, **guidance)
         files = {guider["inputs"]["model"][0]: "tiny_sd15.ckpt", guider["inputs"]["weak_model"][0]: weak}

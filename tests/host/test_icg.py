@@ -96,14 +96,14 @@ def test_texts_of_other_lengths_and_regional_prompts_work_and_the_users_areas_st
         assert sum(counter.rows) == sum(plain.rows) + 4
 
 
-@pytest.mark.parametrize("kind, part", [("unet", "cross_attn"), ("sdxl", "pooled_output")])
+@pytest.mark.parametrize(("kind", "part"), [("unet", "cross_attn"), ("sdxl", "pooled_output")])
 def test_texts_of_another_models_encoder_are_refused_by_name(kind, part):
     ((text, more),) = prompts(kind)[0]
     given = {"cross_attn": text, **more}
     given[part] = torch.cat([given[part], given[part]], -1)
     other = [given.pop("cross_attn"), given]
     model = icg(network(kind), host.prompts([[text, more], other], 0))
-    with pytest.raises(ValueError, match="ICG: its texts have .* the text encoder of another model made them"):
+    with pytest.raises(ValueError, match=r"ICG: its texts have .* the text encoder of another model made them"):
         sample(model, kind, cfg=1.0)
 
 

@@ -136,7 +136,9 @@ def test_padding_stays_and_has_no_say_in_how_strong_the_noise_is():
     assert torch.equal(seen[0]["c_crossattn"], seen[1]["c_crossattn"])  # the mask hides what the other tokens are
 
 
-@pytest.mark.parametrize("name, key, of_text", [("SDXL", "y", slice(24)), ("Stable Audio 1", "c_crossattn", slice(-2))])
+@pytest.mark.parametrize(
+    ("name", "key", "of_text"), [("SDXL", "y", slice(24)), ("Stable Audio 1", "c_crossattn", slice(-2))]
+)
 def test_noise_leaves_sizes_and_times_that_share_a_condition_with_the_text(name, key, of_text):
     specimen = next(one for one in WITH_TEXT if one.name == name)
     model, positive = built(specimen), conditioning(specimen, 1, **MINE)

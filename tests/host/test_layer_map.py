@@ -28,7 +28,7 @@ def test_the_picture_shows_as_many_layers_as_are_chosen(kind):
     for count in (1, len(every)):
         text = ", ".join(map(str, every[:count]))
         picture = draw_layers(layer_map(model, text, 256, 128))
-        assert picture.ndim == 4 and picture.shape[3] == 3 and 0 <= picture.min() and picture.max() <= 1
+        assert picture.ndim == 4 and picture.shape[3] == 3 and picture.min() >= 0 and picture.max() <= 1
         areas.append(coloured(picture[0]))
     assert areas[0] > 0
     assert areas[1] / areas[0] == pytest.approx(len(every), rel=0.35)
@@ -56,7 +56,7 @@ def test_the_node_gives_picture_and_list_and_shows_the_picture(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "settings, part",
+    ("settings", "part"),
     [
         ({"layers": "input.99"}, 'Layer Map: layers "input.99": there is no "input.99"'),
         ({"layers_of": "skip layer"}, "Layer Map: no layer of Stable Diffusion"),

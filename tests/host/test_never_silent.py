@@ -82,7 +82,7 @@ def test_a_time_that_is_not_embedded_is_an_error():
     tsg.add_object_patch("diffusion_model.time_embed", torch.nn.Sequential(*embed))
     assert sample(tsg, steps=1).isfinite().all()  # another module in its place is found
     tsg.add_object_patch("diffusion_model.forward", lambda x, *args, **kwargs: x)
-    with pytest.raises(RuntimeError, match="^TSG: the time embedding did not run in the host's way in UNetModel"):
+    with pytest.raises(RuntimeError, match=r"^TSG: the time embedding did not run in the host's way in UNetModel"):
         sample(tsg, steps=1)
 
 
@@ -94,7 +94,9 @@ class Unknown(torch.nn.Linear):
 def test_a_network_that_is_put_in_place_afterwards_is_an_error(other):
     model = pag(network("flux"), layers="single.0")
     model.add_object_patch("diffusion_model", other())
-    with pytest.raises(RuntimeError, match="^PAG: the network is now .*, without the layers single.0 that were chosen"):
+    with pytest.raises(
+        RuntimeError, match=r"^PAG: the network is now .*, without the layers single.0 that were chosen"
+    ):
         sample(model, "flux", steps=1)
 
 
@@ -105,7 +107,7 @@ def test_fewer_layers_that_do_not_run_are_an_error():
         lambda args, extra: {"img": args["img"], "txt": args["txt"]}, "dit", "double_block", 0
     )
     with pytest.raises(
-        RuntimeError, match="^Degraded Model: none of the layers double.0 of Flux ran in the host's way"
+        RuntimeError, match=r"^Degraded Model: none of the layers double.0 of Flux ran in the host's way"
     ):
         sample(worse, "flux", steps=1)
 

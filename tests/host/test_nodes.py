@@ -201,14 +201,14 @@ def test_a_guider_needs_no_negative_where_cfg_is_one(node_id):
 # ------------------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.6, 0.5)])
+@pytest.mark.parametrize(("start", "end"), [(0.5, 0.5), (0.6, 0.5)])
 @pytest.mark.parametrize("node_id", having("start_percent", "end_percent"))
 def test_a_window_that_is_empty_or_out_of_order_is_refused_with_both_ends(node_id, start, end):
     message = refusal(node_id, start_percent=start, end_percent=end)
     assert f"start_percent is {start:g} and end_percent is {end:g}" in message
 
 
-@pytest.mark.parametrize("end, value", [("start", NAN), ("start", -0.5), ("end", NAN), ("end", 1.5)])
+@pytest.mark.parametrize(("end", "value"), [("start", NAN), ("start", -0.5), ("end", NAN), ("end", 1.5)])
 @pytest.mark.parametrize("node_id", having("start_percent", "end_percent"))
 def test_an_end_of_a_window_that_is_no_fraction_is_refused(node_id, end, value):
     message = refusal(node_id, **{f"{end}_percent": value})
@@ -240,7 +240,7 @@ HAS = "This model has input.1-2, input.4-5, middle, output.0-5."
 
 
 @pytest.mark.parametrize(
-    "layers, part",
+    ("layers", "part"),
     [
         ("", "cannot read"),
         ("7;8", '"7;8"'),
@@ -261,7 +261,7 @@ def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transfo
 
 
 @pytest.mark.parametrize(
-    "changes, part",
+    ("changes", "part"),
     [
         ({"curve_type": "points", "points": "0: 1, 0.5"}, 'points "0: 1, 0.5": write pairs'),
         ({"curve_type": "points", "points": "0.5: 1, 0.2: 0"}, "points are out of order: 0.5 comes before 0.2"),
@@ -309,4 +309,4 @@ def test_the_host_loads_the_pack_from_a_folder_of_any_name(tmp_path, monkeypatch
     del host_nodes.NODE_CLASS_MAPPINGS["before"]
     assert set(host_nodes.NODE_CLASS_MAPPINGS) == set(BY_ID)
     titles = {key: node.define_schema().display_name for key, node in BY_ID.items()}
-    assert host_nodes.NODE_DISPLAY_NAME_MAPPINGS == titles
+    assert titles == host_nodes.NODE_DISPLAY_NAME_MAPPINGS

@@ -40,7 +40,7 @@ def test_a_neutral_term_changes_no_bit_and_costs_no_row(kind, cfg):
     assert neutral.forwards == alone.forwards
 
 
-@pytest.mark.parametrize("batch, height, width", SHAPES)
+@pytest.mark.parametrize(("batch", "height", "width"), SHAPES)
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 @pytest.mark.parametrize("kind", ["unet", "sdxl"])
 def test_pag_is_the_hosts_pag_on_a_unet(kind, cfg, batch, height, width):
@@ -52,7 +52,7 @@ def test_pag_is_the_hosts_pag_on_a_unet(kind, cfg, batch, height, width):
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
-@pytest.mark.parametrize("batch, height, width", SHAPES)
+@pytest.mark.parametrize(("batch", "height", "width"), SHAPES)
 def test_branches_in_one_batch_give_what_they_give_in_calls_of_their_own(kind, batch, height, width):
     model = pag(network(kind))
     latent = networks.latent(kind, batch, height, width)

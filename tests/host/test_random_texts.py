@@ -98,7 +98,7 @@ def places_of(texts: list[dict], key: str) -> set:
     }
 
 
-@pytest.mark.parametrize("module, name", NAMES, ids=str)
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=str)
 def test_all_tokens_of_the_prompt_are_drawn_and_none_around_it(module, name):
     clip = clip_of(tokenizer_of(module, name))
     plain = [by_encoder(clip.tokenize(" ".join([word] * LENGTH))) for word in ("cat", "dog")]

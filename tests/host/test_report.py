@@ -1,6 +1,7 @@
 """Guidance Recorder and Report: what they say is what happened, and nothing happens because of them."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -68,7 +69,7 @@ def test_sizes_angles_and_cost_are_those_counted_by_hand():
         guider = guider_of(watched.model, *prompts(kind), cfg)
         run(guider, latent, sigmas=torch.cat([sigmas_of(model, 1)[:1], torch.zeros(1)]))
         ends.append(watched.seen[0]["denoised"].double())
-    moves = [(after - before).flatten() for before, after in zip(ends, ends[1:], strict=False)]
+    moves = [(after - before).flatten() for before, after in itertools.pairwise(ends)]
     for name, move in zip(call.names, moves, strict=True):
         assert call.sizes()[name] == pytest.approx(move.square().mean().sqrt().item(), rel=1e-4)
     for i, one in enumerate(call.names):
@@ -187,7 +188,7 @@ def test_a_number_is_free_only_where_neither_file_is_there(save, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "prefix, why",
+    ("prefix", "why"),
     [
         ("..", "it must end in the name of a file"),
         (".", "it must end in the name of a file"),
@@ -226,7 +227,7 @@ def test_two_recorders_in_a_row_both_hear_the_run():
 
 def test_a_recorder_in_a_row_does_not_hear_a_run_without_it():
     first, near = GuidanceRecorder.execute(model=network("unet"), predictions_at="").result
-    second, far = GuidanceRecorder.execute(model=first, predictions_at="").result
+    _second, far = GuidanceRecorder.execute(model=first, predictions_at="").result
     sample(first)
     assert len(near.calls) == 4 and far.calls == []
 
@@ -239,14 +240,14 @@ def test_a_direction_that_is_not_finite_has_no_angle():
 def test_what_cannot_be_is_said():
     for text in ("now", "1.5", "9" * 5000, "1_0", "-", "0 1"):
         with pytest.raises(
-            ValueError, match="Guidance Recorder: predictions_at is .*; write step numbers such as"
+            ValueError, match=r"Guidance Recorder: predictions_at is .*; write step numbers such as"
         ) as error:
             GuidanceRecorder.execute(model=network("unet"), predictions_at=text)
         assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match='Guidance Recorder: predictions_at is "now"'):
         GuidanceRecorder.execute(model=network("unet"), predictions_at="now")
     listening, _ = recorded(network("unet"), (9,))
-    with pytest.raises(ValueError, match="Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
+    with pytest.raises(ValueError, match=r"Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
         sample(listening, "unet")
     with pytest.raises(ValueError, match="Guidance Report: nothing was recorded"):
         GuidanceReport.execute(report=Recorder(), samples={"samples": torch.zeros(1, 4, 8, 8)}, filename_prefix="")
@@ -299,7 +300,7 @@ def test_a_picture_that_is_not_finite_is_drawn_as_far_as_it_is():
 
 
 @pytest.mark.parametrize(
-    "shape, columns, width, height",
+    ("shape", "columns", "width", "height"),
     [
         ((1, 8, 8, 3), 2000, 2000 * 136, 136),
         ((500, 1, 1, 3), 0, 500 * 136, 136),
@@ -316,11 +317,11 @@ def test_a_grid_that_nobody_could_look_at_is_refused_before_it_is_made(monkeypat
 
 
 def test_labels_count_for_the_size_of_a_grid():
-    with pytest.raises(ValueError, match="Guidance Grid: the grid would have 18 × 65,8.. pixels; at most"):
+    with pytest.raises(ValueError, match=r"Guidance Grid: the grid would have 18 × 65,8.. pixels; at most"):
         drawn(torch.zeros(1, LARGEST_SIDE - 20, 2, 3), title="one line and another")
 
 
 def test_the_largest_grid_is_one_of_many_large_pictures():
     check_size(15 * (1024 + 8), 15 * (1024 + 8))
-    with pytest.raises(ValueError, match="use fewer|Use fewer"):
+    with pytest.raises(ValueError, match=r"use fewer|Use fewer"):
         check_size(16 * (1024 + 8), 16 * (1024 + 8))

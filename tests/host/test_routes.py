@@ -33,7 +33,7 @@ def test_settings_are_drawn_and_those_that_are_left_out_are_the_nodes_own(ask):
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"cls": "x"}, 'there is no setting "cls"; there are curve_type, start, end, power, points, over'),
         ({"curve": "x"}, 'there is no setting "curve"; there are curve_type, start, end, power, points, over'),

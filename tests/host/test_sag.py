@@ -26,7 +26,7 @@ def host_sag(model, scale, blur_sigma):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("height, width", [(16, 16), (16, 24)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (16, 24)])
 def test_sag_is_the_hosts_on_an_epsilon_or_v_network(prediction, height, width):
     model, latent = network("unet", prediction=prediction), networks.latent("unet", 1, height, width)
     theirs, ours = Counter(host_sag(model, 0.75, 2.0)), Counter(sag(model))

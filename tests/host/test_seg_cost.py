@@ -17,7 +17,7 @@ def flops(model, latent) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("height, width", [(16, 16), (32, 16), (16, 24)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 16), (16, 24)])
 def test_an_infinite_blur_costs_one_query_and_a_finite_one_a_whole_attention_and_its_blur(height, width):
     """An attention of M queries to N keys of C channels is 2 M N C for the logits and as much for the values."""
     latent, model = networks.latent("unet", 1, height, width), networks.unet()
@@ -34,7 +34,7 @@ def test_an_infinite_blur_costs_one_query_and_a_finite_one_a_whole_attention_and
 SIZES = [("unet", 64, 32), ("sd3", 64, 32), ("flux", 64, 32), ("flux", 96, 152), ("sdxl", 96, 152)]
 
 
-@pytest.mark.parametrize("kind, height, width", SIZES)
+@pytest.mark.parametrize(("kind", "height", "width"), SIZES)
 def test_it_acts_on_a_picture_that_is_no_square(kind, height, width):
     latent = networks.latent(kind, 1, height, width)
     model = networks.unet(sdxl_like=True) if kind == "sdxl" else getattr(networks, kind)()

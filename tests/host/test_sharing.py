@@ -340,7 +340,7 @@ class Residuals(torch.nn.Module):
         return {"middle": [own.repeat(1, 64, 8, 8)], "output": []}
 
 
-@pytest.mark.parametrize("cfg, rows", [(4.0, 2), (1.0, 1)])
+@pytest.mark.parametrize(("cfg", "rows"), [(4.0, 2), (1.0, 1)])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_a_controlnets_residuals_are_computed_once_for_copies(cfg, rows, samples):
     plain, latent, found = network("unet"), networks.latent("unet", samples), []

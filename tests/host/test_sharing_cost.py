@@ -14,7 +14,7 @@ def steps():
         yield lambda name: made.setdefault(name, Step(name))
 
 
-@pytest.mark.parametrize("cfg, most", [(True, 0.90), (False, 0.845)])
+@pytest.mark.parametrize(("cfg", "most"), [(True, 0.90), (False, 0.845)])
 @pytest.mark.parametrize("name", ["SD 1.5", "SDXL"])
 def test_pag_in_the_middle_of_a_unet(steps, name, cfg, most):
     step = steps(name)
@@ -24,7 +24,7 @@ def test_pag_in_the_middle_of_a_unet(steps, name, cfg, most):
     assert ratio <= most
 
 
-@pytest.mark.parametrize("layer, with_cfg, without", [("double.28", 0.84, 0.76), ("double.43", 0.755, 0.63)])
+@pytest.mark.parametrize(("layer", "with_cfg", "without"), [("double.28", 0.84, 0.76), ("double.43", 0.755, 0.63)])
 def test_pag_half_way_and_three_quarters_through_flux(steps, layer, with_cfg, without):
     step = steps("Flux")
     at = int(layer.split(".")[1])

@@ -62,7 +62,7 @@ def chain(keys, kind, model):
     return model
 
 
-@pytest.mark.parametrize("keys, kind", on_kinds(*((key,) for key in TERMS), kinds=(*KINDS, "wan")))
+@pytest.mark.parametrize(("keys", "kind"), on_kinds(*((key,) for key in TERMS), kinds=(*KINDS, "wan")))
 def test_a_term_alone_is_finite_and_adds_no_forward_that_it_need_not(keys, kind):
     model = network(kind)
     counter = Counter(chain(keys, kind, model))
@@ -71,7 +71,7 @@ def test_a_term_alone_is_finite_and_adds_no_forward_that_it_need_not(keys, kind)
     assert len(counter.rows) == 2 * (1 + further_forwards(*keys))
 
 
-@pytest.mark.parametrize("keys, kind", on_kinds(*itertools.combinations(TERMS, 2)))
+@pytest.mark.parametrize(("keys", "kind"), on_kinds(*itertools.combinations(TERMS, 2)))
 def test_any_two_terms_run_together_as_patch_and_as_guider_alike(keys, kind):
     model, latent = network(kind), networks.latent(kind, 1, 8, 8)
     counter = Counter(chain(keys, kind, model))

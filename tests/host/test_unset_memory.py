@@ -23,7 +23,7 @@ CASES = [(kind, method) for kind in ("unet", "sd3", "flux") for method in METHOD
 CASES.remove(("unet", "SkipLayer"))  # which it refuses
 
 
-@pytest.mark.parametrize("kind, node_id", CASES)
+@pytest.mark.parametrize(("kind", "node_id"), CASES)
 def test_a_picture_of_any_shape_is_finite(kind, node_id):
     node = TERM_NODES[f"BeyondCFG{node_id}"]
     defaults = {given.id: given.default for given in node.inputs if getattr(given, "default", None) is not None}

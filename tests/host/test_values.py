@@ -116,7 +116,7 @@ def test_the_values_that_the_hostile_ones_stand_among_are_good_ones(node_id, giv
     NODES[node_id].execute(**given(node_id))
 
 
-@pytest.mark.parametrize("node_id, name", INPUTS)
+@pytest.mark.parametrize(("node_id", "name"), INPUTS)
 def test_a_node_works_with_what_it_is_given_or_says_why_not(node_id, name, given):
     node = NODES[node_id]
     for value in HOSTILE.values():
@@ -130,7 +130,7 @@ def test_a_node_works_with_what_it_is_given_or_says_why_not(node_id, name, given
 
 
 @pytest.mark.parametrize(
-    "node_id, name, value, message",
+    ("node_id", "name", "value", "message"),
     [
         ("BeyondCFGPAG", "scale", True, "scale is True; it must be a number from 0 to 100"),
         ("BeyondCFGPAG", "scale", 10**400, "scale is beyond all range; it must be a number from 0 to 100"),
@@ -158,7 +158,7 @@ def test_a_refusal_names_the_input_the_value_and_what_it_must_be(node_id, name, 
     assert str(error.value) == f"{NODES[node_id].about.title}: {message}"
 
 
-@pytest.mark.parametrize("node_id, name", [("BeyondCFGICG", "pool_seed"), ("BeyondCFGDegradedModel", "seed")])
+@pytest.mark.parametrize(("node_id", "name"), [("BeyondCFGICG", "pool_seed"), ("BeyondCFGDegradedModel", "seed")])
 def test_a_seed_may_be_any_that_the_hosts_nodes_give(node_id, name, given):
     NODES[node_id].execute(**given(node_id) | {name: 2**64 - 1})
 

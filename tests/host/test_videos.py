@@ -11,7 +11,7 @@ from pack.tests.host.zoo.specimen import has
 
 
 @pytest.mark.parametrize(
-    "name, own",
+    ("name", "own"),
     [
         ("LTX-Video with keyframes", 45),  # a time for each token
         ("LTX-2.3 with weaker keyframes", 45),
@@ -36,7 +36,7 @@ def test_the_times_of_guides_stay_as_they_are(name, own):
     assert plain.shape[1] > own or "LTX" not in name
 
 
-@pytest.mark.parametrize("module, name", [("wan.ar_model", "CausalWanModel"), ("minimax.model", "MiniMaxH3Model")])
+@pytest.mark.parametrize(("module", "name"), [("wan.ar_model", "CausalWanModel"), ("minimax.model", "MiniMaxH3Model")])
 def test_these_are_refused_by_name(module, name):
     network = getattr(pytest.importorskip(f"comfy.ldm.{module}"), name)
     made = object.__new__(network)

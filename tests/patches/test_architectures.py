@@ -282,7 +282,7 @@ def test_a_unet_without_attention_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    "spatial, tokens",
+    ("spatial", "tokens"),
     [((64, 64), (32, 32)), ((64, 65), (32, 33)), ((1, 1), (1, 1)), ((3, 8, 7), (3, 4, 4)), ((5, 9, 2), (5, 5, 1))],
 )
 def test_a_side_that_patches_do_not_divide_is_padded_and_frames_are_not_cut(spatial, tokens):

@@ -1,6 +1,7 @@
 """What the paper of SEG says of the blur, where it is exact, and where the authors' own border breaks it."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -79,7 +80,7 @@ def test_so_do_those_of_a_large_wide_picture(padding, sigma):
 
 
 @on_paddings
-@pytest.mark.parametrize("before, after", [(0, 0), (4, 0), (0, 4), (3, 2)])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (4, 0), (0, 4), (3, 2)])
 def test_only_the_logits_of_the_pictures_queries_are_blurred(padding, before, after):
     grid = (5, 7)
     call = call_of(grid, before, after)
@@ -145,7 +146,7 @@ def test_an_infinite_blur_asks_once_for_all_tokens_of_the_picture(before):
     assert torch.equal(out, out[:, :, :1].expand_as(out))
 
 
-@pytest.mark.parametrize("tokens, queries", [(1, 1), (39, 35)], ids=["one for all queries", "for each query"])
+@pytest.mark.parametrize(("tokens", "queries"), [(1, 1), (39, 35)], ids=["one for all queries", "for each query"])
 def test_a_bias_that_differs_between_queries_is_given_to_each_of_them(tokens, queries):
     asked = []
     call = call_of((5, 7), before=4, bias=random(1, 1, tokens, 39), asked=asked)
@@ -157,7 +158,7 @@ def test_an_infinite_blur_needs_no_grid_and_a_finite_one_says_that_it_does():
     call = call_of((5, 7))
     without = dataclasses.replace(call, grid=None)
     assert torch.equal(BlurredQuery(LAYERS).attention(without), BlurredQuery(LAYERS).attention(call))
-    with pytest.raises(ValueError, match="SEG: the tokens of middle are no picture.*blur_sigma to -1"):
+    with pytest.raises(ValueError, match=r"SEG: the tokens of middle are no picture.*blur_sigma to -1"):
         BlurredQuery(LAYERS, 2.0).attention(without)
 
 
@@ -195,7 +196,7 @@ def test_what_is_the_same_everywhere_stays(grid, padding, sigma):
 def test_the_wider_the_symmetric_blur_the_less_is_left_of_every_pattern(grid):
     """In the blur's own basis, the cosines that are even about both edges, every pattern but the mean fades with σ."""
     fades = [torch.linalg.eigvalsh(everywhere_on(grid[0], sigma)) for sigma in (0.3, 0.5, 1.0, 2.0, 4.0, 8.0)]
-    for less, more in zip(fades, fades[1:], strict=False):
+    for less, more in itertools.pairwise(fades):
         assert (more <= less + 1e-14).all() and more.min() > -1e-14
     q = random(1, 1, math.prod(grid), 16)
     left = [blur(q, grid, sigma).var(2).mean().item() for sigma in (0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
@@ -241,7 +242,9 @@ def tiled(x: Tensor, reach: int) -> Tensor:
     return row[..., 2 * n * times - reach : 2 * n * times + n + reach]
 
 
-@pytest.mark.parametrize("n, sigma, size", [(16, 1.0, 7), (16, 10.0, 17), (13, 100.0, 13), (13, 2.0, 13), (8, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("n", "sigma", "size"), [(16, 1.0, 7), (16, 10.0, 17), (13, 100.0, 13), (13, 2.0, 13), (8, 0.1, 1)]
+)
 def test_reflect_is_the_convolution_with_the_authors_kernel_and_border(n, sigma, size):
     x = random(5, 1, n)
     ours = blur(x[:, :, :, None], (1, n), sigma, "reflect")[..., 0]
@@ -296,7 +299,7 @@ def test_a_matrix_is_made_once():
 
 @pytest.mark.parametrize("sigma", [-2.0, -0.5, -1.0001, 10000.0, math.nan, math.inf, -math.inf])
 def test_a_blur_that_means_nothing_is_refused(sigma):
-    with pytest.raises(ValueError, match="blur_sigma is .*; it must be a number from"):
+    with pytest.raises(ValueError, match=r"blur_sigma is .*; it must be a number from"):
         BlurredQuery(LAYERS, sigma)
 
 
@@ -305,5 +308,5 @@ def test_settings_that_mean_something_are_taken_and_a_border_that_is_not_known_i
         BlurredQuery(LAYERS, sigma)
     with pytest.raises(ValueError, match='padding is "circular"; it must be one of symmetric, reflect'):
         BlurredQuery(LAYERS, 1.0, "circular")
-    with pytest.raises(ValueError, match="blur_sigma is -2.0; it must be a number from 0 to 9999, or -1 for infinite"):
+    with pytest.raises(ValueError, match=r"blur_sigma is -2.0; it must be a number from 0 to 9999, or -1 for infinite"):
         BlurredQuery(LAYERS, -2.0)

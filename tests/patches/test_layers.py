@@ -32,7 +32,7 @@ NETWORKS = {"parts": PARTS, "UNet": UNET, "one stack": ONE, "two stacks": TWO}
 
 
 @pytest.mark.parametrize(
-    "network, text, expected",
+    ("network", "text", "expected"),
     [
         ("UNet", "auto", "input.4 output.5"),
         ("UNet", "middle", "middle"),
@@ -105,7 +105,7 @@ def test_a_range_may_span_blocks_that_have_no_attention_if_its_ends_have_one():
 
 
 @pytest.mark.parametrize(
-    "network, text, part, what",
+    ("network", "text", "part", "what"),
     [
         ("UNet", "input.2, input.3", "input.3", "there is no"),
         ("UNet", "input.1-3", "input.1-3", "there is no"),  # an end without attention
@@ -168,7 +168,7 @@ def test_an_error_that_cannot_read_shows_what_can_be_written(network):
 
 
 @pytest.mark.parametrize(
-    "layers, text",
+    ("layers", "text"),
     [
         ([], ""),
         (UNET, "input.1-2, input.4-5, input.7-8, middle, output.3-11"),

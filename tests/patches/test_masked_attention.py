@@ -12,7 +12,7 @@ from torch import Tensor
 LAYERS = (Layer("middle", 0),)
 SIZE = 35
 PLACES = [(0, 0), (4, 0), (0, 4), (3, 2)]  # text before and after the picture
-in_places = pytest.mark.parametrize("before, after", PLACES)
+in_places = pytest.mark.parametrize(("before", "after"), PLACES)
 
 
 def call_of(before=0, after=0, rows=2, heads=3, size=SIZE, dim=8, dtype=torch.float64, bias=False, **changes):
@@ -235,7 +235,7 @@ def test_half_precision_stays_near_the_exact_result_also_where_queries_and_keys_
 
 def test_settings_out_of_range_are_refused():
     for ratio in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="ratio is .*; it must be a number from 0 to 1"):
+        with pytest.raises(ValueError, match=r"ratio is .*; it must be a number from 0 to 1"):
             MaskedAttention(LAYERS, ratio)
     with pytest.raises(ValueError, match="seed is -1"):
         MaskedAttention(LAYERS, seed=-1)

@@ -72,7 +72,7 @@ def tensors(call: AttentionCall) -> list[Tensor]:
 
 PLACES = [(0, 0), (4, 0), (0, 4), (4, 3)]  # text before and after the picture
 BIASES = [None, "every pair", "a mask of keys", "one for all rows", "one for all heads"]
-JOINT = pytest.mark.parametrize("before, after", PLACES[1:], ids=["text first", "text last", "text on both sides"])
+JOINT = pytest.mark.parametrize(("before", "after"), PLACES[1:], ids=["text first", "text last", "text on both sides"])
 
 
 # -------------------------------------------------------------------------------------------------------------- laws
@@ -98,7 +98,7 @@ def test_every_perturbation_is_a_hashable_setting_with_an_introduction_of_its_ow
 
 
 @EVERY
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 @pytest.mark.parametrize("bias", BIASES)
 def test_shape_and_dtype_are_kept_and_nothing_that_was_given_is_changed(perturbation, before, after, bias):
     call = attention(before, after, bias)
@@ -109,14 +109,14 @@ def test_shape_and_dtype_are_kept_and_nothing_that_was_given_is_changed(perturba
 
 
 @EVERY
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 def test_it_acts(perturbation, before, after):
     call = attention(before, after)
     assert not torch.allclose(perturbation.attention(call), dense(call.q, call.k, call.v, call.scale), atol=1e-2)
 
 
 @EVERY
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 def test_a_row_alone_is_that_row_among_others(perturbation, before, after):
     call = attention(before, after, rows=3)
     together = perturbation.attention(call)
@@ -127,7 +127,7 @@ def test_a_row_alone_is_that_row_among_others(perturbation, before, after):
 
 
 @EVERY
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 def test_two_runs_are_equal(perturbation, before, after):
     one, other = (perturbation.attention(attention(before, after)) for _ in range(2))
     assert torch.equal(one, other)
@@ -143,7 +143,7 @@ def test_tokens_that_are_not_the_picture_get_the_hosts_own_attention(perturbatio
         assert torch.equal(out[:, :, tokens], call.attend(call.q[:, :, tokens], tokens))
 
 
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 def test_the_others_are_all_tokens_but_the_picture(before, after):
     call = attention(before, after)
     covered = [i for tokens in (*call.others, call.image) for i in range(*tokens.indices(call.q.shape[2]))]
@@ -190,7 +190,7 @@ def test_pag_in_a_joint_attention_is_dense_attention_where_the_picture_sees_text
     torch.testing.assert_close(PAG.attention(call), masked(call), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("before, after", PLACES)
+@pytest.mark.parametrize(("before", "after"), PLACES)
 def test_pag_on_permuted_tokens_of_the_picture_is_permuted(before, after):
     call = attention(before, after)
     order = torch.arange(call.q.shape[2])
@@ -220,7 +220,7 @@ def test_pag_does_not_depend_on_how_many_tokens_are_handled_at_once(monkeypatch,
     torch.testing.assert_close(PAG.attention(call), whole, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("elements, most", [(1, 1), (2 * 3 * 5 * 4, 4), (2**24, SIZE)])
+@pytest.mark.parametrize(("elements", "most"), [(1, 1), (2 * 3 * 5 * 4, 4), (2**24, SIZE)])
 def test_pag_holds_no_more_logits_at_once_than_it_may(monkeypatch, elements, most):
     sizes = []
     handle = base._self_and_others

@@ -47,7 +47,7 @@ def test_a_python_that_does_not_run_is_named(dev):
 def test_a_foreign_venv_is_left_alone(dev):
     dev.VENV.mkdir()
     (dev.VENV / "pyvenv.cfg").touch()
-    with pytest.raises(dev.Failure, match="not made by dev.py"):
+    with pytest.raises(dev.Failure, match=r"not made by dev.py"):
         dev.bootstrap(sys.executable)
 
 

@@ -82,7 +82,7 @@ def test_what_cannot_be_fetched_is_a_sentence_without_the_password(site, tmp_pat
     for name, says in (("p-3.tar.gz", "127.0.0.1 does not list p-3.tar.gz"), ("p-2.tar.gz", "answered 404 for p")):
         with pytest.raises(Failure, match=says):
             hosts.download(site, "p", tmp_path / name)
-    with pytest.raises(Failure, match="Cannot reach 127.0.0.1") as error:
+    with pytest.raises(Failure, match=r"Cannot reach 127.0.0.1") as error:
         hosts.download("http://user:secret@127.0.0.1:9/simple", "p", tmp_path / "p-1.tar.gz")
     assert "secret" not in str(error.value)
 
@@ -133,7 +133,7 @@ def test_a_damaged_archive_is_deleted(tmp_path):
 
 def test_the_disk_is_checked(monkeypatch):
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda path: type("", (), {"free": 2e9}))
-    with pytest.raises(Failure, match="2.0 GB free, 7 GB are needed"):
+    with pytest.raises(Failure, match=r"2.0 GB free, 7 GB are needed"):
         environment.check_disk(7)
 
 

@@ -20,7 +20,20 @@ TEXTS = {  # what an input of this name may well be
     "columns": ["", "one", "one\ntwo"],
     "filename_prefix": ["", "guidance/fuzz", "fuzz.5"],
 }
-LAYERS = "middle|0|0-1|7, 8, 9|9.5-0.1|double.0|double.1-2|single.0-2|input.1|output.0-3|block.0|input.1.0-4".split("|")
+LAYERS = [
+    "middle",
+    "0",
+    "0-1",
+    "7, 8, 9",
+    "9.5-0.1",
+    "double.0",
+    "double.1-2",
+    "single.0-2",
+    "input.1",
+    "output.0-3",
+    "block.0",
+    "input.1.0-4",
+]
 ANY = [
     "",
     " ",

@@ -139,19 +139,19 @@ def check(subject: Subject, moment: int, kind: type) -> bool:
 
     subject.leftovers()  # unloads, so that loading is a part of the run
     error = subject.fails(At(moment, event))
-    assert error is planted or kind is INTERRUPT and (error is None or isinstance(error, INTERRUPT)), (moment, error)
+    assert error is planted or (kind is INTERRUPT and (error is None or isinstance(error, INTERRUPT))), (moment, error)
     assert subject.is_as_before(), (moment, kind)
     return error is not None
 
 
-@pytest.mark.parametrize("at, stage", enumerate(STAGES), ids=STAGES)
+@pytest.mark.parametrize(("at", "stage"), enumerate(STAGES), ids=STAGES)
 def test_a_run_that_fails_in_a_stage_leaves_nothing_behind(at, stage, subject):
     first_and_last = subject("unet").moments[STAGES[stage]]
     check(subject("unet"), first_and_last[at % 2], ERRORS[at % 3])
 
 
 @pytest.mark.parametrize(
-    "kind, many", [("pixart", 6), *(pytest.param(kind, 60, marks=pytest.mark.slow) for kind in KINDS)]
+    ("kind", "many"), [("pixart", 6), *(pytest.param(kind, 60, marks=pytest.mark.slow) for kind in KINDS)]
 )
 def test_a_run_stops_at_any_moment_and_leaves_nothing_behind(kind, many, subject):
     moments = [round((at + 0.5) * subject(kind).operations / many) for at in range(many)]

@@ -67,7 +67,7 @@ def test_guidances_act_on_a_model_that_is_loaded_in_eight_bits(weight_dtype, ser
 
 
 @pytest.mark.parametrize(
-    "name, family",
+    ("name", "family"),
     [
         ("scaled e4m3fn", SD3),
         slow("scaled e4m3fn", SD15),

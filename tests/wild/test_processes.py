@@ -77,7 +77,7 @@ def latents(family, *servers) -> list[torch.Tensor]:
     for name in ("", *(name for name in GUIDANCES if name not in REFUSED)):
         one = prompt(info, family, name)
         sent += [(server, send(server, one)) for server in servers]
-    return [wait(server, id).latents[0] for server, id in sent]
+    return [wait(server, key).latents[0] for server, key in sent]
 
 
 def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:

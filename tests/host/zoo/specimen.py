@@ -85,7 +85,7 @@ def paths(count: int, layer: str, path: str) -> dict[str, str]:
 def has(since: str) -> bool:
     """Whether this host has a class, or is of a version."""
     if since[0].isdigit():
-        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]
+        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]  # noqa: RUF048
     module, _, name = since.rpartition(".")
     try:
         return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)

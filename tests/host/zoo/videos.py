@@ -67,7 +67,7 @@ def cosmos1(in_channels: int):
 
 
 def anima():
-    with mock.patch("comfy.ldm.anima.model.LLMAdapter", lambda **settings: networks.torch.nn.Identity()):
+    with mock.patch("comfy.ldm.anima.model.LLMAdapter", return_value=networks.torch.nn.Identity()):
         return cosmos("Anima", "Anima", image_model="anima")
 
 
