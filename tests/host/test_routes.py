@@ -2,10 +2,10 @@
 
 import threading
 import time
-import urllib.error
 import urllib.parse
 
 import pytest
+import requests
 
 PNG = b"\x89PNG"
 
@@ -17,8 +17,8 @@ def ask(server):
     def ask(**settings) -> tuple[int, bytes]:
         try:
             return 200, server.get(f"/beyond_cfg_schedule?{urllib.parse.urlencode(settings)}")
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
+        except requests.HTTPError as error:
+            return error.response.status_code, error.response.content
 
     return ask
 
