@@ -106,17 +106,23 @@ def show(server, monkeypatch, tmp_path):
     return lambda: demo.show(host, server)
 
 
+def opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
+
+
 def test_the_demo_shows_every_guidance_at_work(show, tmp_path, capsys):
     show()
     rows = [
-        [Image.open(tmp_path / f"demo/{row}-{column}.png") for column in (1, 2)] for row in range(1, len(demo.ROWS) + 1)
+        [opened(tmp_path / f"demo/{row}-{column}.png") for column in (1, 2)] for row in range(1, len(demo.ROWS) + 1)
     ]
     assert all(picture.size == (128, 128) for row in rows for picture in row)
     shown = {tuple(picture.tobytes() for picture in row) for row in rows}
     assert len(shown) == len(demo.ROWS)
     said = capsys.readouterr().out
     assert f"side by side in {tmp_path / 'demo/grid.png'}" in said and "PyTorch" in said
-    assert Image.open(tmp_path / "demo/grid.png").height > 128 * len(demo.ROWS)
+    assert opened(tmp_path / "demo/grid.png").height > 128 * len(demo.ROWS)
 
 
 @pytest.mark.parametrize(
