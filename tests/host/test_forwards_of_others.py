@@ -249,24 +249,22 @@ def test_a_forward_that_another_pack_takes_off_does_not_hide_its_error():
     assert "forward" not in vars(block)
 
 
+def guided_by_cfg(guider, x, timestep, model_options):
+    """What the host's CFG guider predicts, by its parts."""
+    conds = [guider.conds["positive"], guider.conds["negative"]]
+    out = comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, timestep, model_options)
+    return comfy.samplers.cfg_function(
+        guider.inner_model, *out, guider.cfg, x, timestep, model_options=model_options, cond=conds[0], uncond=conds[1]
+    )
+
+
 @pytest.mark.parametrize("guider", ["CFG", "of its own"])
 def test_what_a_hook_remembers_in_a_runs_options_stays(guider):
     """As a momentum of the result over the steps does, in model_options."""
 
     class Own(comfy.samplers.CFGGuider):
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006  the host's signature
-            conds = [self.conds["positive"], self.conds["negative"]]
-            out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-            return comfy.samplers.cfg_function(
-                self.inner_model,
-                *out,
-                self.cfg,
-                x,
-                timestep,
-                model_options=model_options,
-                cond=conds[0],
-                uncond=conds[1],
-            )
+            return guided_by_cfg(self, x, timestep, model_options)
 
     def momentum(args):
         kept = args["model_options"].setdefault("another pack", {})
@@ -304,21 +302,11 @@ def test_a_guider_that_leaves_cfg_out_on_the_way_gives_its_own_result_plus_our_t
 
         def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006  the host's signature
             self.calls += 1
-            conds = [self.conds["positive"], self.conds["negative"]]
-            if self.calls > 1:
-                return comfy.samplers.sampling_function(
-                    self.inner_model, x, timestep, conds[1], conds[0], 1.0, model_options=model_options, seed=seed
-                )
-            out = comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)
-            return comfy.samplers.cfg_function(
-                self.inner_model,
-                *out,
-                self.cfg,
-                x,
-                timestep,
-                model_options=model_options,
-                cond=conds[0],
-                uncond=conds[1],
+            if self.calls == 1:
+                return guided_by_cfg(self, x, timestep, model_options)
+            positive, negative = self.conds["positive"], self.conds["negative"]
+            return comfy.samplers.sampling_function(
+                self.inner_model, x, timestep, negative, positive, 1.0, model_options=model_options, seed=seed
             )
 
     def result(model):
