@@ -168,3 +168,12 @@ def server():
     host = hosts.ready(hosts.Choice(comfyui=HOST, python=sys.executable))
     with running(host, log=OUTPUT / os.environ.get("PYTEST_XDIST_WORKER", "") / "host.log") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def small_files(server):
+    """The names of files in the running host's own folders: CLIP, with text and vision, and WAN."""
+    from pack.tests.host import checkpoints
+
+    with checkpoints.small_files(server) as names:
+        yield names

@@ -36,20 +36,6 @@ ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's co
 OURS = slice(0, 2)
 
 
-@pytest.fixture(params=SPECIMENS, ids=str)
-def specimen(request):
-    missing = request.param.since and not has(request.param.since)
-    if missing:
-        pytest.skip(f"this host has no {request.param.since}")
-    return request.param
-
-
-@pytest.fixture
-def model(specimen):
-    torch.manual_seed(0)
-    return specimen.build()
-
-
 @contextlib.contextmanager
 def recorded(model, monkeypatch):
     """The attention calls of what is run meanwhile."""

@@ -2,10 +2,8 @@
 networks of noisy latents, random or trained here."""
 
 import gc
-import json
 import math
 import os
-import tempfile
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +12,6 @@ import comfy.clip_vision
 import comfy.ldm.models.autoencoder
 import comfy.sd
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
@@ -26,45 +23,13 @@ from pack.guiders.host.classifiers import heads, latents
 from pack.guiders.noisy_network import NoisyNetwork
 from pack.nodes.classifier import NODES
 from pack.tests.host import networks
+from pack.tests.host.classifiers import LABELS, clip_vision, guided, save, save_tensors, whole_vae
 from pack.tests.host.harness import Counter, close, network, noise_like, pag, sample
 
 ClassifierGuidance, NoiseAwareClassifierGuidance = NODES
 
-FEATURES = 16
-LABELS = ["cat", "dog", "bird"]
 CHECKPOINTS = os.environ.get("BEYOND_CFG_MODELS")
 needs_models = pytest.mark.skipif(not CHECKPOINTS, reason="BEYOND_CFG_MODELS is not set")
-
-
-def clip_vision(features: int | None = FEATURES, kind: str = "clip_vision_model"):
-    """Of the host's own class, as its loader makes one: in whatever mode the caller is in."""
-    config = {
-        "model_type": kind,
-        "image_size": 32,
-        "patch_size": 8,
-        "num_channels": 3,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "hidden_act": "quick_gelu",
-    }
-    with tempfile.TemporaryDirectory() as folder:  # older hosts take no dict
-        path = Path(folder) / "config.json"
-        path.write_text(json.dumps(config | ({"projection_dim": features} if features else {})))
-        vision = comfy.clip_vision.ClipVisionModel(str(path))
-    networks.fill(vision.model, seed=3)
-    return vision
-
-
-def whole_vae(seed: int = 4):
-    """The KL autoencoder of SD, small."""
-    shape = {"ch": 32, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 1, "z_channels": 4, "double_z": True}
-    shape |= {"in_channels": 3, "out_ch": 3, "resolution": 64, "attn_resolutions": [], "dropout": 0.0}
-    config = {"params": {"ddconfig": shape, "embed_dim": 4}}
-    network = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=shape, embed_dim=4)
-    networks.fill(network, seed)
-    return comfy.sd.VAE(sd=network.state_dict(), config=config)
 
 
 def parts(name: str = "tiny_sd15.ckpt"):
@@ -79,35 +44,6 @@ def tiny_vae():
         pytest.skip("BEYOND_CFG_MODELS is not set")
     with torch.inference_mode():  # as the executor loads it
         return parts()[1]
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    """The host's model folder `classifiers`, with a head in it."""
-    places = folder_paths.folder_names_and_paths | {host.FOLDER: ([str(tmp_path)], {""})}
-    monkeypatch.setattr(folder_paths, "folder_names_and_paths", places)
-    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
-    save(tmp_path / "pets.safetensors")
-    return tmp_path
-
-
-def save(path: Path, labels=LABELS, **changes):
-    generator = torch.Generator().manual_seed(0)
-    save_tensors(
-        path, {"weight": torch.randn(3, FEATURES, generator=generator), "bias": torch.zeros(3)}, labels, changes
-    )
-
-
-def save_tensors(path: Path, tensors: dict, labels, changes: dict):
-    tensors = {key: tensor for key, tensor in (tensors | changes).items() if tensor is not None}
-    labels = labels if labels is None or isinstance(labels, str) else json.dumps(labels)
-    comfy.utils.save_torch_file(tensors, str(path), metadata=None if labels is None else {"labels": labels})
-
-
-def guided(model, vae, vision=None, **changes):
-    given = {"label": "dog", "other_labels": "", "head": "pets.safetensors", "scale": 50.0}
-    given |= {"start_percent": 0.0, "end_percent": 1.0, "vae": vae, "clip_vision": vision or clip_vision()}
-    return ClassifierGuidance.execute(model=model, **(given | changes)).result[0]
 
 
 def refusal(*args, **changes) -> str:
@@ -126,7 +62,7 @@ def log_probability(model, picture: torch.Tensor) -> torch.Tensor:
         return classifier.begin()(Step(latent.clone(), 0.0, 0.0))
 
 
-def test_the_picture_is_taken_for_the_label_more_and_nothing_else_is_evaluated(folder, tiny_vae):
+def test_the_picture_is_taken_for_the_label_more_and_nothing_else_is_evaluated(classifier_folder, tiny_vae):
     model, latent = network("unet"), networks.latent("unet", 2, 12, 16)
     plain = sample(model, latent=latent)
     for label in LABELS:
@@ -138,7 +74,7 @@ def test_the_picture_is_taken_for_the_label_more_and_nothing_else_is_evaluated(f
         assert (after > before + 0.1).all() or label != "dog"
 
 
-def test_each_samples_gradient_is_its_own(folder, tiny_vae):
+def test_each_samples_gradient_is_its_own(classifier_folder, tiny_vae):
     model = guided(network("unet"), tiny_vae)
     apart = model.model_options[KEY][-1].rule.classifier.begin()
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -146,7 +82,7 @@ def test_each_samples_gradient_is_its_own(folder, tiny_vae):
     assert close(gradient(apart, Step(x[1:], 0.0, 0.0)), both[1:]) < 1e-5 and both.abs().max() > 0
 
 
-def test_its_gradient_is_that_of_finite_differences(folder, tiny_vae):
+def test_its_gradient_is_that_of_finite_differences(classifier_folder, tiny_vae):
     model = guided(network("unet"), tiny_vae)
     log_p = model.model_options[KEY][-1].rule.classifier.begin()
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -157,7 +93,7 @@ def test_its_gradient_is_that_of_finite_differences(folder, tiny_vae):
     assert abs((up - down) / 0.02 / found.norm().item() - 1) < 0.02
 
 
-def test_at_scale_zero_and_outside_its_interval_not_a_bit_changes(folder, tiny_vae):
+def test_at_scale_zero_and_outside_its_interval_not_a_bit_changes(classifier_folder, tiny_vae):
     model = network("unet")
     assert torch.equal(sample(guided(model, tiny_vae, scale=0.0)), sample(model))
     between_two_steps = guided(model, tiny_vae, start_percent=0.001, end_percent=0.01)
@@ -165,7 +101,7 @@ def test_at_scale_zero_and_outside_its_interval_not_a_bit_changes(folder, tiny_v
 
 
 @pytest.mark.parametrize("kind", ["taesd", "whole"])
-def test_it_works_in_inference_mode_with_weights_that_were_loaded_there(folder, tiny_vae, kind):
+def test_it_works_in_inference_mode_with_weights_that_were_loaded_there(classifier_folder, tiny_vae, kind):
     """As the executor runs nodes: loading, the node and sampling."""
     vae = tiny_vae if kind == "taesd" else whole_vae()
     expected = sample(guided(network("unet"), vae), steps=2)
@@ -177,7 +113,7 @@ def test_it_works_in_inference_mode_with_weights_that_were_loaded_there(folder, 
     assert close(result, sample(network("unet"), steps=2)) > 1e-3
 
 
-def test_the_hosts_models_are_as_they_were_and_the_runs_copies_are_gone(folder, monkeypatch):
+def test_the_hosts_models_are_as_they_were_and_the_runs_copies_are_gone(classifier_folder, monkeypatch):
     copies, kept = [], latents.differentiable
 
     def watched(*args):
@@ -197,7 +133,7 @@ def test_the_hosts_models_are_as_they_were_and_the_runs_copies_are_gone(folder, 
     assert copies and not any(copy() is not None for copy in copies)
 
 
-def test_it_is_added_to_other_terms_in_any_order(folder, tiny_vae):
+def test_it_is_added_to_other_terms_in_any_order(classifier_folder, tiny_vae):
     model = network("unet")
     one = sample(pag(guided(model, tiny_vae)), steps=1)
     other = sample(guided(pag(model), tiny_vae), steps=1)
@@ -206,7 +142,7 @@ def test_it_is_added_to_other_terms_in_any_order(folder, tiny_vae):
 
 
 @needs_models
-def test_on_a_flow_model_it_acts_from_the_first_step(folder):
+def test_on_a_flow_model_it_acts_from_the_first_step(classifier_folder):
     model, vae = network("sd3"), parts("tiny_sd3.ckpt")[1]
     counter = Counter(guided(model, vae, scale=200.0))
     result, plain = sample(counter.model, "sd3"), sample(model, "sd3")
@@ -270,7 +206,7 @@ def test_a_text_encoder_without_a_trained_projection_is_refused(tiny_vae):
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_what_cannot_work_is_refused_by_name(folder, tiny_vae):
+def test_what_cannot_work_is_refused_by_name(classifier_folder, tiny_vae):
     model = network("unet")
     assert refusal(model, tiny_vae, head="") == "needs a clip, to understand the labels, or the name of a head"
     clip = SimpleNamespace(tokenize=None, cond_stage_model=None)  # not asked
@@ -288,9 +224,9 @@ def test_what_cannot_work_is_refused_by_name(folder, tiny_vae):
     assert refusal(model, no_vae).startswith("the VAE is empty")
 
 
-def test_a_head_that_cannot_work_is_refused_by_file_key_and_shape(folder, tiny_vae):
+def test_a_head_that_cannot_work_is_refused_by_file_key_and_shape(classifier_folder, tiny_vae):
     def said(label="dog", **changes) -> str:
-        save(folder / "bad.safetensors", **changes)
+        save(classifier_folder / "bad.safetensors", **changes)
         return refusal(network("unet"), tiny_vae, head="bad.safetensors", label=label)
 
     width = "[classes, 16], since clip_vision gives 16 features"
@@ -303,20 +239,20 @@ def test_a_head_that_cannot_work_is_refused_by_file_key_and_shape(folder, tiny_v
     assert "JSON list of 3 texts" in said(labels=["a"]) and "JSON list" in said(labels="{")
     assert said(label="cow").endswith("it must be a number from 0 to 2, or one of: cat, dog, bird")
     assert said(labels=None, label="3").endswith("it must be a number from 0 to 2")
-    (folder / "bad.safetensors").write_bytes(b"no tensors")
+    (classifier_folder / "bad.safetensors").write_bytes(b"no tensors")
     assert refusal(network("unet"), tiny_vae, head="bad.safetensors").startswith("bad.safetensors cannot be read")
     missing = refusal(network("unet"), tiny_vae, head="../pets")
     assert missing == 'there is no file "../pets". The folder classifiers has: bad.safetensors, pets.safetensors'
 
 
-def test_a_label_is_a_name_or_a_number(folder):
+def test_a_label_is_a_name_or_a_number(classifier_folder):
     vision = clip_vision()
     assert [host.load_head(vision, "pets.safetensors", label).wanted for label in ("dog", " bird", "0")] == [1, 2, 0]
-    save(folder / "numbers.safetensors", labels=["2", "1", "0"])
+    save(classifier_folder / "numbers.safetensors", labels=["2", "1", "0"])
     assert host.load_head(vision, "numbers.safetensors", "0").wanted == 2  # a name before a number
 
 
-def test_a_label_of_any_length_is_no_more_than_no_label(folder):
+def test_a_label_of_any_length_is_no_more_than_no_label(classifier_folder):
     for label in ("9" * 5000, "0" * 5000 + "x", "x" * 20_000):
         with pytest.raises(ValueError, match=r"it must be a number from 0 to 2, or one of: cat, dog, bird$") as error:
             host.load_head(clip_vision(), "pets.safetensors", label)
@@ -361,10 +297,10 @@ def save_noisy(path: Path, channels: int = 4, labels=LABELS, **changes):
 
 
 @pytest.fixture
-def noisy_folder(folder) -> Path:
+def noisy_folder(classifier_folder) -> Path:
     for kind, channels in CHANNELS.items():
-        save_noisy(folder / f"{kind}.safetensors", channels)
-    return folder
+        save_noisy(classifier_folder / f"{kind}.safetensors", channels)
+    return classifier_folder
 
 
 def noisily(model, kind="unet", **changes):

@@ -12,7 +12,7 @@ from pack.patches.host.degraded import InputNoise, WorseLayers, noisier, rounded
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, needs_copy, network, noise_like, pag, prompts, sample
 from pack.tests.host.test_autoguidance import autoguided
-from pack.tests.host.test_ema import PREFIX, save, weights  # noqa: F401  a fixture
+from pack.tests.host.test_ema import PREFIX, save
 from pack.tests.host.test_ema import sample as sample_checkpoint
 
 CASES = [
@@ -136,8 +136,8 @@ def test_rounding_is_refused_as_weak_model_of_a_network_that_cannot_be_loaded_ag
 
 
 @needs_copy
-def test_rounding_a_checkpoint_gives_the_weak_model_weights_of_its_own(weights, tmp_path):  # noqa: F811
-    save(tmp_path / "a.ckpt", {PREFIX + key: tensor for key, tensor in weights[0].items()})
+def test_rounding_a_checkpoint_gives_the_weak_model_weights_of_its_own(sd3_weights, tmp_path):
+    save(tmp_path / "a.ckpt", {PREFIX + key: tensor for key, tensor in sd3_weights[0].items()})
     main = comfy.sd.load_checkpoint_guess_config(str(tmp_path / "a.ckpt"), False, False, False)[0]
     weak = degraded(main, "quantised weights")
     d, d_weak = sample_checkpoint(main), sample_checkpoint(weak)

@@ -11,31 +11,24 @@ from pack.nodes.weaker_models import PostHocEMA
 from pack.patches.host import ema as host
 from pack.patches.post_hoc_ema import coefficients, gamma_of
 from pack.tests.host.harness import guider_of, noise_like, run
-from pack.tools import tiny_models
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PREFIX = "model.diffusion_model."
 
 
-@pytest.fixture(scope="module")
-def weights() -> list[dict[str, torch.Tensor]]:
-    """Three tiny SD3 networks, as the diffusion models of half precision that checkpoints hold."""
-    return [tiny_models.half(tiny_models.sd3(seed, side=16)) for seed in range(3)]
-
-
 @pytest.fixture
-def folder(weights, tmp_path, monkeypatch) -> Path:
+def folder(sd3_weights, tmp_path, monkeypatch) -> Path:
     """The only model folder that the host has: a.ckpt, b.ckpt and c.ckpt are checkpoints, bare.ckpt is b alone."""
     places = {name: ([str(tmp_path / name)], {".ckpt", ".safetensors"}) for name in host.FOLDERS}
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | places)
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     for name in host.FOLDERS:
         (tmp_path / name).mkdir()
-    for name, tensors in zip("abc", weights, strict=True):
+    for name, tensors in zip("abc", sd3_weights, strict=True):
         beside = {"first_stage_model.unused": torch.ones(2)}
         save(tmp_path / "checkpoints" / f"{name}.ckpt", {PREFIX + key: t for key, t in tensors.items()} | beside)
-    save(tmp_path / "diffusion_models" / "bare.ckpt", weights[1])
-    save(tmp_path / "diffusion_models" / "bare2.ckpt", weights[2])
+    save(tmp_path / "diffusion_models" / "bare.ckpt", sd3_weights[1])
+    save(tmp_path / "diffusion_models" / "bare2.ckpt", sd3_weights[2])
     return tmp_path
 
 
@@ -87,13 +80,13 @@ def test_a_single_diffusion_model_is_the_host_loaders_own_model_bit_for_bit(fold
 
 @pytest.mark.parametrize("names", [("b.ckpt", "c.ckpt"), ("bare.ckpt", "bare2.ckpt")])
 @pytest.mark.parametrize("snapshot_ema", [0.0, 0.05])
-def test_two_snapshots_are_averaged_and_the_model_samples(folder, weights, names, snapshot_ema):
+def test_two_snapshots_are_averaged_and_the_model_samples(folder, sd3_weights, names, snapshot_ema):
     model = average(*names, snapshot_ema=snapshot_ema)
     gamma = gamma_of(snapshot_ema)
     first, second = coefficients([(1.0, gamma), (2.0, gamma)], (2.0, gamma_of(0.1)))
     found = tensors_of(model)
-    for key, tensor in weights[1].items():
-        expected = (first * tensor.float() + second * weights[2][key].float()).half()
+    for key, tensor in sd3_weights[1].items():
+        expected = (first * tensor.float() + second * sd3_weights[2][key].float()).half()
         torch.testing.assert_close(found[key].half(), expected, rtol=1e-3, atol=1e-6)
     picture = sample(model)
     assert picture.isfinite().all() and not torch.equal(picture, sample(average(names[1])))
@@ -121,8 +114,8 @@ def test_snapshots_of_two_lengths_at_the_same_times(folder):
     ]
 
 
-def test_a_file_name_may_have_an_at_in_it(folder, weights):
-    save(folder / "diffusion_models" / "run@3.ckpt", weights[0])
+def test_a_file_name_may_have_an_at_in_it(folder, sd3_weights):
+    save(folder / "diffusion_models" / "run@3.ckpt", sd3_weights[0])
     (snapshot,) = host.find_snapshots("run@3.ckpt @ 5", 0.0)
     assert (snapshot.name, snapshot.time, snapshot.ema) == ("run@3.ckpt", 5.0, 0.0)
     assert host.find_snapshots("run@3.ckpt", 0.0)[0].time == 1.0

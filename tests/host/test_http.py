@@ -7,9 +7,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-import torch
 from pack.tests.host.harness import CAN_COPY, NO_COPY, needs_copy
-from pack.tools import thumbnails, tiny_models, workflows
+from pack.tools import thumbnails, workflows
 from pack.tools.console import Failure
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,44 +35,6 @@ OF_THE_DEMO = ("sims_lora", "noisy_classifier")  # what they need is trained for
 LOADED = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}  # which output of Load Checkpoint does for it
 
 
-def tiny_wan() -> dict:
-    """Network and VAE of Wan 2.1 as a checkpoint, by the host's own classes."""
-    from comfy import ops
-    from comfy.ldm.wan import model, vae
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        size = {"dim": 128, "ffn_dim": 128, "num_heads": 1, "num_layers": 9}  # Skip Layer's auto is the last of them
-        network = model.WanModel(**size, in_dim=16, out_dim=16, text_dim=4096, operations=ops.manual_cast)
-        for weight in network.parameters():
-            torch.nn.init.normal_(weight, std=0.02)
-        decoder = vae.WanVAE(dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], temperal_downsample=[False, True, True])
-        for weight in decoder.parameters():
-            torch.nn.init.normal_(weight, std=0.1)
-    parts = {"model.diffusion_model.": network, "vae.": decoder}
-    return {prefix + key: value.half() for prefix, part in parts.items() for key, value in part.state_dict().items()}
-
-
-@pytest.fixture(scope="module")
-def files(server):
-    """The names of a CLIP with text and vision and of a Wan, of 1 MB and 7, in the host's own folders for as long as these
-    tests run."""
-    folders = {folder["name"]: Path(folder["folders"][0]) for folder in server.ask("/experiment/models")}
-    unique = uuid.uuid4().hex
-    names = {kind: f"beyond_cfg_test_{kind}_{unique}.ckpt" for kind in ("CLIP", "WAN")}
-    clip = tiny_models.half(tiny_models.clip_l(0))
-    made = {folders[kind] / names["CLIP"]: clip for kind in ("clip_vision", "text_encoders")}
-    made[folders["checkpoints"] / names["WAN"]] = tiny_wan()
-    try:
-        for place, tensors in made.items():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(tensors, place)
-        yield names
-    finally:
-        for place in made:
-            place.unlink(missing_ok=True)
-
-
 def on_tiny_model(workflow: dict, checkpoint: str) -> dict:
     """With Load Checkpoint in place of all loaders. Flux's and Wan's text encoder, a T5, is never tiny: SD3's does."""
     instead = {}  # (node, output): the output that takes its place
@@ -96,7 +57,7 @@ def on_tiny_model(workflow: dict, checkpoint: str) -> dict:
 
 
 @pytest.fixture
-def workflow(files):
+def workflow(small_files):
     def load(name, whole=False, **inputs):
         """The example, small and with four steps; further inputs as class_type__input=value. Not whole: without its
         Guidance Grid, and so without the sampling that is for comparison only."""
@@ -107,11 +68,11 @@ def workflow(files):
             loaded = thumbnails.on_demo_model(loaded)
         else:
             family = FAMILIES.get(name.rpartition("_")[2], "tiny_sd15.ckpt")
-            loaded = on_tiny_model(loaded, files.get(family, family))
+            loaded = on_tiny_model(loaded, small_files.get(family, family))
         for node in loaded.values():
             node["inputs"].update(SMALL.get(node["class_type"], {}))
             if node["inputs"].get("clip_name", "").startswith("clip-vit"):
-                node["inputs"]["clip_name"] = files["CLIP"]
+                node["inputs"]["clip_name"] = small_files["CLIP"]
             for key, value in inputs.items():
                 class_type, _, given = key.partition("__")
                 if node["class_type"] == class_type:

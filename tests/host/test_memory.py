@@ -17,8 +17,8 @@ import pytest
 import torch
 from pack.guiders import host
 from pack.tests.host import networks
+from pack.tests.host.classifiers import guided, whole_vae
 from pack.tests.host.harness import network, prompts, run, sample
-from pack.tests.host.test_classifier import folder, guided, whole_vae  # noqa: F401  folder is a fixture
 from pack.tests.host.test_http_models import free
 from pack.tests.host.test_sharing import Residuals
 from pack.tests.host.test_terms import TERMS, apply, chain
@@ -58,7 +58,7 @@ def traces(model) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["unet", "sd3"])
-def test_nothing_of_a_run_with_every_term_outlives_the_outputs_of_its_nodes(kind, folder):  # noqa: F811
+def test_nothing_of_a_run_with_every_term_outlives_the_outputs_of_its_nodes(kind, classifier_folder):
     model, latent = network(kind), networks.latent(kind, 1, 8, 8)
     keys = [key for key in TERMS if "Classifier" not in key and (kind, key) != ("unet", "BeyondCFGSkipLayer")]
     sample(model, kind, latent=latent, steps=1)  # the host's own first load leaves marks

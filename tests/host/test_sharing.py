@@ -26,7 +26,6 @@ from pack.patches.base import Moment
 from pack.patches.host import Plan, PrefixSharing, Proofs, architecture_of, planned, select_layers
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, network, pag, prompts, sample
-from pack.tests.host.test_architectures import model, specimen  # noqa: F401  fixtures
 from pack.tests.host.test_with_others import REGIONAL, Control, patch, regional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,7 +49,7 @@ WHOLE = {  # the networks whose rows are computed whole, and why
 FLOOR = 1e-6  # of float32, where a test's own is 0 by chance
 
 
-def predict(specimen, model, copies, shares, batch, sharing):  # noqa: F811
+def predict(specimen, model, copies, shares, batch, sharing):
     """(the network's prediction, what is observed) for shares of `batch` rows; shares of one number are copies."""
     x, conds = specimen.inputs([copy * 100 + row for copy in copies for row in range(batch)])
     options, seen = {"cond_or_uncond": [0] * len(copies), "uuids": [*range(len(copies))]}, []
@@ -64,7 +63,7 @@ def predict(specimen, model, copies, shares, batch, sharing):  # noqa: F811
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_shared_is_batched_wherever_rows_part(specimen, model, batch):  # noqa: F811
+def test_shared_is_batched_wherever_rows_part(specimen, model, batch):
     most = 0
     for layer in select_layers(model, "all"):
         for copies in ((1, 1), (2, 1, 1)):
@@ -77,7 +76,7 @@ def test_shared_is_batched_wherever_rows_part(specimen, model, batch):  # noqa: 
     assert (most == 0) == (specimen.name in WHOLE)
 
 
-def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:  # noqa: F811
+def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:
     """Shares of a batch and what they are copies of: branches of one or two conditionings, in any order."""
     layers = select_layers(model, "all")
     stacks = architecture_of(model).stacks
@@ -98,7 +97,7 @@ def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:  # noqa: F811
     return tuple(share for share, _ in rows), tuple(copy for _, copy in rows)
 
 
-def test_any_branches_together_are_what_they_are_one_by_one(specimen, model):  # noqa: F811
+def test_any_branches_together_are_what_they_are_one_by_one(specimen, model):
     """Drawn with a fixed seed: perturbations of any kind and layers, in any order, and what SAG observes."""
     rng = random.Random(specimen.name)
     for batch in (1, 3):
@@ -119,7 +118,7 @@ def test_any_branches_together_are_what_they_are_one_by_one(specimen, model):  #
 # ----------------------------------------------------------------------------------------------------------- sampling
 
 
-def composed(model, kind, scale=2.0):  # noqa: F811
+def composed(model, kind, scale=2.0):
     """CFG with PAG, SEG, Skip Layer where it can be, and SAG, each at a layer of its own."""
     layers = select_layers(model, "all")
     perturbations = [IdentityAttention(layers[-2:]), BlurredQuery(layers[-1:], -1.0)]
@@ -131,7 +130,7 @@ def composed(model, kind, scale=2.0):  # noqa: F811
     return model
 
 
-def shared_and_whole(model, kind="unet", **kwargs):  # noqa: F811
+def shared_and_whole(model, kind="unet", **kwargs):
     """(sampled with sharing, and without)"""
     return sample(model, kind, **kwargs), sample(host.with_prefix_sharing(model, "off"), kind, **kwargs)
 
@@ -148,7 +147,7 @@ def message(caplog) -> str:
 @pytest.mark.parametrize("kind", ["unet", "sdxl", "sd3", "flux"])
 def test_shared_is_batched_is_separate(kind, cfg, batch, caplog):
     caplog.set_level(logging.INFO)
-    model = composed(network(kind), kind)  # noqa: F811
+    model = composed(network(kind), kind)
     apart = model.clone()  # with another pack's function wrapper every perturbed branch runs in a call of its own
     apart.set_model_unet_function_wrapper(lambda f, args: f(args["input"], args["timestep"], **args["c"]))
     settings = {"kind": kind, "cfg": cfg, "latent": networks.latent(kind, batch), "steps": 3}
@@ -160,7 +159,7 @@ def test_shared_is_batched_is_separate(kind, cfg, batch, caplog):
 
 
 def test_the_order_of_perturbed_rows_and_a_term_that_comes_and_goes_change_nothing():
-    model = composed(network("unet"), "unet")  # noqa: F811
+    model = composed(network("unet"), "unet")
     model = pag(model, 1.0, "input.4", 0.3, 0.6)
     shared, whole = shared_and_whole(model, steps=6)
     assert close(shared, whole) < 1e-5
@@ -182,7 +181,7 @@ def test_a_control_between_shared_modules(caplog):
 
 def test_sag_sees_the_same(caplog):
     caplog.set_level(logging.INFO)
-    model = network("unet")  # noqa: F811
+    model = network("unet")
     rule = SelfAttentionGuidance(1.0, 2.0, "attention", AttentionSums(select_layers(model, "middle")))
     model = composed(host.add_term(model, host.Term(rule, Schedule(), "SAG")), "unet")
     for cfg in (1.0, 4.0):
@@ -190,7 +189,7 @@ def test_sag_sees_the_same(caplog):
         assert "once" in message(caplog) and close(shared, whole) < 2e-6
 
 
-def ip_adapter(model):  # noqa: F811
+def ip_adapter(model):
     def attend(q, k, v, extra):
         roles = extra["cond_or_uncond"]
         size = q.shape[0] // len(roles)
@@ -202,7 +201,7 @@ def ip_adapter(model):  # noqa: F811
     return model
 
 
-def random_patch(model):  # noqa: F811
+def random_patch(model):
     """Each row another, as no sharing could give it back."""
     model = model.clone()
     generator = torch.Generator()
@@ -214,18 +213,18 @@ def random_patch(model):  # noqa: F811
     return model
 
 
-def sage(model):  # noqa: F811
+def sage(model):
     model = model.clone()
     model.model_options["transformer_options"]["optimized_attention_override"] = lambda f, *a, **k: f(*a, **k)
     return model
 
 
-def hooked(model):  # noqa: F811
+def hooked(model):
     model.model.diffusion_model.input_blocks[1][0].register_forward_hook(lambda module, args, out: out * 1.01)
     return model
 
 
-def replaced(model):  # noqa: F811
+def replaced(model):
     model = model.clone()
 
     class Block(torch.nn.Module):
@@ -269,21 +268,21 @@ def test_a_wrapper_that_makes_rows_differ_is_seen(caplog):
     def noisy(executor, x, *args, **kwargs):
         return executor(x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), *args, **kwargs)
 
-    model = composed(network("unet"), "unet")  # noqa: F811
+    model = composed(network("unet"), "unet")
     model.add_wrapper_with_key("apply_model", "noisy", noisy)
     shared, whole = shared_and_whole(model)
     assert "rows of the network's x differ" in message(caplog) and torch.equal(shared, whole)
 
 
 def test_a_cache_and_sharing_act_together():
-    model = EasyCacheNode.execute(composed(network("unet"), "unet", 0.1), 0.6, 0.1, 0.95, False)[0]  # noqa: F811
+    model = EasyCacheNode.execute(composed(network("unet"), "unet", 0.1), 0.6, 0.1, 0.95, False)[0]
     shared, whole = shared_and_whole(model, steps=20)
     assert close(shared, whole) < 1e-5
 
 
 @pytest.mark.parametrize("room", [1, 2])
 def test_where_memory_splits_the_batch_rows_share_with_those_that_are_there(room, monkeypatch):
-    model = network("unet")  # noqa: F811
+    model = network("unet")
     counter = Counter(composed(model, "unet"))
     monkeypatch.setattr(type(model), "get_free_memory", lambda self, device: room * 150.0)
     monkeypatch.setattr(type(model.model), "memory_required", lambda self, shape, **_: shape[0] * 99.0)
@@ -294,7 +293,7 @@ def test_where_memory_splits_the_batch_rows_share_with_those_that_are_there(room
 # --------------------------------------------------------------------------------------------------------------- cost
 
 
-def flops(model, kind="unet", **kwargs) -> int:  # noqa: F811
+def flops(model, kind="unet", **kwargs) -> int:
     with FlopCounterMode(display=False) as counter:
         sample(model, kind, steps=1, **kwargs)
     return counter.get_total_flops()
@@ -302,7 +301,7 @@ def flops(model, kind="unet", **kwargs) -> int:  # noqa: F811
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_the_hosts_pag_costs_what_ours_does_without_sharing(cfg):
-    model = network("unet")  # noqa: F811
+    model = network("unet")
     theirs = flops(patch(PerturbedAttentionGuidance, model, 3.0), cfg=cfg)
     ours = pag(model)
     assert flops(host.with_prefix_sharing(ours, "off"), cfg=cfg) == theirs > flops(ours, cfg=cfg)
@@ -311,7 +310,7 @@ def test_the_hosts_pag_costs_what_ours_does_without_sharing(cfg):
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
 def test_three_guidances_and_cfg_add_no_forward_and_share_what_they_can(kind):
     """Each of the 3 or 5 blocks before a row's own first one is left out for it."""
-    model = network(kind)  # noqa: F811
+    model = network(kind)
     counter = Counter(composed(model, kind))
     shared = flops(counter.model, kind)
     assert counter.rows == [5]

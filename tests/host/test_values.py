@@ -16,8 +16,8 @@ from pack.guiders.schedule import Curve
 from pack.nodes.extension import BeyondCFG
 from pack.nodes.values import LONGEST, check
 from pack.patches.host import ema
+from pack.tests.host.classifiers import FEATURES, clip_vision, save_tensors, whole_vae
 from pack.tests.host.harness import network, prompts
-from pack.tests.host.test_classifier import FEATURES, clip_vision, save_tensors, whole_vae
 from pack.tools import tiny_models
 
 CLASSIFIERS = Path(__file__).resolve().parent.parent.parent / "benchmarks/models/classifiers"

@@ -15,12 +15,11 @@ import comfy.samplers
 import pytest
 import torch
 from pack.guiders import host
-from pack.guiders.host import Recorder, with_recorder
+from pack.guiders.host import Recorder, classifiers, with_recorder
 from pack.nodes.weaker_models import DegradedModel
 from pack.tests.host import networks
+from pack.tests.host.classifiers import clip_vision, guided, save, whole_vae
 from pack.tests.host.harness import network, sample
-from pack.tests.host.test_classifier import clip_vision, guided, save, whole_vae
-from pack.tests.host.test_classifier import host as classifiers
 from pack.tests.host.test_memory import traces
 from pack.tests.host.test_terms import TERMS, apply
 from pack.tests.host.zoo.others import pixart

@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from pack.tests.host.test_http import files  # noqa: F401  a fixture
 from pack.tests.wild.graphs import DEMO, FLUX, SD3, SD15, Generator, checkpoint, plain
 from pack.tests.wild.hosts import Answer, ask
 
@@ -36,9 +35,9 @@ def fails_alike(answer: Answer, other: Answer) -> bool:
 
 
 @pytest.fixture(scope="module")
-def generator(server, files):  # noqa: F811
-    families = [SD15, SD3, FLUX, DEMO, checkpoint(files["WAN"], "EmptyHunyuanLatentVideo")]
-    return Generator(server.ask("/object_info"), families, files["CLIP"])
+def generator(server, small_files):
+    families = [SD15, SD3, FLUX, DEMO, checkpoint(small_files["WAN"], "EmptyHunyuanLatentVideo")]
+    return Generator(server.ask("/object_info"), families, small_files["CLIP"])
 
 
 @pytest.fixture(scope="module")

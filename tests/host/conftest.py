@@ -1,0 +1,44 @@
+"""What several files of tests on the real host share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from pack.guiders.host.classifiers import FOLDER
+from pack.tests.host import classifiers
+from pack.tests.host.zoo import SPECIMENS
+from pack.tests.host.zoo.specimen import has
+from pack.tools import tiny_models
+
+
+@pytest.fixture(params=SPECIMENS, ids=str)
+def specimen(request):
+    missing = request.param.since and not has(request.param.since)
+    if missing:
+        pytest.skip(f"this host has no {request.param.since}")
+    return request.param
+
+
+@pytest.fixture
+def model(specimen):
+    torch.manual_seed(0)
+    return specimen.build()
+
+
+@pytest.fixture
+def classifier_folder(tmp_path, monkeypatch) -> Path:
+    """The host's model folder `classifiers`, with a head in it."""
+    places = folder_paths.folder_names_and_paths | {FOLDER: ([str(tmp_path)], {""})}
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", places)
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    classifiers.save(tmp_path / "pets.safetensors")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def sd3_weights() -> list[dict[str, torch.Tensor]]:
+    """Three tiny SD3 networks, as the diffusion models of half precision that checkpoints hold."""
+    return [tiny_models.half(tiny_models.sd3(seed, side=16)) for seed in range(3)]
