@@ -2,7 +2,8 @@
 
 web/docs/*.md, README.md      the skeletons of what a new node lacks there
 locales/                      the nodes' texts for the page
-README.md, web/docs/*.md      the tables of what works where, of costs, and of the evidence
+README.md, web/docs/*.md      the tables of what works where
+README.md, benchmarks/        the tables and pages of what was measured, from benchmarks/results
 benchmarks/layer_map.jpg      README's Layer Maps
 """
 
@@ -14,9 +15,9 @@ from .imports import as_pack, with_host
 def main() -> None:
     as_pack()
     with_host(os.environ["COMFYUI_PATH"], "--cpu", "--disable-api-nodes")
-    from pack.tools import layer_map, locales, skeletons, support  # pyright: ignore[reportMissingImports]
+    from pack.tools import evidence, layer_map, locales, skeletons, support  # pyright: ignore[reportMissingImports]
 
-    for part in (skeletons, locales, support, layer_map):
+    for part in (skeletons, locales, support, evidence, layer_map):
         part.write()
 
 
