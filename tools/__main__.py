@@ -104,7 +104,7 @@ def benchmark(choice: Choice, name: str, arguments: tuple[str, ...]):
     """Measure quality or cost, or train the demo models: python dev.py benchmark study --quick"""
     host = hosts.ready(choice)
     env = environment.variables() | {"COMFYUI_PATH": str(host.folder)}
-    sys.exit(wait(spawn([host.python, "-m", "tools.benchmark", name, *arguments], env=env)))
+    sys.exit(wait(spawn([host.python, "-m", "tools.benchmark", os.getcwd(), name, *arguments], env=env)))
 
 
 @commands.command()

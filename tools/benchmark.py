@@ -1,8 +1,12 @@
-"""Runs a benchmark as a part of the pack: python dev.py benchmark NAME [its arguments]"""
+"""Runs a benchmark as a part of the pack; `python dev.py benchmark` starts this in the Python of a ComfyUI.
+
+python -m tools.benchmark FOLDER NAME [its arguments]    relative paths among them start at FOLDER
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from .imports import as_pack
@@ -26,4 +30,5 @@ def main(name: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    os.chdir(sys.argv[1])  # where the user stands; the tools are found from the checkout
+    sys.exit(main(sys.argv[2], sys.argv[3:]))
