@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACK = sorted(path for folder in ("guiders", "patches", "nodes") for path in (ROOT / folder).rglob("*.py"))
 PACK.append(ROOT / "__init__.py")
+AROUND = sorted(path for folder in ("tools", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 OURS = {"guiders", "patches", "nodes"}
 
 
@@ -32,9 +33,11 @@ def imports_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1]] if node.level else []
             module = ".".join([*base, *((node.module or "").split(".") if node.module else [])])
+            is_inside = bool(node.level) or f"{module}.".startswith("pack.")
+            module = module if node.level else f"{module}.".removeprefix("pack.").rstrip(".")
             for alias in node.names:
                 inner = f"{module}.{alias.name}".strip(".")
-                of_ours = bool(node.level) and (ROOT / inner.replace(".", "/")).with_suffix(".py").exists()
+                of_ours = is_inside and (ROOT / inner.replace(".", "/")).with_suffix(".py").exists()
                 found.add(inner if of_ours else module)
     return found
 
@@ -124,12 +127,39 @@ def test_only_the_doors_the_nodes_the_tests_the_tools_and_the_benchmarks_know_th
             assert is_host(name_of(path)) or name_of(path).partition(".")[0] in MAY_KNOW, path
 
 
-def test_no_files_of_the_pack_import_each_other_in_a_circle_also_not_for_a_type():
-    names = {name_of(path): path for path in PACK}
+def test_no_files_of_pack_tools_and_benchmarks_import_each_other_in_a_circle_also_not_for_a_type():
+    names = {name_of(path): path for path in (*PACK, *AROUND)}
     folders = {name.removesuffix(".__init__"): name for name in names}
     graph = {name: {folders.get(other, other) for other in imports_of(path)} & {*names} for name, path in names.items()}
     assert sum(map(len, graph.values())) > 100
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the files of a circle
+
+
+# Beside the pack, tools and benchmarks. Programs that measure networks of the tests take these from there.
+MAY_USE = {"tools.evidence": {"benchmarks"}, "benchmarks.cost": {"tests.host"}, "benchmarks.overhead": {"tests.host"}}
+
+
+@pytest.mark.parametrize("path", AROUND, ids=name_of)
+def test_tools_do_not_need_the_benchmarks_nor_both_of_them_the_tests(path):
+    name = name_of(path)
+    rooms = {"tools"} if name.startswith("tools.") else {"tools", "benchmarks"}
+    for other in imports_of(path):
+        if other.partition(".")[0] in ("tools", "benchmarks", "tests"):
+            allowed = rooms | MAY_USE.get(name, set())
+            assert any(f"{other}.".startswith(f"{room}.") for room in allowed), f"{name} imports {other}"
+
+
+def test_one_file_knows_how_the_pack_becomes_importable():
+    """No other file changes sys.path, runs a file by its path, or makes a module of one."""
+    ways = {"path", "run_path", "run_module", "spec_from_file_location", "SourceFileLoader", "addsitedir"}
+    found = set()
+    for path in (*PACK, *AROUND, ROOT / "dev.py", *(ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Attribute) and node.attr in ways:
+                owner = getattr(node.value, "id", getattr(node.value, "attr", ""))
+                if node.attr != "path" or owner == "sys":
+                    found.add(name_of(path))
+    assert found == {"tools.imports"}
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)

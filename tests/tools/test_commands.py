@@ -1,11 +1,11 @@
 """The command line: dev.py, which only makes .venv, and the commands that it starts there."""
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from pack import dev as bootstrap
 from pack.tools import __main__ as tools
 from pack.tools.console import Failure
 from pack.tools.hosts import Choice
@@ -15,11 +15,9 @@ from pack.tools.places import ROOT
 @pytest.fixture
 def dev(tmp_path, monkeypatch):
     """dev.py as a module, for a checkout in another place."""
-    spec = importlib.util.spec_from_file_location("dev_under_test", ROOT / "dev.py")
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     for name, place in (("VENV", ".venv"), ("LOCK", ".host/bootstrap"), ("LOG", "output/setup.log")):
-        monkeypatch.setattr(module, name, tmp_path / place)
-    return module
+        monkeypatch.setattr(bootstrap, name, tmp_path / place)
+    return bootstrap
 
 
 def test_a_python_that_is_too_old_or_too_new_or_lacks_venv_is_named(dev, monkeypatch):
@@ -57,6 +55,11 @@ def test_a_step_that_fails_says_its_last_error(dev):
         dev.run("Making x", [sys.executable, "-c", code])
 
 
+def test_the_bootstrap_stays_small():
+    """What a command needs besides the standard library belongs in tools/, where it can use libraries."""
+    assert len((ROOT / "dev.py").read_text("utf-8").splitlines()) <= 150
+
+
 @pytest.mark.parametrize("command", ["setup", "demo", "test", "serve"])
 def test_every_command_takes_the_same_hosts(command, monkeypatch):
     asked = []
@@ -80,6 +83,17 @@ def test_pytest_gets_its_own_arguments_in_their_order(monkeypatch):
     given = ["-k", "a and b", "-x", "-n0", "--tb=short", "tests/test_dev.py::test_x"]
     result = CliRunner().invoke(tools.commands, ["test", *given[:2], "--host-version", "0.16.3", *given[2:]])
     assert result.exit_code == 5 and commands[0][-len(given) :] == given
+
+
+def test_a_benchmark_gets_its_own_arguments_and_starts_where_the_user_stands(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tools.hosts, "ready", lambda choice: tools.hosts.Host(ROOT, "py", choice.version))
+    monkeypatch.setattr(tools, "spawn", lambda command, **options: commands.append(command))
+    monkeypatch.setattr(tools, "wait", lambda process: 3)
+    given = ["study", "--help", "--prompts", "prompts.txt"]
+    result = CliRunner().invoke(tools.commands, ["benchmark", "--host-version", "0.16.3", *given])
+    assert result.exit_code == 3 and commands == [["py", "-m", "tools.benchmark", str(tmp_path), *given]]
 
 
 def test_a_setting_of_a_workflow_that_cannot_be_read_ends_before_a_host_starts(tmp_path):
