@@ -239,6 +239,8 @@ def _mapped(change: Callable[[Tensor], Tensor], given) -> Any:
 
 
 def _rows_of(rows: int, kept: tuple[int, ...], size: int, given: Tensor) -> Tensor:
+    if given.ndim > 3 and given.shape[:2] == (2, rows):  # cosines and sines, each of all rows: older hosts' Ernie-Image
+        raise NotRows
     if not given.ndim or given.shape[0] not in (rows, 2 * rows):
         return given
     if given.shape[0] == 2 * rows:  # such as of two times
