@@ -27,8 +27,8 @@ from pack.patches.host import Plan, PrefixSharing, Proofs, architecture_of, plan
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, network, pag, prompts, sample
 from pack.tests.host.test_with_others import REGIONAL, Control, patch, regional
+from pack.tests.host.zoo.specimen import has
 from torch.utils.flop_counter import FlopCounterMode
-from zoo.specimen import has
 
 WHOLE = {  # the networks whose rows are computed whole, and why
     "PixArt alpha": "the text of all rows is one sequence",
