@@ -506,7 +506,7 @@ def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monke
     from pack.tests.host.harness import CAN_COPY
 
     monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
-    models = Path(quality.__file__).parent / "models"
+    models = quality.ROOT / "benchmarks/models"
     arguments = ["--quick", "--demo", models, "--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"]]
     sampled = [name for name in quality.SETTINGS["early"].methods if CAN_COPY or name != "SIMS"]
     arguments += ["--methods", *sampled]

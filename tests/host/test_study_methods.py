@@ -1,7 +1,6 @@
 """Every method of the study of quality, with the demo's models: a row does what it prints, and nothing where it is off."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,7 +40,7 @@ def by_name(method: Method) -> str:
 @pytest.fixture(scope="module")
 def rig():
     """The under-trained model with its files, and the snapshots of another setting; two steps."""
-    folder = Path(quality.__file__).parent / "models"
+    folder = quality.ROOT / "benchmarks/models"
     better, files = (quality.demo_files(folder, quality.SETTINGS[name]) for name in ("better", "early"))
     files.others["snapshots"] = better.others["snapshots"]
     pool = tuple(prompt.text for prompt in PROMPTS)
