@@ -231,8 +231,8 @@ class HostEvaluator:
             with lent(self._options, {"model_function_wrapper": network}):
                 return self._calc(self._model, given, x, call.timestep, self._options) if lists else []
 
-        lists = ([conditionings.copy(branch, call) for branch in part] for part in (first, last))
-        out = predict([*next(lists), *conds, *next(lists)])
+        before, after = ([conditionings.copy(branch, call) for branch in part] for part in (first, last))
+        out = predict([*before, *conds, *after])
         start, end = len(first), len(first) + len(conds)
         values |= dict(zip([*first, *last], [*out[:start], *out[end:]], strict=True))
         for branch in alone:
