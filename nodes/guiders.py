@@ -15,6 +15,8 @@ from .guidance import Guidance
 
 
 class CFGGuider(schema.Node):
+    """model, positive, negative, cfg → GUIDER, whose CFG acts in a part of sampling."""
+
     about = dataclasses.replace(
         SamplerCFG.about,
         node_id="BeyondCFGGuider",

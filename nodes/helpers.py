@@ -13,7 +13,7 @@ from .pictures.drawing import draw_layers
 from .values import said
 
 
-def drawn(curve) -> tuple[tuple[float, float], ...]:
+def points_of(curve) -> tuple[tuple[float, float], ...]:
     """The points (place, strength) of a curve of the host's. An older host gives them as they are. Raises ValueError for
     anything else."""
     try:
@@ -28,6 +28,8 @@ def drawn(curve) -> tuple[tuple[float, float], ...]:
 
 
 class GuidanceSchedule(schema.Node):
+    """The points and form of a curve → the Curve, for the `schedule` of guidance nodes."""
+
     about = About(
         node_id="BeyondCFGSchedule",
         title="Guidance Schedule",
@@ -79,13 +81,15 @@ class GuidanceSchedule(schema.Node):
     @classmethod
     def build(cls, curve_type, start, end, power, points, over, curve=None):
         if curve is not None:
-            return Curve(drawn(curve))
+            return Curve(points_of(curve))
         if curve_type == "points":
             return Curve.parse(points, over)
         return Curve(((0.0, start), (1.0, end)), curve_type, power)
 
 
 class GuidanceOptions(schema.Node):
+    """MODEL → MODEL, with how its guidances are computed."""
+
     about = About(
         node_id="BeyondCFGOptions",
         title="Guidance Options",
@@ -111,6 +115,8 @@ class GuidanceOptions(schema.Node):
 
 
 class LayerMap(schema.Node):
+    """MODEL and a choice of layers → a picture of the network and a text."""
+
     about = About(
         node_id="BeyondCFGLayerMap",
         title="Layer Map",

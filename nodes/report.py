@@ -19,6 +19,8 @@ STEP = re.compile(r"-?\d{1,9}", re.ASCII)
 
 
 class GuidanceRecorder(schema.Node):
+    """MODEL → MODEL that records the next run, and the Recorder that it records into."""
+
     about = About(
         node_id="BeyondCFGRecorder",
         title="Guidance Recorder",
@@ -50,6 +52,8 @@ class GuidanceRecorder(schema.Node):
 
 
 class GuidanceReport(schema.Node):
+    """What a Recorder holds after a run → a picture, predictions to decode, and files."""
+
     about = About(
         node_id="BeyondCFGReport",
         title="Guidance Report",
@@ -94,6 +98,8 @@ class GuidanceReport(schema.Node):
 
 
 class GuidanceGrid(schema.Node):
+    """Pictures and labels → one picture of them all."""
+
     about = About(
         node_id="BeyondCFGGrid",
         title="Guidance Grid",

@@ -90,6 +90,7 @@ def cfg_interval(model):
 
 
 def weak_model_input(name: str, tooltip: str) -> io.Input:
+    """The input for a model to move away from."""
     return io.Model.Input(
         name, tooltip=f"{tooltip} It must share the main model's latent space. Loaded together with it."
     )

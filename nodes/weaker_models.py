@@ -12,6 +12,8 @@ from . import schema
 
 
 class PostHocEMA(schema.Node):
+    """Files of snapshots → MODEL, averaged over them."""
+
     about = About(
         node_id="BeyondCFGPostHocEMA",
         title="Post-hoc EMA",
@@ -68,6 +70,8 @@ class PostHocEMA(schema.Node):
 
 
 class DegradedModel(schema.Node):
+    """MODEL → MODEL that predicts worse."""
+
     about = About(
         node_id="BeyondCFGDegradedModel",
         title="Degraded Model",

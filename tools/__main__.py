@@ -86,10 +86,10 @@ def test(choice: Choice, pytest_args: tuple[str, ...]):
 @click.option("--pictures", is_flag=True, help="Also the pictures of examples and help pages; minutes.")
 @click.argument("names", nargs=-1)
 def docs(choice: Choice, pictures: bool, names: tuple[str, ...]):
-    """Write what is made of code and results: locales, tables, Layer Maps; of the examples' pictures those in NAMES."""
+    """Write what is made of code and results: pages of new nodes, locales, tables, Layer Maps; and pictures of NAMES."""
     host = hosts.ready(choice)
     env = environment.variables() | {"COMFYUI_PATH": str(host.folder)}
-    run_step("Writing locales, tables and Layer Maps", [host.python, "-m", "tools.docs"], env)
+    run_step("Writing pages, locales, tables and Layer Maps", [host.python, "-m", "tools.docs"], env)
     if pictures or names:
         from . import thumbnails
 

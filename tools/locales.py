@@ -17,6 +17,7 @@ SYNTAX = re.compile(r"[{}@|]")  # not text to the page, which compiles messages 
 
 
 def schemas() -> list:
+    """The schemas of all nodes, in their order. The host has to be importable."""
     from ..nodes.extension import BeyondCFG
 
     return [node.define_schema() for node in asyncio.run(BeyondCFG().get_node_list())]

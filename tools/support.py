@@ -84,5 +84,6 @@ def stale() -> dict[Path, str]:
 
 
 def write() -> None:
+    """The table, into all pages that have its marks."""
     for page, text in stale().items():
         page.write_text(text, "utf-8")
