@@ -25,7 +25,8 @@ from pack.tests.host.test_terms import TERMS, apply, chain
 from pack.tools.places import MODELS
 
 HERE = ("pack.guiders", "pack.patches", "pack.nodes")
-NAMES = ("_WithOptions", "_WithoutOptions")  # one for each name of a forward, for compiled networks to know again; nothing of a run
+# One for each name of a forward, for compiled networks to know again; nothing of a run.
+NAMES = ("_WithOptions", "_WithoutOptions")
 
 
 def counted() -> collections.Counter:

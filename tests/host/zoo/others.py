@@ -154,7 +154,7 @@ SPECIMENS = [
         "PiD", "PixelDiT, PiD", pid, (3, 16, 39), {**TEXT, "lq_latent": (4, 2, 5), "degrade_sigma": floats(0.3)},
         PIXEL_DIT_CALLS, slice(40, 80), (4, 10), grids={"pixel.0": (4, 10), "pixel.1": (4, 10)},
         blocks={"patch.0": "patch_blocks.0", "patch.1": "patch_blocks.1"},  # the latent is added before the third
-        since="0.30.0",
+        since="ldm.pixeldit.pid.SigmaAwareGate",
     ),
     Specimen(
         "JoyImage", "JoyImage", joy, (16, 1, 6, 9), {"c_crossattn": (15, 32)}, BLOCKS, slice(0, 15), (1, 3, 5),

@@ -10,7 +10,6 @@ import comfy.model_base
 import comfy.ops
 import comfy.supported_models
 import torch
-from comfyui_version import __version__
 from pack.tests.host import networks
 
 
@@ -29,7 +28,7 @@ class Specimen:
     grids: dict[str, tuple[int, ...]] = field(default_factory=dict)  # layer → its grid, where layers differ
     images: dict[int, slice] = field(default_factory=dict)  # number of a call → its image, where a layer has several
     blocks: dict[str, str] = field(default_factory=dict)  # layer → path of its block in the network; none: no skipping
-    since: str = ""  # the host's class that has to be there, as "module.Class" under comfy, or the host's version
+    since: str = ""  # the host's class that has to be there, as "module.Class" under comfy
     prefix: bool = False  # whether keys of other tokens come before the queries' own
     time: bool = True  # whether its time embedding can be perturbed
     time_0_first: bool = False  # whether embeddings of the references' time 0 come before those of the sampler's
@@ -83,9 +82,7 @@ def paths(count: int, layer: str, path: str) -> dict[str, str]:
 
 
 def has(since: str) -> bool:
-    """Whether this host has a class, or is of a version."""
-    if since[0].isdigit():
-        return [*map(int, __version__.split("."))] >= [*map(int, since.split("."))]  # noqa: RUF048
+    """Whether this host has a class or a function."""
     module, _, name = since.rpartition(".")
     try:
         return hasattr(__import__(f"comfy.{module}", fromlist=[name]), name)

@@ -303,7 +303,7 @@ SPECIMENS = [
     Specimen(
         "Stable Audio 3", "Stable Audio", stable_audio_3, (8, 20), {**SOUND, "local_add_cond": (9, 20)},
         repeated(2, "block.{0}", "block.{0}", "", ""), slice(4, 24), (20,),
-        blocks=paths(2, "block", "transformer.layers"), since="0.30.0",
+        blocks=paths(2, "block", "transformer.layers"), since="model_base.StableAudio3",
     ),
     Specimen(
         "HunyuanVideo", "HunyuanVideo", hunyuan("HunyuanVideo"), (16, 3, 6, 10), HUNYUAN, HUNYUAN_CALLS,
