@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import folder_paths
@@ -27,7 +27,7 @@ from .call_info import CallResult
 RECORDERS = "beyond_cfg_recorders"  # in model_options: a tuple
 
 
-@dataclass
+@dataclass(frozen=True)
 class Call:
     """One model call of the sampler."""
 
@@ -80,9 +80,9 @@ class Recorder:
     def add(self, call: CallResult, step: Step, began: float, finish: Callable[[Latent], Latent]) -> None:
         """One model call that is over. `began`: when, on time.perf_counter. `finish` turns a prediction into what a LATENT
         holds."""
-        entry = Call(step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began))
-        self.calls.append(entry)
+        cost = step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began)
         if call.predictions is None or POSITIVE not in call.predictions:
+            self.calls.append(Call(*cost))
             return  # another guider's, which keeps its predictions to itself
         before, directions, names = call.predictions[POSITIVE], [], []
         for name, after in call.stages:
@@ -90,9 +90,11 @@ class Recorder:
                 directions.append((after - before).flatten().float())
                 names.append(f"{name} {names.count(name) + 1}" if name in names else name)
             before = after
+        products = None
         if directions:
             stacked = torch.stack(directions)
-            entry.names, entry.products = tuple(names), stacked @ stacked.T / stacked.shape[1]
+            products = stacked @ stacked.T / stacked.shape[1]
+        self.calls.append(Call(*cost, tuple(names), products))
         if step.index in self._kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
             found = {"positive": call.predictions[POSITIVE], "guided": before}
             if NEGATIVE in call.predictions:
@@ -101,9 +103,9 @@ class Recorder:
 
     def end(self) -> None:
         """The run is over: bring what was measured to the CPU."""
-        for call in self.calls:
-            if call.products is not None:
-                call.products = call.products.cpu()
+        self.calls = [
+            call if call.products is None else replace(call, products=call.products.cpu()) for call in self.calls
+        ]
 
     @property
     def names(self) -> list[str]:

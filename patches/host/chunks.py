@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,20 @@ Chunks = tuple[Intervention | None, ...]  # what is done in each chunk, in the b
 class PresentChunks:
     """Which chunks of a network call's batch the module that runs now has got: prefix sharing leaves some out."""
 
-    kept: tuple[int, ...] | None = None  # None: all
+    _kept: tuple[int, ...] | None = None  # None: all
+
+    @contextlib.contextmanager
+    def limited_to(self, kept: tuple[int, ...]) -> Iterator[None]:
+        """Within this context only the chunks with these numbers are there."""
+        self._kept = kept
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def of(self, chunks: tuple) -> tuple:
         """The entries of `chunks`, which has one for each chunk of the batch, for the chunks that are there."""
-        return chunks if self.kept is None else tuple(chunks[at] for at in self.kept)
+        return chunks if self._kept is None else tuple(chunks[at] for at in self._kept)
 
 
 def by_chunk(

@@ -199,11 +199,8 @@ class SharedModule:
             few_args, few_kwargs = _mapped(partial(_rows_of, self.rows, kept, size), (args, kwargs))
         except NotRows:
             return self.forward(*args, **kwargs)
-        self.present.kept = kept
-        try:
+        with self.present.limited_to(kept):
             out = self.forward(*few_args, **few_kwargs)
-        finally:
-            self.present.kept = None
         for chunk, first in enumerate(same):
             self.saved[chunk] += chunk != first
         return _mapped(partial(_repeated, [kept.index(first) for first in same], len(kept) * size), out)
