@@ -250,3 +250,24 @@ def test_every_public_name_says_what_it_is(path):
         if not is_described(node) and (name_of(path) in BASES or name.split(".")[-1] not in OF_A_CONTRACT)
     ]
     assert not silent, f"{name_of(path)}: {', '.join(silent)} have no docstring"
+
+
+@pytest.mark.parametrize("path", PACK, ids=name_of)
+def test_no_attribute_is_born_in_the_middle_of_a_method(path):
+    for kind in (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)):
+        functions = [part for part in kind.body if isinstance(part, ast.FunctionDef)]
+        stores = {
+            part.name: {
+                node.attr
+                for node in ast.walk(part)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and ast.unparse(node.value) == "self"
+            }
+            for part in functions
+        }
+        declared = {part.target.id for part in kind.body if isinstance(part, ast.AnnAssign)} | stores.pop(
+            "__init__", set()
+        )
+        late = {name: born - declared for name, born in stores.items() if born - declared}
+        assert not late, f"{kind.name} declares neither in its body nor in __init__: {late}"
