@@ -40,9 +40,8 @@ FORKS = {  # where each network's perturbations are in the count: PAG, SEG, Skip
 
 def counted(name: str) -> list[dict]:
     """Lines {"run", "rows", "forwards", "flops"} of one step of a network of full size."""
-    import full_size
-
     from ..patches import BlurredQuery, IdentityAttention, SkippedLayer
+    from ..tests.host import full_size
 
     step = full_size.Step(name)
     pag_at, seg_at, skip_at = FORKS[name]

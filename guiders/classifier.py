@@ -54,7 +54,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class ClassifierGuidance(GuidanceRule):
-    """What the two below have in common."""
+    """Towards a label: the setting that both kinds of classifier guidance have."""
 
     classifier: Classifier
     scale: float = param(

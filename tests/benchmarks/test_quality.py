@@ -505,8 +505,8 @@ def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monke
         pytest.skip("no host")
     from pack.tests.host.harness import CAN_COPY
 
-    monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
     models = quality.ROOT / "benchmarks/models"
+    monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
     arguments = ["--quick", "--demo", models, "--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"]]
     sampled = [name for name in quality.SETTINGS["early"].methods if CAN_COPY or name != "SIMS"]
     arguments += ["--methods", *sampled]

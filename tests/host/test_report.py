@@ -199,7 +199,7 @@ def test_a_number_is_free_only_where_neither_file_is_there(save, monkeypatch):
         ("a\nb", "it must end in the name of a file"),
         ("../x", "it must stay inside the output folder"),
         ("a/../../x", "it must stay inside the output folder"),
-        ("/tmp/x", "it must stay inside the output folder"),
+        ("/x", "it must stay inside the output folder"),
         ("x" * 300, "no file can be written there (File name too long)"),
         ("x" * 246, "no file can be written there (File name too long)"),
         ("x" * 300 + "/y", "no file can be written there (File name too long)"),
