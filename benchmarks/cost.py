@@ -101,7 +101,7 @@ def guided(kind: str, model) -> dict[str, tuple]:
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
-    from ..guiders.host import with_prefix_sharing
+    from ..guiders.host import with_options
     from ..tests.host import harness
 
     def ours(node: str, given, **settings):
@@ -118,11 +118,11 @@ def guided(kind: str, model) -> dict[str, tuple]:
         runs["CFG + SAG, the host's node"] = (SelfAttentionGuidance.execute(model, 0.5, 2.0).result[0], CFG)
     else:
         three = ours("SkipLayer", three, layers="0.75", start_percent=0.0, end_percent=1.0)
-    runs["CFG + PAG, rows computed whole"] = (with_prefix_sharing(pag, "off"), CFG)
+    runs["CFG + PAG, rows computed whole"] = (with_options(pag, "off"), CFG)
     runs["CFG + PAG"] = (pag, CFG)
     runs["CFG + SAG"] = (ours("SAG", model, layers=layers), CFG)
     name = "CFG + PAG + SEG" + ("" if kind == "unet" else " + Skip Layer")
-    runs[f"{name}, rows computed whole"] = (with_prefix_sharing(three, "off"), CFG)
+    runs[f"{name}, rows computed whole"] = (with_options(three, "off"), CFG)
     runs[name] = (three, CFG)
     weak = model.clone()
     weak.model_options["transformer_options"] = {"weak": True}  # else it would be the main model, and say so

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..guiders.base import About
-from ..guiders.host import with_prefix_sharing
+from ..guiders.host import with_options
 from ..guiders.schedule import Curve
 from ..patches.host import layer_map
 from . import schema
@@ -94,7 +94,7 @@ class GuidanceOptions(schema.Node):
         node_id="BeyondCFGOptions",
         title="Guidance Options",
         summary="How the guidances on a model are computed. What they give stays the same.",
-        aliases=("sharing", "shared prefix", "speed", "faster pag", "debug"),
+        aliases=("sharing", "shared prefix", "speed", "faster pag", "debug", "check", "probe"),
     )
     inputs = (
         io.Model.Input("model", tooltip="A model with guidances on it, or before they are put on it."),
@@ -106,12 +106,21 @@ class GuidanceOptions(schema.Node):
             "positive's, all before the first layer that is perturbed, is computed once where nothing of other nodes is "
             "in the way. The log says what is shared. off: each is computed whole.",
         ),
+        io.Combo.Input(
+            "check",
+            options=["auto", "off"],
+            default="auto",
+            optional=True,
+            tooltip="auto: in the first run of a model, one short call of its network shows whether the pack is right "
+            "about where the picture is in it. off: no such call. A model that the pack does not know always has such "
+            "calls, since its layers are found by them.",
+        ),
     )
     output = io.Model.Output(tooltip="The model with these options.")
 
     @classmethod
-    def build(cls, model, sharing):
-        return with_prefix_sharing(model, sharing)
+    def build(cls, model, sharing, check="auto"):
+        return with_options(model, sharing, check)
 
 
 class LayerMap(schema.Node):

@@ -23,7 +23,7 @@ from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..patches import PERTURBATIONS
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation
-from ..patches.host import check_time, select_layers
+from ..patches.host import check_time, choose_layers
 from . import schema
 from .guidance import Guidance, term_node
 
@@ -58,7 +58,7 @@ def guidance_away_from(method: type[Perturbation]) -> Guidance:
     def make(model, **values):
         settings = schema.settings(method, values)
         if needs_layers:
-            settings["layers"] = select_layers(model, values["layers"], skip=skips)
+            settings["layers"] = choose_layers(model, values["layers"], skip=skips)
         else:
             check_time(model)
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))
@@ -170,7 +170,7 @@ def independent_condition(model, weight, conditions, pool_size, pool_seed, clip=
 
 def self_attention(model, scale, blur_sigma, mask, layers):
     """Away from what the model makes of its own prediction with the attended parts blurred."""
-    observation = AttentionSums(select_layers(model, layers))
+    observation = AttentionSums(choose_layers(model, layers))
     return model, SAG(scale, blur_sigma, mask, observation)
 
 

@@ -12,29 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from .layers import Layer, parse
+from .layout import Layout, Place, after_text, first, last
 
-Place = Callable[[int, int, int], int]  # (tokens, of which the picture, and the text) → where the picture begins
 Grid = Callable[[Any, tuple[int, ...]], tuple[int, ...]]  # (network, the latent's axes) → tokens on each axis
 Latent = Callable[[tuple[int, ...], dict], tuple[int, ...]]  # (shape of x, conditionings) → the picture's own axes
 Beside = Callable[[Any, dict, tuple[int, ...]], int]  # (network, conditionings, grid) → tokens
 
 HALF_WAY = "0.5"
 RULE = "the layer half way, by our rule for networks without a source; not tried on real weights"
-
-
-def first(tokens: int, size: int, text: int) -> int:
-    """The picture's tokens come first."""
-    return 0
-
-
-def last(tokens: int, size: int, text: int) -> int:
-    """The picture's tokens come last."""
-    return tokens - size
-
-
-def after_text(tokens: int, size: int, text: int) -> int:
-    """The picture's tokens come after the text's."""
-    return text
 
 
 def none(network, conds: dict, grid: tuple[int, ...]) -> int:
@@ -56,6 +41,9 @@ class Stack:
     rows: int = 0  # the axis of the batch in the streams
     prefix: bool = False  # whether keys that have no queries come first
     grid: Callable | None = None  # (network, the latent's axes, block) → tokens on each axis, where blocks differ in it
+    options_free: bool | None = (
+        None  # whether that attention gets no transformer_options; None: the module's inputs tell
+    )
     prefix_sharing: bool = True  # whether a block can run with some rows of its inputs left out
 
 
@@ -115,6 +103,14 @@ class Architecture:
         path = self.stack(layer).attention
         return _get(block, path) if path else block
 
+    def layout(self, network, shape: tuple[int, ...], conds: dict, layer: Layer) -> Layout:
+        """Where the picture's tokens are in the self-attention of a transformer's `layer`, in one call of `network` whose
+        x has this shape."""
+        stack, whole = self.stack(layer), self.tokens(network, shape, conds)
+        grid = self.tokens(network, shape, conds, layer) if stack.grid else whole
+        shift, across = (beside(network, conds, whole) for beside in (self.shift, self.across))
+        return Layout(grid, self.is_set, stack.image, shift, across, stack.prefix)
+
     def grids(self, network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tuple[int, ...]]:
         """Tokens per axis of every block by (stack, index), whether it has a self-attention or not, for a latent with
         these axes."""
@@ -127,7 +123,9 @@ class Architecture:
         layers = self.layers(network)
         if not layers:
             raise ValueError(f"this {self.name} has no self-attention that can be perturbed")
-        if skip and not all(stack.streams for stack in self.stacks or (Stack("", ""),)):
+        if skip:
+            layers = tuple(layer for layer in layers if self.stacks and self.stack(layer).streams)
+        if not layers:
             raise ValueError(
                 f"no layer of {self.name} can be skipped; this works on transformers. PAG and SEG work here"
             )
@@ -576,6 +574,11 @@ def find(network) -> Architecture | None:
     rows = {row.network: row for row in ARCHITECTURES}
     known = {**rows, **dict.fromkeys(REFUSED)}
     return next((known[path] for name in _names(network) for path in known if name.endswith(f".{path}")), None)
+
+
+def is_refused(network) -> bool:
+    """Whether a network without a row is known to be one whose self-attention cannot be perturbed."""
+    return find(network) is None and why_not(network) in REFUSED.values()
 
 
 def why_not(network) -> str:

@@ -7,6 +7,7 @@
     input.4  output.3-5 a UNet's encoder and decoder blocks
     input.8.2-9         some of the transformers of one block
     double.7-9          a transformer's blocks by stack: double, single, block
+    blocks.3-5          of a network without a row in the table, by its own name for a list of blocks
     7, 8, 9             a transformer with one stack only
     d4, m0, u3-5, d8.2  what other packs write: down, middle, up  (i, o: input, output)
 
@@ -27,8 +28,8 @@ SHORTHAND = {"d": "input", "i": "input", "m": "middle", "u": "output", "o": "out
 # Of items whose white space is single spaces: runs of it would be tried in all ways to divide them.
 FRACTION = re.compile(r"(0?\.\d+|[01]|1\.0+)(?: ?- ?(0?\.\d+|1|1\.0+))?", re.ASCII)
 ITEM = re.compile(
-    r"(?:(?P<stack>[a-z]+) ?\.?)? ?"
-    r"(?:(?P<first>\d+)(?: ?- ?(?:(?P<again>[a-z]+) ?\.?)? ?(?P<last>\d+))?)?"
+    r"(?:(?P<stack>[a-z][a-z_]*) ?\.?)? ?"
+    r"(?:(?P<first>\d+)(?: ?- ?(?:(?P<again>[a-z][a-z_]*) ?\.?)? ?(?P<last>\d+))?)?"
     r"(?:(?<=\d) ?\. ?(?P<part>\d+)(?: ?- ?(?P<last_part>\d+))?)?",
     re.ASCII,
 )
@@ -51,6 +52,16 @@ class Layer:
 
     def __str__(self) -> str:
         return self.block if self.parts == 1 else f"{self.stack}.{self.index}.{self.part}"
+
+
+@dataclass(frozen=True, order=True)
+class Unread(Layer):
+    """Stands for all layers that a text names in a network that nobody knows before it runs. `stack` is the text."""
+
+    skip: bool = False  # whether they are to be skipped, and not perturbed
+
+    def __str__(self) -> str:
+        return self.stack
 
 
 def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[Layer, ...]:

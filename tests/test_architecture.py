@@ -52,6 +52,7 @@ def methods(folder: str) -> list[Path]:
         "linalg",
         "layers",
         "layer_map",
+        "layout",
         "architectures",
         "host",
         "texts",
@@ -74,7 +75,15 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "patches.texts": set(),
     "patches.layers": {"patches.texts"},
     "patches.layer_map": {"patches.layers"},
-    "patches.architectures": {"patches.layers"},
+    "patches.layout": set(),
+    "patches.architectures": {"patches.layers", "patches.layout"},
+    "patches.discovery.probes": set(),
+    "patches.discovery.grids": {"patches.discovery.probes"},
+    "patches.discovery.architecture": {"patches.architectures", "patches.layers", "patches.layout"},
+    "patches.discovery.modules": {"patches.architectures", "patches.layers"}
+    | {f"patches.discovery.{name}" for name in ("architecture", "probes")},
+    "patches.discovery.__init__": {"patches.layers"}
+    | {f"patches.discovery.{name}" for name in ("architecture", "grids", "modules", "probes")},
     "guiders.__init__": {name_of(path) for path in methods("guiders")},
     "patches.__init__": {name_of(path) for path in methods("patches")},
 }

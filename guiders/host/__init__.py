@@ -15,7 +15,7 @@ the terms are applied to its result.
 """
 
 from ...patches.host import KEY
-from .attach import add_term, make_guider, with_prefix_sharing, with_recorder
+from .attach import add_term, make_guider, with_options, with_recorder
 from .condition_pools import prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
@@ -24,4 +24,4 @@ from .trace import ForwardRecord, trace
 from .weak_models import with_weak_model
 
 __all__ = ["KEY", "ForwardRecord", "Recorder", "Term", "add_term", "make_guider", "prompts", "random_tokens"]
-__all__ += ["sample_with_terms", "trace", "with_prefix_sharing", "with_recorder", "with_weak_model"]
+__all__ += ["sample_with_terms", "trace", "with_options", "with_recorder", "with_weak_model"]

@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...patches.host import KEY
 from .recorder import RECORDERS, Recorder
-from .run import PREFIX_SHARING, sample_with_terms
+from .run import CHECK, PREFIX_SHARING, sample_with_terms
 from .term import Term
 
 
@@ -35,10 +35,11 @@ def _clone_with_runs(model):
     return model
 
 
-def with_prefix_sharing(model, setting: str):
-    """A clone of MODEL whose terms compute rows once as long as they are equal ("auto"), or all rows whole ("off")."""
+def with_options(model, sharing: str = "auto", check: str = "auto"):
+    """A clone of MODEL. sharing: its terms compute rows once as long as they are equal ("auto"), or all rows whole ("off").
+    check: the table of networks is checked by a probe in the first run with this network ("auto"), or believed ("off")."""
     model = model.clone()
-    model.model_options[PREFIX_SHARING] = setting
+    model.model_options |= {PREFIX_SHARING: sharing, CHECK: check}
     return model
 
 

@@ -281,8 +281,8 @@ class HostEvaluator:
 
         if any(chunks):
             copies = conditionings.copies(options) if call.shares_prefixes else ()
-            sharing, blocks = context.prefix_sharing, context.blocks
-            options = planned(options, Plan(chunks, context.proofs, call.moment, report, copies, sharing, blocks))
+            of_run = {"prefix_sharing": context.prefix_sharing, "blocks": context.blocks, "checks": context.checks}
+            options = planned(options, Plan(chunks, context.proofs, call.moment, report, copies, **of_run))
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}
         return wrapper(apply_model, args) if wrapper else apply_model(args["input"], args["timestep"], **c)

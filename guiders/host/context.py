@@ -30,6 +30,7 @@ class RunContext:
     last_map: LastMap  # what it saw last
     proofs: Proofs
     prefix_sharing: PrefixSharing
+    checks: bool  # whether the table of networks is checked by a probe
     blocks: Blocks  # of the network when the run began
     replaced_forwards: dict[str, Callable]  # what other packs have put in place of forwards of the network
     process_out: Callable[[Latent], Latent]  # the host's, from a prediction to what a LATENT holds

@@ -32,6 +32,7 @@ from .sampler_inputs import SamplerInputs
 from .term import Term
 from .weak_models import WeakModels
 
+CHECK = "beyond_cfg_check"  # in model_options: "auto", or "off" where the table of networks is not checked by a probe
 PREFIX_SHARING = "beyond_cfg_sharing"  # in model_options: "auto", or "off" where all rows are to be computed whole
 
 
@@ -120,6 +121,7 @@ class Run:
             last_map=LastMap(),
             proofs=Proofs(self._perturbations),
             prefix_sharing=self._prefix_sharing,
+            checks=self._guider.model_options.get(CHECK) != "off",
             blocks=blocks,
             replaced_forwards=replaced,
             process_out=guider.inner_model.process_latent_out,

@@ -20,9 +20,19 @@ What is replaced for the length of a call, and why no hook of the host serves:
 from .call import KEY, Plan, Proofs, planned
 from .chunks import Chunks
 from .forwards import ForwardPatch, Streams, patched_forwards
-from .lookup import Blocks, architecture_of, check_layers, check_time, is_compiled, layer_map, select_layers, uncompiled
+from .layer_maps import layer_map
+from .lookup import (
+    Blocks,
+    architecture_of,
+    check_layers,
+    check_time,
+    choose_layers,
+    is_compiled,
+    select_layers,
+    uncompiled,
+)
 from .prefix_sharing import PrefixSharing
 
 __all__ = ["KEY", "Blocks", "Chunks", "ForwardPatch", "Plan", "PrefixSharing", "Proofs", "Streams", "architecture_of"]
-__all__ += ["check_layers", "check_time", "is_compiled", "layer_map", "patched_forwards", "planned", "select_layers"]
-__all__ += ["uncompiled"]
+__all__ += ["check_layers", "check_time", "choose_layers", "is_compiled", "layer_map", "patched_forwards", "planned"]
+__all__ += ["select_layers", "uncompiled"]

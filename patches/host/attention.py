@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,8 +10,8 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ..architectures import Place
 from ..base import AttentionCall, Moment, Observation, Perturbation
+from ..layout import Layout
 from .chunks import Chunks, PresentChunks, by_chunk, mark_reached
 from .tiles import Tiles, Watch
 
@@ -121,43 +120,6 @@ class UNetAttention:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the picture's tokens are among all tokens of a self-attention, in one call of the network."""
-
-    grid: tuple[int, ...]
-    is_set: bool  # whether the tokens have no order, so that the grid only counts them
-    place: Place
-    shift: int  # tokens by which the picture begins later than `place` says
-    across: int  # tokens of another picture that follow in each row of the grid
-    prefix: bool  # whether keys that have no queries come first
-
-    def image(self, tokens: int, text: int, call: slice | None = None) -> slice | None:
-        """Which of the tokens are the picture. `call` is a slice of all tokens where the call has only some of them; the
-        result then counts from its start, or is None if the picture is not in it. Raises LookupError for too few tokens."""
-        size = math.prod(self.grid)
-        start = self.place(tokens, size, text) + self.shift
-        if call is not None:
-            if start + size <= call.start or call.stop <= start:
-                return None
-            start, tokens = start - call.start, call.stop - call.start
-        if not 0 <= start <= tokens - size - self.across * (size // self.grid[-1]):
-            raise LookupError(
-                f"{tokens} tokens hold no picture of {' × '.join(map(str, self.grid))} from token {start} on."
-            )
-        return slice(start, start + size)
-
-    def order(self, image: slice, tokens: int, device: torch.device) -> Tensor | None:
-        """The permutation of all tokens that puts the picture's at `image`, one after the other. None: they are there."""
-        if not self.across:
-            return None
-        at, width = torch.arange(tokens, device=device), self.grid[-1] + self.across
-        end = image.start + (image.stop - image.start) // self.grid[-1] * width
-        rows = at[image.start : end].view(-1, width)
-        picture, beside = rows[:, : self.grid[-1]], rows[:, self.grid[-1] :]
-        return torch.cat([at[: image.start], picture.flatten(), beside.flatten(), at[end:]])
-
-
-@dataclass(frozen=True)
 class TransformerAttention:
     """The host's attention override inside one module of a transformer, whose attention sees the picture and what lies
     beside it, such as text."""
@@ -178,15 +140,15 @@ class TransformerAttention:
         mark_reached(self.reached, self.chunks)
         options, before = kw.get("transformer_options", {}), 0
         tokens, keys = (part.shape[2] if skip_reshape else part.shape[1] for part in (q, k))
-        if keys < tokens:
-            raise self.refusal(f"its {tokens} tokens share {keys} keys, so that none has its own.")
+        part = None
+        if PARTS in options:
+            before = sum(options[PARTS]) % keys  # another pack may attend again
+            options[PARTS].append(tokens)
+            part = slice(before, before + tokens)
         try:
-            if PARTS in options:
-                before = sum(options[PARTS]) % keys  # another pack may attend again
-                options[PARTS].append(tokens)
-                image = self.layout.image(keys, options.get(TEXT, 0), slice(before, before + tokens))
-            else:
-                image = self.layout.image(tokens, options.get(TEXT, 0))
+            image = self.layout.image(tokens, keys, options.get(TEXT, 0), part)
+            if image is not None and part in (None, slice(0, keys)):
+                self.layout.check(image, tokens, keys)
         except LookupError as error:
             raise self.refusal(str(error)) from None
         kw = {**kw, "attn_precision": attn_precision}

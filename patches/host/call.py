@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
 
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch.nn import Module
 
 from .. import architectures
-from ..architectures import Architecture, Stack
+from ..architectures import Architecture
 from ..base import (
     AttentionPerturbation,
     BlockPerturbation,
@@ -20,15 +23,18 @@ from ..base import (
     Perturbation,
     TimePerturbation,
 )
-from ..layers import Layer
-from .attention import ATTENTION, Layout, Report, TransformerAttention, UNetAttention
-from .chunks import Chunks, PresentChunks, only
+from ..discovery import NotProven
+from ..layers import Layer, Unread
+from ..layout import Layout
+from .attention import ATTENTION, Report, TransformerAttention, UNetAttention
+from .chunks import Chunks, PresentChunks, only, titles
 from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_options
-from .lookup import Blocks, architecture_in, check_layers, is_compiled, uncompiled
+from .lookup import Blocks, architecture_in, check_layers, is_compiled, is_to_be_probed, read, time_of, uncompiled
 from .modules import AttendingModule, SkippedBlock, TimeModule
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
-from .others import said
+from .others import said, whose
 from .prefix_sharing import PrefixSharing
+from .probe import Pictures, discovered, is_checked, mark_checked, pictures
 from .tiles import Watch
 
 KEY = "beyond_cfg"  # of everything that the pack puts into the host's options
@@ -62,6 +68,7 @@ class Plan:
     copies: tuple[Hashable, ...] = ()  # for each chunk what it is a copy of, but for what is done in it; empty: unknown
     prefix_sharing: PrefixSharing = field(default_factory=PrefixSharing)  # of the run
     blocks: Blocks = field(default_factory=Blocks)  # of the network when the run began
+    checks: bool = True  # whether the table of networks is checked by a probe
 
     @property
     def moment_if_random(self) -> Moment:
@@ -94,12 +101,24 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     compiled = executor.class_obj.diffusion_model
     network = uncompiled(compiled)
     options = {key: value for key, value in given.items() if key != KEY}  # compiled networks guard them
-    blocks, missing = plan.blocks.now(network), plan.proofs.missing(plan.chunks)
+    inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+    architecture = _architecture(executor.class_obj, network, inputs, options, plan)
+    asked = {_read(one, architecture, network): one for one in plan.proofs.missing(plan.chunks)}
+    plan = dataclasses.replace(plan, chunks=tuple(one and _read(one, architecture, network) for one in plan.chunks))
+    blocks, missing = plan.blocks.now(network, architecture), set(asked)
     for perturbation in missing:
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
-    architecture = architecture_in(network)
-    call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, partial(said, network, options))
-    inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+    seen = _pictures(executor.class_obj, network, architecture, blocks, inputs, options, plan)
+    call = NetworkCall(
+        architecture,
+        network,
+        blocks,
+        tuple(x.shape),
+        kwargs,
+        plan,
+        partial(said, network, options),
+        pictures=seen or {},
+    )
     shared = plan.prefix_sharing.patches(
         architecture, compiled, inputs, options, plan.chunks, plan.copies, call.present
     )
@@ -121,9 +140,62 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
                 f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
                 f"effect. {call.others()} Take the node out that is in the way, or choose other layers."
             )
+    if seen is not None:
+        mark_checked(network)
     plan.prefix_sharing.log(plan.chunks)
-    plan.proofs.settle(missing)
+    plan.proofs.settle({asked[perturbation] for perturbation in missing})
     return denoised
+
+
+def _architecture(model, network: Module, inputs: dict, options: dict, plan: Plan) -> Architecture:
+    """The row of a network, or what probes of it prove. Raises RuntimeError where there is neither."""
+    if not is_to_be_probed(network):
+        return architecture_in(network)
+    try:
+        return discovered(model, network, inputs, options)
+    except NotProven as reason:
+        raise RuntimeError(
+            f"{_titles(plan.chunks)}: {whose(network)} is a network that this pack has no row for, and probes of it do not "
+            f"prove where its picture is. What failed: {reason.step}, since {reason}. {said(network, options)} Take the "
+            f"guidance out, or use one that needs no layers, such as Autoguidance or CFG."
+        ) from reason
+
+
+def _read(intervention: Intervention, architecture: Architecture, network: Module) -> Any:
+    """An intervention with the layers that its text names in `network`. Raises ValueError where that names none."""
+    if not any(isinstance(layer, Unread) for layer in intervention.layers):
+        return intervention
+    try:
+        return dataclasses.replace(cast(Any, intervention), layers=read(intervention.layers, architecture, network))
+    except ValueError as error:
+        raise ValueError(f"{_titles([intervention])}: {error}") from None
+
+
+def _pictures(
+    model,
+    network: Module,
+    architecture: Architecture,
+    blocks: dict[Layer, Module],
+    inputs: dict,
+    options: dict,
+    plan: Plan,
+) -> Pictures | None:
+    """Where the picture is in the attention of each block, by a probe, in the first call of a network of the table in
+    which something is done in its attention; empty where the probe proves nothing. None in all other calls."""
+    checks = plan.checks and any(only(ATTENDING, plan.chunks)) and not is_checked(network)
+    if not checks or architectures.find(network) is None or not architecture.stacks:
+        return None
+    layers = [layer for layer, chunks in plan.of_layers().items() if _attends(chunks)]
+    try:
+        seen = pictures(model, network, inputs, options)
+        for layer in layers:
+            size = math.prod(architecture.tokens(network, tuple(inputs["x"].shape), inputs, layer))
+            of_layer = seen.get(architecture.attention(blocks[layer], layer), {})
+            if any(len(tokens) != size for tokens in of_layer.values()):
+                discovered(model, network, inputs, options)  # tokens beside the picture may follow the latent too
+        return seen
+    except NotProven:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -138,6 +210,7 @@ class NetworkCall:
     plan: Plan
     others: Callable[[], str]  # a sentence of what other nodes have put into the network
     reached: set[Intervention | None] = field(default_factory=set)  # what has come to where it acts
+    pictures: Pictures = field(default_factory=dict)  # where probes have seen the picture, to check the table by
     present: PresentChunks = field(default_factory=PresentChunks)
 
     def time_patches(self) -> list[ForwardPatch]:
@@ -146,8 +219,8 @@ class NetworkCall:
         if not any(chunks):
             return []
         which = self.architecture.time_rows
+        module = self.network.get_submodule(time_of(self.architecture))
         grid = self.architecture.tokens(self.network, self.shape, self.conds) if which == "tokens" else ()
-        module = self.network.get_submodule(self.architecture.time)
         setting = {"rows": self.shape[0], "which": which, "moment": self.plan.moment, "grid": grid}
         return [ForwardPatch("time", module, partial(TimeModule, chunks=chunks, reached=self.reached, **setting))]
 
@@ -181,8 +254,9 @@ class NetworkCall:
 
     def options_free(self) -> list:
         """The attending modules of a transformer that the host gives no options."""
-        modules = (self._attending_module(layer) for layer, chunks in self.plan.of_layers().items() if _attends(chunks))
-        return [module for module in modules if not takes_options(module)]
+        layers = [layer for layer, chunks in self.plan.of_layers().items() if _attends(chunks)]
+        modules = [(layer, self._attending_module(layer)) for layer in layers]
+        return [module for layer, module in modules if self._is_options_free(layer, module)]
 
     def transformer_patches(self, previous: Callable | None) -> list[ForwardPatch]:
         """What stands around which module of a transformer; `previous` is another pack's attention override."""
@@ -197,6 +271,15 @@ class NetworkCall:
                 found.append(ForwardPatch(f"skipped {layer}", block, skip))
         return found
 
+    def _is_options_free(self, layer: Layer, module) -> bool:
+        known = self.architecture.stack(layer).options_free
+        return not takes_options(module) if known is None else known
+
+    def _layout(self, layer: Layer, module) -> Layout:
+        """Where the picture is in the attention of `layer`, which is in `module`."""
+        layout = self.architecture.layout(self.network, self.shape, self.conds, layer)
+        return dataclasses.replace(layout, seen=self.pictures.get(module, {}))
+
     def _attending_module(self, layer: Layer):
         return self.architecture.attention(self.blocks[layer], layer)
 
@@ -205,7 +288,7 @@ class NetworkCall:
         attention = TransformerAttention(
             chunks,
             previous,
-            self._layout(layer, stack),
+            self._layout(layer, module),
             f"{type(self.network).__name__} {layer}",
             self.plan.moment_if_random,
             self.plan.report,
@@ -213,7 +296,7 @@ class NetworkCall:
             self.present,
             self.others,
         )
-        if takes_options(module):
+        if not self._is_options_free(layer, module):
             sliced = stack.text == "img_slice"
             text = Inputs.of(module, (stack.text,)) if stack.text and not sliced else None
             make = partial(AttendingModule, attention=attention, text=text, parts=stack.parts, sliced=sliced)
@@ -221,13 +304,10 @@ class NetworkCall:
             make = partial(OptionsFreeModule, attention=attention)
         return ForwardPatch(f"attention of {layer}", module, make)
 
-    def _layout(self, layer: Layer, stack: Stack) -> Layout:
-        """Where the picture's tokens are in a layer's attention."""
-        architecture, network = self.architecture, self.network
-        whole = architecture.tokens(network, self.shape, self.conds)
-        grid = architecture.tokens(network, self.shape, self.conds, layer) if stack.grid else whole
-        shift, across = (beside(network, self.conds, whole) for beside in (architecture.shift, architecture.across))
-        return Layout(grid, architecture.is_set, stack.image, shift, across, stack.prefix)
+
+def _titles(interventions: Iterable[Intervention | None]) -> str:
+    """The titles of their nodes; an observation's node is not known here."""
+    return titles(one for one in interventions if isinstance(one, Perturbation)) or "The guidance"
 
 
 def _attends(chunks: Chunks) -> bool:

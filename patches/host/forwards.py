@@ -92,9 +92,10 @@ class Inputs:
 
     @classmethod
     def of(cls, module, names: tuple[str, ...]):
-        """Reads the inputs `names` of `module`'s forward."""
-        known = list(_parameters(module))
-        return cls(names, tuple(known.index(name) if name in known else at for at, name in enumerate(names)))
+        """Reads the inputs `names` of `module`'s forward; one without a name is called by the number of its place."""
+        known = list(parameters(module))
+        places = (int(name) if name.isdigit() else known.index(name) if name in known else None for name in names)
+        return cls(names, tuple(at if place is None else place for at, place in enumerate(places)))
 
     def read(self, args: tuple, kwargs: dict) -> list:
         """Those inputs, in the order of the names, from one call's arguments."""
@@ -122,13 +123,14 @@ class Streams(Inputs):
 def takes_options(module) -> bool:
     """Whether a module's forward takes the host's transformer_options: by name, or with whatever else it is given. A
     layer of weights, which has no modules in it, may take whatever it is given and passes the options to nobody."""
-    parameters = _parameters(module).values()
-    takes_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {p.kind for p in parameters}
-    named = any(parameter.name == "transformer_options" for parameter in parameters)
+    given = parameters(module).values()
+    takes_all = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} <= {one.kind for one in given}
+    named = any(one.name == "transformer_options" for one in given)
     return named or (takes_all and any(True for _ in module.children()))
 
 
-def _parameters(module) -> dict[str, inspect.Parameter]:
-    """Those of its class's forward, since a patch may stand in front of the module's own."""
+def parameters(module) -> dict[str, inspect.Parameter]:
+    """The inputs of a module's forward, by name. They are read from its class, since a patch may stand in front of the
+    module's own forward."""
     _, *given = inspect.signature(type(uncompiled(module)).forward).parameters.items()  # without self
     return dict(given)

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch.nn import ModuleDict, ModuleList
+
 from .. import architectures
 from ..architectures import Architecture
-from ..layer_map import LayerMap
-from ..layers import Layer
+from ..layers import Layer, Unread
 from .others import is_anothers, names, whose
 
 
@@ -17,6 +18,30 @@ def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
     """The layers of MODEL that `text` names, to be perturbed or skipped. Raises ValueError, with what there is, for a
     network without a row in the table, a text that cannot be read, or a layer that the network does not have."""
     return architecture_of(model).select(text, network_of(model), skip)
+
+
+def choose_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
+    """As select_layers; but of a network that is to be probed the text is read when it first runs."""
+    if is_to_be_probed(network_of(model)):
+        return (Unread(text, 0, skip=skip),)
+    return select_layers(model, text, skip)
+
+
+def is_to_be_probed(network) -> bool:
+    """Whether a network has no row in the table and may still be one whose layers probes can find: it is no refused one,
+    and it has lists of modules."""
+    if architectures.find(network) is not None or architectures.is_refused(network):
+        return False
+    return any(isinstance(module, ModuleList | ModuleDict) for module in network.modules())
+
+
+def read(layers: tuple[Layer, ...], architecture: Architecture, network) -> tuple[Layer, ...]:
+    """`layers`, with those that each Unread stands for in its place. Raises ValueError as select_layers does."""
+    found = (
+        architecture.select(layer.stack, network, layer.skip) if isinstance(layer, Unread) else (layer,)
+        for layer in layers
+    )
+    return tuple(layer for some in found for layer in some)
 
 
 def architecture_of(model) -> Architecture:
@@ -42,29 +67,18 @@ def architecture_in(network) -> Architecture:
     return architecture
 
 
-def layer_map(model, text: str, width: int, height: int, skip: bool = False) -> LayerMap:
-    """MODEL's network for a picture of this size, with the layers that `text` names. Raises ValueError as select_layers
-    does."""
-    architecture, network = architecture_of(model), network_of(model)
-    form = model.get_model_object("latent_format")
-    side = getattr(form, "spacial_downscale_ratio", 8)  # so spelled by the host
-    spatial = (1, -(-height // side), -(-width // side))[-getattr(form, "latent_dimensions", 2) :]
-    return LayerMap(
-        architecture.name,
-        (width, height),
-        architecture.grids(network, spatial),
-        architecture.layers(network),
-        architecture.select(text, network, skip),
-        architecture.select("auto", network, skip),
-        architecture.skip_source if skip else architecture.source,
-    )
-
-
 def check_time(model) -> None:
-    """Raise ValueError where nothing is known of how MODEL's network is told the time."""
-    architecture = architecture_of(model)
+    """Raise ValueError where nothing is known of how MODEL's network is told the time. Of a network that is to be probed
+    that is found out when it first runs."""
+    if not is_to_be_probed(network_of(model)):
+        time_of(architecture_of(model))
+
+
+def time_of(architecture: Architecture) -> str:
+    """The module that embeds the time. Raises ValueError where it is not known."""
     if not architecture.time:
         raise ValueError(f"the time embedding of {architecture.name} cannot be perturbed. PAG and SEG work here")
+    return architecture.time
 
 
 def network_of(model):
@@ -93,19 +107,15 @@ class Blocks:
     @classmethod
     def at_the_begin(cls, network) -> Blocks:
         """The blocks of `network` as they are now."""
-        return cls(network, _blocks(network))
+        architecture = architectures.find(network)
+        return cls(network, architecture.blocks(network) if architecture else {})
 
-    def now(self, network) -> dict[Layer, Any]:
+    def now(self, network, architecture: Architecture) -> dict[Layer, Any]:
         """Those of `network`, which may be another; a compiled one stands for itself."""
-        now = _blocks(network)
+        now = architecture.blocks(network)
         if network is not self.network:
             return now
         return now | {layer: was for layer, was in self.of.items() if uncompiled(now.get(layer)) is not was}
-
-
-def _blocks(network) -> dict[Layer, Any]:
-    architecture = architectures.find(network)
-    return architecture.blocks(network) if architecture else {}
 
 
 def check_layers(title: str, layers: Iterable[Layer], network, blocks: dict[Layer, Any]) -> None:

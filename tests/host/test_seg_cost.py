@@ -13,7 +13,7 @@ CHANNELS = 64  # of the UNet's middle block
 def flops(model, latent) -> int:
     """Of one step with CFG, all rows computed whole."""
     with FlopCounterMode(display=False) as counter:
-        sample(host.with_prefix_sharing(model, "off"), latent=latent, steps=1)
+        sample(host.with_options(model, "off"), latent=latent, steps=1)
     return counter.get_total_flops()
 
 

@@ -135,7 +135,7 @@ def composed(model, kind, scale=2.0):
 
 def shared_and_whole(model, kind="unet", **kwargs):
     """(sampled with sharing, and without)"""
-    return sample(model, kind, **kwargs), sample(host.with_prefix_sharing(model, "off"), kind, **kwargs)
+    return sample(model, kind, **kwargs), sample(host.with_options(model, "off"), kind, **kwargs)
 
 
 def message(caplog) -> str:
@@ -307,7 +307,7 @@ def test_the_hosts_pag_costs_what_ours_does_without_sharing(cfg):
     model = network("unet")
     theirs = flops(patch(PerturbedAttentionGuidance, model, 3.0), cfg=cfg)
     ours = pag(model)
-    assert flops(host.with_prefix_sharing(ours, "off"), cfg=cfg) == theirs > flops(ours, cfg=cfg)
+    assert flops(host.with_options(ours, "off"), cfg=cfg) == theirs > flops(ours, cfg=cfg)
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux"])
@@ -317,7 +317,7 @@ def test_three_guidances_and_cfg_add_no_forward_and_share_what_they_can(kind):
     counter = Counter(composed(model, kind))
     shared = flops(counter.model, kind)
     assert counter.rows == [5]
-    assert shared < flops(host.with_prefix_sharing(counter.model, "off"), kind)
+    assert shared < flops(host.with_options(counter.model, "off"), kind)
 
 
 def test_the_log_says_once_what_was_shared(caplog):
@@ -351,7 +351,7 @@ def test_a_controlnets_residuals_are_computed_once_for_copies(cfg, rows, samples
         control = comfy.controlnet.ControlNet(residuals, load_device=torch.device("cpu"))
         control = control.set_cond_hint(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
         conds = [node_helpers.conditioning_set_values(prompt, {"control": control}) for prompt in prompts("unet")]
-        out = sample(host.with_prefix_sharing(pag(plain), sharing), cfg=cfg, conds=conds, latent=latent)
+        out = sample(host.with_options(pag(plain), sharing), cfg=cfg, conds=conds, latent=latent)
         found.append((residuals.rows, out))
     (few, shared), (whole, batched) = found
     assert set(few) == {rows * samples} and set(whole) == {(rows + 1) * samples}
