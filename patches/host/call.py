@@ -27,7 +27,7 @@ from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_opt
 from .lookup import Blocks, architecture_in, check_layers, is_compiled, uncompiled
 from .modules import AttendingModule, SkippedBlock, TimeModule
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
-from .others import said
+from .others import may_answer, said
 from .prefix_sharing import PrefixSharing
 from .tiles import Watch
 
@@ -36,8 +36,8 @@ ATTENDING = (AttentionPerturbation, Observation)
 
 
 class Proofs:
-    """Which perturbations of a run have been seen to act. One that has not by the end of its first call is an error; later
-    calls need no proof, since a cache may answer for the network."""
+    """Which perturbations of a run have been seen to act. One that has not by the end of its first call is an error. So is
+    one that does not act in a later call, unless something of others may have answered for the network, as a cache does."""
 
     def __init__(self, perturbations: Iterable[Intervention | None]):
         self._missing = {one for one in perturbations if isinstance(one, Perturbation)}
@@ -114,7 +114,10 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph runs no Python that could note what it reached
-        for perturbation in missing - call.reached:
+        idle = {chunk for chunk in plan.chunks if isinstance(chunk, Perturbation)} - call.reached
+        if idle - missing and may_answer(network, given):
+            idle &= missing
+        for perturbation in idle:
             layers = ", ".join(map(str, perturbation.layers))
             what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
             raise RuntimeError(

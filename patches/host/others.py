@@ -46,14 +46,29 @@ def patches(options: dict, kind: str) -> list:
     return [patch for some in given for patch in (some.values() if isinstance(some, dict) else some)]
 
 
-def said(network, options: dict) -> str:
-    """A sentence of all that others have put into a call of `network` with these transformer_options."""
+def inside(network, options: dict) -> list:
+    """All that others have put into a call of `network` with these transformer_options; the host's own nodes are others."""
     wrappers = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {}).values()
     found = [*forwards(network).values(), *patches(options, "patches"), *patches(options, "patches_replace")]
     found += [*(wrapper for some in wrappers for wrapper in some), *filter(None, [options.get(OVERRIDE)])]
-    if whose := names(found):
+    return [thing for thing in found if not _is_this_packs(thing)]
+
+
+def said(network, options: dict) -> str:
+    """A sentence of all that others have put into a call of `network` with these transformer_options."""
+    if whose := names(inside(network, options)):
         return f"Other nodes have put these into the network: {whose}."
     return "Another pack may have replaced a part of the network."
+
+
+def may_answer(network, options: dict) -> bool:
+    """Whether there is something of others that may answer in place of parts of `network`, as a cache does: in the call,
+    among the network's modules, or in the classes of these."""
+    if inside(network, options):
+        return True
+    kinds = {type(module) for module in network.modules() if any(True for _ in module.children())}
+    methods = (item for kind in kinds for base in kind.__mro__ for item in vars(base).items())
+    return any(name.lstrip("_").startswith("forward") and callable(one) and is_anothers(one) for name, one in methods)
 
 
 def treats_rows_alike(override: Callable) -> bool:
