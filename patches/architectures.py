@@ -54,6 +54,7 @@ class Architecture:
     name: str  # as people know it
     network: str  # the end of the module path and the class name of the host's network
     stacks: tuple[Stack, ...]  # none: a UNet, whose blocks are taken from input, middle and output
+    also: tuple[str, ...] = ()  # the host's subclasses of that network for which the row holds too
     auto: str = HALF_WAY  # the layers whose attention is perturbed by default …
     source: str = RULE  # … and where that comes from
     auto_skip: str = HALF_WAY  # the layers that are skipped by default, where they can be …
@@ -194,9 +195,11 @@ def _unet_grids(network, spatial: tuple[int, ...]) -> dict[tuple[str, int], tupl
     return grids | {("output", index): size for index, size in enumerate(reversed(sizes))}
 
 
-def _z_image_padding(network, conds, grid) -> int:
-    """Z-Image fills its picture up to a multiple of 32 tokens."""
-    return -(-(grid[0] * grid[1]) % (getattr(network, "pad_tokens_multiple", None) or 1))
+def _after_the_picture(network, conds, grid) -> int:
+    """Ming-Image has its references after the picture, and Z-Image fills both up to a multiple of 32 tokens."""
+    references = [patched(network.patch_size, tuple(frame.shape[-2:])) for frame in conds.get("ref_frames") or ()]
+    after = sum(map(math.prod, references))
+    return -after - (-(math.prod(grid) + after) % (getattr(network, "pad_tokens_multiple", None) or 1))
 
 
 def _ltx_latent(shape, conds) -> tuple[int, ...]:
@@ -295,6 +298,7 @@ ARCHITECTURES = (
     Architecture(
         name="Chroma, Chroma Radiance",
         network="chroma.model.Chroma",
+        also=("chroma_radiance.model.ChromaRadiance",),
         stacks=_FLUX,
         # no time: it is embedded together with the number of what it modulates
     ),
@@ -388,6 +392,15 @@ ARCHITECTURES = (
     Architecture(
         name="Wan",
         network="wan.model.WanModel",
+        also=(
+            "wan.model.VaceWanModel",
+            "wan.model.CameraWanModel",
+            "wan.model.HumoWanModel",
+            "wan.model.SCAILWanModel",
+            "wan.model.SCAIL2WanModel",
+            "wan.model_animate.AnimateWanModel",
+            "wan.model_wandancer.WanDancerModel",
+        ),
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
         time="time_embedding",
         time_rows="tokens",
@@ -438,6 +451,7 @@ ARCHITECTURES = (
     Architecture(
         name="Cosmos-Predict2, Anima",
         network="cosmos.predict2.MiniTrainDIT",
+        also=("anima.model.Anima",),
         stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x_B_T_H_W_D",)),),
         time="t_embedder.0",
         time_rows="tokens",
@@ -488,10 +502,11 @@ ARCHITECTURES = (
     Architecture(
         name="Lumina 2, Z-Image",
         network="lumina.model.NextDiT",
+        also=("lumina.model.NextDiTPixelSpace",),
         stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
         time="t_embedder",
         time_rows="last",  # the references' time comes first
-        shift=_z_image_padding,
+        shift=_after_the_picture,
     ),
     Architecture(
         name="PixArt",
@@ -526,6 +541,7 @@ ARCHITECTURES = (
     Architecture(
         name="PixelDiT, PiD",
         network="pixeldit.model.PixDiT_T2I",
+        also=("pixeldit.pid.PidNet",),
         stacks=(
             Stack("patch", "patch_blocks", "attn", image=last, streams=("x", "y")),
             Stack("pixel", "pixel_blocks", "attn", image=first, streams=("x",)),
@@ -566,27 +582,30 @@ REFUSED = {  # networks whose self-attention cannot be perturbed, and why
     "ace.ace_step15.AceStepConditionGenerationModel": "the host gives the timbre of all rows of a batch to the first",
     "hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain": "the host exchanges the halves of a batch, whatever they are of",
     "seedvr.model.NaDiT": "it attends within windows of many sizes, one after the other",
+    "wan.model_animate2.WanAnimate2Model": "it attends frame by frame, and each frame sees the keys of a pose too",
+    "trellis2.model.Trellis2": "its shapes are sets of cells, whose number differs from row to row",
 }
 
 
 def find(network) -> Architecture | None:
-    """The row of a network of the host's, or None. A refused network is refused though it derives from one with a row."""
-    rows = {row.network: row for row in ARCHITECTURES}
-    known = {**rows, **dict.fromkeys(REFUSED)}
-    return next((known[path] for name in _names(network) for path in known if name.endswith(f".{path}")), None)
+    """The row of a network of the host's, or None. A class that derives from one with a row has none, unless the row
+    names it: what it has changed is not known."""
+    if refused(network):
+        return None
+    name = _name(type(network))
+    return next((row for row in ARCHITECTURES for path in (row.network, *row.also) if name.endswith(f".{path}")), None)
 
 
-def is_refused(network) -> bool:
-    """Whether a network without a row is known to be one whose self-attention cannot be perturbed."""
-    return find(network) is None and why_not(network) in REFUSED.values()
+def refused(network) -> str:
+    """Why a network is refused; "" for one that is not. What derives from a refused network is refused too."""
+    names = [_name(kind) for kind in type(network).__mro__]
+    return next((why for name in names for path, why in REFUSED.items() if name.endswith(f".{path}")), "")
 
 
 def why_not(network) -> str:
     """Why a network without a row cannot be perturbed."""
-    reasons = (why for name in _names(network) for path, why in REFUSED.items() if name.endswith(f".{path}"))
-    return next(reasons, "nothing here knows where its self-attention is")
+    return refused(network) or "nothing here knows where its self-attention is"
 
 
-def _names(network) -> list[str]:
-    """Of its class and of those that it derives from, the nearest first."""
-    return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(network).__mro__]
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

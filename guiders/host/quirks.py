@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dis
+import itertools
+import types
+
 import comfy.model_sampling
 
 
@@ -17,9 +21,41 @@ def churns(sampler) -> bool:
 
 
 def reads_cfg(guider) -> bool:
-    """Whether anything reads the guider's `cfg`. DualCFG and others of the kind have weights of their own beside it."""
+    """Whether what stands in the guider's `cfg` when a prediction is asked for has a part in it. DualCFG and others of the
+    kind have weights of their own beside it. LTXV's stores one of them there at each call, whatever stood there."""
     function = getattr(guider.predict_noise, "__func__", guider.predict_noise)
-    return "cfg" in getattr(getattr(function, "__code__", None), "co_names", ("cfg",))
+    return _first_use(function, type(guider)) == "LOAD"
+
+
+def _first_use(function, kind: type, above: tuple = ()) -> str:
+    """What comes first in a method of `kind`, and in those that it calls on itself: a "LOAD" of its cfg, a "STORE", or ""
+    for neither. What is not written in Python may load it. `above`: the methods that are being read already."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return "LOAD"
+    before = None
+    for step in dis.get_instructions(code):
+        if "ATTR" in step.opname or "METHOD" in step.opname:
+            if step.argval == "cfg":
+                return step.opname.partition("_")[0]
+            called = _called(step, before, function, kind)
+            if called not in (None, function, *above) and (use := _first_use(called, kind, (*above, function))):
+                return use
+        before = step
+    return ""
+
+
+def _called(step: dis.Instruction, before: dis.Instruction | None, function, kind: type):
+    """The method of `kind` that an instruction of `function` gets: one of its own, after `self`, or the one of the same
+    name in a class above, as `super()` gives it."""
+    name, on = step.argval, before.argval if before else None
+    on_itself = (on[-1] if isinstance(on, tuple) else on) in function.__code__.co_varnames[:1]
+    if on_itself and "SUPER" not in step.opname:
+        return getattr(kind, name, None) if isinstance(getattr(kind, name, None), types.FunctionType) else None
+    if name != function.__name__:
+        return None
+    methods = [vars(home)[name] for home in kind.__mro__ if name in vars(home)]
+    return next((later for one, later in itertools.pairwise(methods) if one is function), None)
 
 
 def mixture(sampling, sigma: float) -> tuple[float, float]:

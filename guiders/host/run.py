@@ -23,6 +23,7 @@ from ..independent_condition import Pool
 from ..schedule import StepTracker, fraction_of
 from .attention_maps import LastMap
 from .call import ModelCall
+from .comfy_compiler import compiler_off
 from .condition_pools import ConditionPools
 from .conditionings import Conditionings
 from .context import RunContext
@@ -57,7 +58,8 @@ def sample_with_terms(executor, *args, **kwargs):
         guider.model_options = comfy.model_patcher.create_model_options_clone(kept)
         for kind, wrapper in ((WrappersMP.SAMPLER_SAMPLE, run.sample), (WrappersMP.PREDICT_NOISE, run.predict_noise)):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
-        samples = executor(*args, **kwargs)
+        with compiler_off() if run.reaches_into_the_network else contextlib.nullcontext():
+            samples = executor(*args, **kwargs)
     finally:
         guider.model_options = kept
         run.end()
@@ -89,6 +91,7 @@ class Run:
         self._prefix_sharing = PrefixSharing(guider.model_options.get(PREFIX_SHARING) != "off")
         self._conditionings = Conditionings(guider, self._pools, self._prefix_sharing.on)
         self._steps = StepTracker([float("inf")])
+        self.reaches_into_the_network = self._observation is not None or any(self._perturbations)
         self._context: RunContext | None = None  # made in `sample`
         self._used: set[Term] = set()
         self._cfg_mattered = False

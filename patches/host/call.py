@@ -32,7 +32,7 @@ from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_opt
 from .lookup import Blocks, architecture_in, check_layers, is_compiled, is_to_be_probed, read, time_of, uncompiled
 from .modules import AttendingModule, SkippedBlock, TimeModule
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
-from .others import said, whose
+from .others import may_answer, said, whose
 from .prefix_sharing import PrefixSharing
 from .probe import Pictures, discovered, is_checked, mark_checked, pictures
 from .tiles import Watch
@@ -42,8 +42,8 @@ ATTENDING = (AttentionPerturbation, Observation)
 
 
 class Proofs:
-    """Which perturbations of a run have been seen to act. One that has not by the end of its first call is an error; later
-    calls need no proof, since a cache may answer for the network."""
+    """Which perturbations of a run have been seen to act. One that has not by the end of its first call is an error. So is
+    one that does not act in a later call, unless something of others may have answered for the network, as a cache does."""
 
     def __init__(self, perturbations: Iterable[Intervention | None]):
         self._missing = {one for one in perturbations if isinstance(one, Perturbation)}
@@ -133,7 +133,10 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph runs no Python that could note what it reached
-        for perturbation in missing - call.reached:
+        idle = {chunk for chunk in plan.chunks if isinstance(chunk, Perturbation)} - call.reached
+        if idle - missing and may_answer(network, given):
+            idle &= missing
+        for perturbation in idle:
             layers = ", ".join(map(str, perturbation.layers))
             what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
             raise RuntimeError(
@@ -150,6 +153,9 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
 def _architecture(model, network: Module, inputs: dict, options: dict, plan: Plan) -> Architecture:
     """The row of a network, or what probes of it prove. Raises RuntimeError where there is neither."""
     if not is_to_be_probed(network):
+        if architectures.find(network) is None:  # it was put in place of the one that layers were chosen in
+            for perturbation in plan.proofs.missing(plan.chunks):
+                check_layers(perturbation.about.title, perturbation.layers, network, {})
         return architecture_in(network)
     try:
         return discovered(model, network, inputs, options)

@@ -17,6 +17,7 @@ from .log import LOG
 
 FOLDERS = ("checkpoints", "diffusion_models")
 QUANTISED = (".comfy_quant", "scaled_fp8", ".weight_scale", ".scale_weight")  # how such keys end
+CHOICE = ".comfy_attention.config"  # how keys end that say by which attention a layer of this file runs
 FAR = 0.2  # a misfit to tell the user
 MOST = 500  # snapshots: their least squares take time by the cube
 MISMATCH = re.compile(r"size mismatch for (\S+): .*torch\.Size\((\[.*?\])\).*torch\.Size\((\[.*?\])\)")  # torch's words
@@ -100,7 +101,10 @@ def average(snapshots: tuple[Snapshot, ...], ema: float, disable_dynamic: bool =
         model, rest = (model, state) if model else (state, {})  # a file of a diffusion model alone has no prefix
         if any(key.endswith(QUANTISED) for key in model):
             raise ValueError(f"{snapshot.name} is quantised, which cannot be averaged; use files in 16 or 32 bits")
-        others.update(rest)
+        choices = {
+            key: model.pop(key) for key in list(model) if key.endswith(CHOICE)
+        }  # no weights, and not in each file
+        others.update(rest | choices)
         metadata.update(about)
         progress.update(1)
         return model

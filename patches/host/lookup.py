@@ -30,7 +30,7 @@ def choose_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
 def is_to_be_probed(network) -> bool:
     """Whether a network has no row in the table and may still be one whose layers probes can find: it is no refused one,
     and it has lists of modules."""
-    if architectures.find(network) is not None or architectures.is_refused(network):
+    if architectures.find(network) is not None or architectures.refused(network):
         return False
     return any(isinstance(module, ModuleList | ModuleDict) for module in network.modules())
 

@@ -29,7 +29,7 @@ from .chunks import Chunks, PresentChunks
 from .forwards import FORWARDS, ForwardPatch, Streams
 from .log import LOG
 from .lookup import is_compiled, uncompiled
-from .others import names, patches, whose
+from .others import names, patches, treats_rows_alike, whose
 
 
 @dataclass
@@ -94,7 +94,8 @@ def _inside(options: dict) -> str:
     for kind in ("patches", "patches_replace"):
         if found := patches(options, kind):
             return f"{names(found)} has put {kind} into the network"
-    return f"{whose(options[ATTENTION])} has replaced the attention" if options.get(ATTENTION) else ""
+    override = options.get(ATTENTION)
+    return f"{whose(override)} has replaced the attention" if override and not treats_rows_alike(override) else ""
 
 
 def _changed(network, units: list[Unit]) -> str:

@@ -28,7 +28,7 @@ from .log import LOG
 from .lookup import is_compiled
 from .network_state import State
 from .options_free import FUNCTIONS
-from .others import forwards, names
+from .others import may_remember, whose
 
 MARK = "beyond_cfg_probed"  # in a module's transformer_options: the module's name
 NUMBERS = 4  # kept of each token
@@ -114,8 +114,8 @@ def _watched(find: Callable, model, network: Module, inputs: dict, options: dict
     NotProven."""
     if is_compiled(network):
         raise NotProven("calls", "it is compiled, so that its attentions cannot be watched")
-    if replaced := forwards(network):
-        raise NotProven("calls", f"{names(replaced.values())} has replaced forwards in it")
+    if replaced := may_remember(network):
+        raise NotProven("calls", f"{', '.join(map(whose, replaced))} stands in it and may remember calls")
     shapes = inputs.get("latent_shapes")
     packed = tuple(shapes[0][1:]) if shapes else None
     latent = packed or tuple(inputs["x"].shape[1:])

@@ -92,6 +92,26 @@ def test_two_snapshots_are_averaged_and_the_model_samples(folder, sd3_weights, n
     assert picture.isfinite().all() and not torch.equal(picture, sample(average(names[1])))
 
 
+@pytest.mark.parametrize("names", [("b.ckpt", "c.ckpt"), ("bare.ckpt", "bare2.ckpt")])
+def test_the_attention_that_the_last_file_chooses_is_kept_and_need_not_be_in_all(
+    folder, sd3_weights, names, monkeypatch
+):
+    expected, given = tensors_of(average(*names)), {}
+    of_layer = "joint_blocks.0.x_block.attn.comfy_attention.config"
+    for name, tensors, choice in zip(
+        names, sd3_weights[1:], ('{"attention": "a"}', '{"attention": "longer"}'), strict=True
+    ):
+        prefix = "" if "bare" in name else PREFIX
+        chosen = {of_layer: torch.tensor([*choice.encode()], dtype=torch.uint8)}
+        saved = {prefix + key: tensor for key, tensor in (tensors | chosen).items()}
+        save(next(folder.rglob(name)), saved)
+    monkeypatch.setattr(host, "_load", lambda *args, real=host._load: given.update(args[0] | args[1]) or real(*args))
+    averaged = tensors_of(average(*names))
+    assert all(torch.equal(averaged[key], tensor) for key, tensor in expected.items())
+    (found,) = [bytes(tensor.tolist()) for key, tensor in given.items() if key.endswith(of_layer)]
+    assert found == b'{"attention": "longer"}'
+
+
 def test_times_decide_and_their_unit_does_not(folder):
     counted = average("a.ckpt", "b.ckpt", "c.ckpt")
     assert same(counted, average("a.ckpt @ 100", "", "  b.ckpt@200  ", "c.ckpt @ 3e2"))

@@ -12,6 +12,7 @@ from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
 from pack.guiders import host
 from pack.guiders.base import Branch, GuidanceRule
 from pack.guiders.classifier_free import SamplerCFG
+from pack.guiders.host.quirks import reads_cfg
 from pack.guiders.schedule import Schedule
 from pack.patches.host.log import warn_once
 from pack.tests.host import networks
@@ -164,6 +165,58 @@ def test_a_cfg_interval_on_a_guider_without_such_a_cfg_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         run(guider, networks.latent("unet"))
     assert "CFG Interval had no effect: Guider_DualCFG reads no cfg of this kind" in caplog.text
+
+
+class Stores(comfy.samplers.CFGGuider):
+    """As LTXV's guider of two modalities: `cfg` is one of its own weights, set anew at each call."""
+
+    def set_cfg(self, cfg):
+        self.weight = self.cfg = cfg
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006 (as the host's)
+        self.cfg = self.weight
+        return super().predict_noise(x, timestep, model_options, seed)
+
+
+class Hands(comfy.samplers.CFGGuider):
+    """It hands the work on, and what it hands it to reads `cfg`."""
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        return super().predict_noise(x, timestep, model_options, seed)
+
+
+class HandsByName(comfy.samplers.CFGGuider):
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        return comfy.samplers.CFGGuider.predict_noise(self, x, timestep, model_options, seed)
+
+
+class ReadsElsewhere(comfy.samplers.CFGGuider):
+    def predict_noise(self, *args, **kwargs):
+        return self.guided(*args, **kwargs)
+
+    def guided(self, *args, **kwargs):
+        self.again = self.predict_noise  # two methods that know each other
+        return comfy.samplers.CFGGuider.predict_noise(self, *args, **kwargs) * (self.cfg / self.cfg)
+
+
+@pytest.mark.parametrize("kind", [Stores, Hands, HandsByName, ReadsElsewhere], ids=lambda kind: kind.__name__)
+def test_a_cfg_interval_acts_and_is_silent_just_where_the_guider_reads_what_it_sets(kind, caplog):
+    def result(model):
+        return run(guider_of(model, *prompts("unet"), kind=kind), networks.latent("unet"))
+
+    with caplog.at_level(logging.WARNING):
+        changed = not torch.equal(result(cfg_interval(network("unet"), 0.2, 0.8)), result(network("unet")))
+    said = f"CFG Interval had no effect: {kind.__name__} reads no cfg of this kind" in caplog.text
+    assert (changed, said) == ((False, True) if kind is Stores else (True, False))
+
+
+def test_a_cfg_interval_on_the_hosts_guider_of_video_and_sound_says_that_it_has_no_effect():
+    guiders = pytest.importorskip("comfy_extras.nodes_lt")
+    if not hasattr(guiders, "Guider_LTXAVDualCFG"):
+        pytest.skip("this host has no LTXV Dual CFG guider")
+    guider = guiders.Guider_LTXAVDualCFG(network("unet"))
+    guider.set_cfg(3.0, 7.0)
+    assert not reads_cfg(guider) and reads_cfg(comfy.samplers.CFGGuider(network("unet")))
 
 
 def test_a_guider_without_a_positive_is_refused():

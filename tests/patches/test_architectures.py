@@ -1,5 +1,7 @@
 """The table of networks, on networks of plain torch that look like the host's."""
 
+import math
+
 import pytest
 import torch
 from pack.patches import architectures
@@ -241,9 +243,12 @@ def test_a_layer_that_the_network_does_not_have_is_refused_with_those_it_has(row
 
 
 @ROWS
-def test_a_subclass_of_a_network_is_that_network(row):
+def test_a_subclass_of_a_network_has_the_row_only_where_the_row_names_it(row):
     base = type(NETWORKS[row.network]())
-    assert find(type("Finetuned", (base,), {"__module__": "somebody.pack"})()) is row
+    assert find(type("Finetuned", (base,), {"__module__": "somebody.pack"})()) is None
+    for path in row.also:
+        module, _, name = f"comfy.ldm.{path}".rpartition(".")
+        assert find(type(name, (base,), {"__module__": module})()) is row
 
 
 @pytest.mark.parametrize(
@@ -260,6 +265,23 @@ def test_a_refused_network_is_refused_though_it_derives_from_one_with_a_row(path
     derived = type("Derived", (type(refused), type(NETWORKS["wan.model.WanModel"]())), {"__module__": "a"})()
     for net in (refused, derived):
         assert find(net) is None and why_not(net) == REFUSED[path]
+
+
+@pytest.mark.parametrize("multiple", [None, 32])
+@pytest.mark.parametrize("references", [[], [(4, 6)], [(5, 7), (8, 8)]], ids=str)
+@pytest.mark.parametrize("spatial", [(6, 9), (1, 6, 9), (3, 6, 9)], ids=str)
+def test_ming_images_picture_lies_before_its_references(spatial, references, multiple):
+    net = network("comfy.ldm.lumina.model.NextDiT", layers=blocks(2), patch_size=2, pad_tokens_multiple=multiple)
+    row, conds = find(net), {"ref_frames": [torch.zeros(1, 16, 1, *sides) for sides in references]}
+    grid = row.tokens(net, (1, 16, *spatial), conds)
+    size = math.prod(grid)
+    of_references = sum(-(-height // 2) * -(-width // 2) for height, width in references)
+    padding = -(size + of_references) % (multiple or 1)
+    # as the host joins them
+    tokens = "text " * 7 + "picture " * size + "reference " * of_references + "padding " * padding
+    (stack,), kinds = row.stacks, tokens.split()
+    start = stack.image(len(kinds), size, 7) + row.shift(net, conds, grid)
+    assert set(kinds[start : start + size]) == {"picture"} and kinds.count("picture") == size
 
 
 @ROWS
