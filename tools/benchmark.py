@@ -16,6 +16,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "toy2d": "toy2d.command",
     "cost": "cost",
     "overhead": "overhead",
+    "probes": "probes",
     "digits": "digits.data",
     "train-digits": "digits.train_model",
     "train-guides": "digits.train_guides",

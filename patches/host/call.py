@@ -109,16 +109,8 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     for perturbation in missing:
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
     seen = _pictures(executor.class_obj, network, architecture, blocks, inputs, options, plan)
-    call = NetworkCall(
-        architecture,
-        network,
-        blocks,
-        tuple(x.shape),
-        kwargs,
-        plan,
-        partial(said, network, options),
-        pictures=seen or {},
-    )
+    others = partial(said, network, options)
+    call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, others, seen or {})
     shared = plan.prefix_sharing.patches(
         architecture, compiled, inputs, options, plan.chunks, plan.copies, call.present
     )
@@ -133,16 +125,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph runs no Python that could note what it reached
-        idle = {chunk for chunk in plan.chunks if isinstance(chunk, Perturbation)} - call.reached
-        if idle - missing and may_answer(network, given):
-            idle &= missing
-        for perturbation in idle:
-            layers = ", ".join(map(str, perturbation.layers))
-            what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
-            raise RuntimeError(
-                f"{perturbation.about.title}: {what} in the host's way in {type(network).__name__}, so it would have no "
-                f"effect. {call.others()} Take the node out that is in the way, or choose other layers."
-            )
+        call.check_effect(missing, given)
     if seen is not None:
         mark_checked(network)
     plan.prefix_sharing.log(plan.chunks)
@@ -215,9 +198,23 @@ class NetworkCall:
     conds: dict  # the host's further inputs of the network
     plan: Plan
     others: Callable[[], str]  # a sentence of what other nodes have put into the network
+    pictures: Pictures  # where a probe has seen the picture, to check the table by
     reached: set[Intervention | None] = field(default_factory=set)  # what has come to where it acts
-    pictures: Pictures = field(default_factory=dict)  # where probes have seen the picture, to check the table by
     present: PresentChunks = field(default_factory=PresentChunks)
+
+    def check_effect(self, missing: set[Perturbation], options: dict) -> None:
+        """Raise RuntimeError where a perturbation has not come to where it acts. One that is not `missing` any more has
+        done so in an earlier call; something of others may have answered for the network now."""
+        idle = {chunk for chunk in self.plan.chunks if isinstance(chunk, Perturbation)} - self.reached
+        if idle - missing and may_answer(self.network, options):
+            idle &= missing
+        for perturbation in idle:
+            layers = ", ".join(map(str, perturbation.layers))
+            what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
+            raise RuntimeError(
+                f"{perturbation.about.title}: {what} in the host's way in {type(self.network).__name__}, so it would have "
+                f"no effect. {self.others()} Take the node out that is in the way, or choose other layers."
+            )
 
     def time_patches(self) -> list[ForwardPatch]:
         """What stands around the module that embeds the time."""

@@ -293,19 +293,22 @@ class Watch:
         if not self.probe.attentions and all(isinstance(one, Tensor) and one.numel() <= SMALL for one in outs):
             self.probe.outputs.append((name, tuple(one.detach().clone() for one in outs)))
 
-    def attention(
-        self, q, k, v, heads, _mask=None, _precision=None, skip_reshape=False, skip_output_reshape=False, **kw
-    ) -> Tensor:
+    def attention(self, q, k, v, *args, skip_reshape=False, **kwargs) -> Tensor:
         """In place of the host's attention: zeros."""
-        options = kw.get("transformer_options") or {}
+        options = kwargs.get("transformer_options") or {}
         seen = (_numbers(part, skip_reshape) for part in (q, k, v))
         self.probe.attentions.append(SeenAttention(tuple(self._path), options.get(MARK, ()), q.shape[0], *seen))
-        if skip_reshape:
-            shape = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
-        else:
-            shape = q.shape[0], heads, q.shape[1], v.shape[2] // heads if v.ndim == 3 else v.shape[3]
-        out = q.new_zeros(shape)
-        return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+        return zeros(q, k, v, *args, skip_reshape=skip_reshape, **kwargs)
+
+
+def zeros(q, _k, v, heads, _mask=None, _precision=None, skip_reshape=False, skip_output_reshape=False, **_) -> Tensor:
+    """Zeros in the form of what the host's attention gives."""
+    if skip_reshape:
+        shape = q.shape[0], q.shape[1], q.shape[2], v.shape[3]
+    else:
+        shape = q.shape[0], heads, q.shape[1], v.shape[2] // heads if v.ndim == 3 else v.shape[3]
+    out = q.new_zeros(shape)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 
 def _tensors(module: Module, args: tuple, kwargs: dict) -> list[tuple[str, Tensor]]:

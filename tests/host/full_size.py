@@ -10,7 +10,7 @@ import comfy.supported_models
 import torch
 from pack.patches.architectures import find
 from pack.patches.base import Moment
-from pack.patches.host import Plan, PrefixSharing, Proofs, planned
+from pack.patches.host import Plan, PrefixSharing, Proofs, planned, probe
 from torch.utils.flop_counter import FlopCounterMode
 
 SD15 = {
@@ -112,10 +112,14 @@ class Step:
     def layers(self, text: str):
         return find(self.model.diffusion_model).select(text, self.model.diffusion_model)
 
-    def forward(self, shares: tuple, copies: tuple = ()) -> int:
+    def forward(self, shares: tuple, copies: tuple = (), attention: bool = True) -> int:
+        """attention: whether it is computed; else it gives zeros."""
         options = {"cond_or_uncond": [0] * len(shares), "uuids": [*range(len(shares))]}
+        if not attention:
+            options["optimized_attention_override"] = lambda _, *given, **more: probe.zeros(*given, **more)
         if any(shares):
-            options = planned(options, Plan(shares, Proofs(shares), Moment(), None, copies, PrefixSharing()))
+            plan = Plan(shares, Proofs(shares), Moment(), None, copies, PrefixSharing(), checks=False)
+            options = planned(options, plan)
         x = torch.zeros(len(shares), *self.latent, device="meta")
         conds = {
             key: torch.zeros(len(shares), *value, device="meta") if isinstance(value, tuple) else value
