@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import math
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict, ModuleList
 
 from ..discovery import Change, Discovered, NotProven, Probe, SeenAttention, discover, pictures_at_a_glance
+from ..layers import print_layers
 from .forwards import parameters
 from .log import LOG
 from .lookup import is_compiled
@@ -37,6 +39,7 @@ TEXTS = ("c_crossattn", "y")  # the host's inputs that hold the text
 
 Pictures = dict[Module, dict[tuple[int, int], list[int]]]  # module → (queries, keys) of its attentions → the picture
 
+_ONE_AT_A_TIME = threading.Lock()  # several GPUs have a thread each
 _WATCH: contextvars.ContextVar[Watch | None] = contextvars.ContextVar("beyond_cfg_probe", default=None)
 _CHECKED: weakref.WeakSet[Module] = weakref.WeakSet()
 _KNOWN: weakref.WeakKeyDictionary[Module, dict[Hashable, Discovered | NotProven]] = weakref.WeakKeyDictionary()
@@ -91,10 +94,11 @@ def _log(network: Module, found: Discovered | NotProven) -> None:
     if isinstance(found, NotProven):
         LOG.info(f"Beyond CFG: probes of {name} do not prove where its picture is ({found.step}: {found})")
         return
-    stacks = {layer.stack: sum(other.stack == layer.stack for other in found.found) for layer in found.found}
-    lists = ", ".join(f"{count} layers {stack}" for stack, count in stacks.items())
     grids = " and ".join(dict.fromkeys(" x ".join(map(str, one.grid)) for one in found.found.values()))
-    LOG.info(f"Beyond CFG: probes of {name} have found {lists}, over {grids} tokens of the picture")
+    LOG.info(
+        f"Beyond CFG: {name} has no row in the table of networks. Probes have found the layers "
+        f"{print_layers(found.found)}, over {grids} tokens of the picture"
+    )
 
 
 def _form(given, rows: int) -> Hashable:
@@ -122,7 +126,7 @@ def _watched(find: Callable, model, network: Module, inputs: dict, options: dict
     if len(latent) < 2:
         raise NotProven("grid", "its latent has no axes")
     make = partial(Prober, model, network, inputs, options, State(network), packed)
-    with _replaced_attention(network):
+    with _ONE_AT_A_TIME, _replaced_attention(network):
         try:
             return find(network, latent[1:], make(latent[1:], False), False)
         except NotProven as reason:

@@ -254,6 +254,18 @@ def test_layer_map_shows_what_was_found_after_the_first_run():
     )
 
 
+def test_the_log_says_once_what_was_found(caplog):
+    caplog.set_level("INFO", "beyond_cfg")
+    model = TERM_NODES["BeyondCFGPAG"].execute(model=invented.model("two stacks"), **PAG)[0]
+    for _ in range(2):
+        sample_of(model, "two stacks")
+    said = [record.getMessage() for record in caplog.records if "Probes" in record.getMessage()]
+    assert said == [
+        "Beyond CFG: TwoStacks has no row in the table of networks. Probes have found the layers first_blocks.0-1, "
+        "second_blocks.0-2, over 3 x 4 x 6 tokens of the picture"
+    ]
+
+
 def test_a_later_run_makes_no_probe(monkeypatch):
     made = count_probes(monkeypatch)
     model = TERM_NODES["BeyondCFGPAG"].execute(model=invented.model("text last"), **PAG)[0]
@@ -364,10 +376,14 @@ UNPROVEN = {
 @pytest.mark.parametrize("network", UNPROVEN, ids=lambda network: network.__name__)
 def test_a_network_that_cannot_be_proven_is_refused_by_the_step_that_failed(network):
     step, why = UNPROVEN[network]
-    model = TERM_NODES["BeyondCFGPAG"].execute(model=invented.model("text last", network), **PAG)[0]
+    plain = invented.model("text last", network)
+    sample_of(plain, "text last")  # the host loads it
+    model = TERM_NODES["BeyondCFGPAG"].execute(model=plain, **PAG)[0]
+    before = fingerprint(model.model.diffusion_model)
     for _ in range(2):  # the second time from memory
         with pytest.raises(RuntimeError) as error:
             sample_of(model, "text last")
+        assert fingerprint(model.model.diffusion_model) == before
         assert str(error.value) == (
             f"PAG: {whose(network)} is a network that this pack has no row for, and probes of it do not prove where its "
             f"picture is. What failed: {step}, since {why}. Another pack may have replaced a part of the network. Take the "
@@ -404,12 +420,17 @@ def test_what_a_network_remembers_is_put_back():
 def probed_network(model, name: str) -> Discovered:
     x = torch.randn(invented.LATENT[name], generator=torch.Generator().manual_seed(1))
     inputs = {"x": x, "t": torch.ones(1), "c_crossattn": prompts("unet")[0][0][0]}
-    return probe.discovered(model.model, model.model.diffusion_model, inputs, {})
+    options = {"cond_or_uncond": [0], "uuids": ["a"], "patches": {"attn1_patch": [None]}, "sigmas": torch.ones(1)}
+    given = [(inputs, {**inputs}), (options, {**options}), (options["patches"], {**options["patches"]})]
+    try:
+        return probe.discovered(model.model, model.model.diffusion_model, inputs, options)
+    finally:
+        assert all(now.keys() == was.keys() and all(now[key] is was[key] for key in was) for now, was in given)
 
 
 def fingerprint(network) -> list:
     """All that a probe touches: attributes, hooks, the host's attention functions, random numbers."""
-    found: list = [torch.random.get_rng_state().tolist()]
+    found: list = []
     for name, module in network.named_modules():
         found.append((name, sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks)))
     for home, module in list(sys.modules.items()):
@@ -420,7 +441,7 @@ def fingerprint(network) -> list:
 
 @pytest.mark.parametrize("failing", range(7))
 def test_a_probe_that_fails_leaves_nothing_behind(failing, monkeypatch):
-    """The first, second … of the probes fails in its third attention."""
+    """The first, second … of the probes is interrupted in its third attention."""
     model = invented.model("text last")
     before, made, attention = fingerprint(model.model.diffusion_model), count_probes(monkeypatch), probe.Watch.attention
 
