@@ -145,7 +145,12 @@ def test_no_files_of_pack_tools_and_benchmarks_import_each_other_in_a_circle_als
 
 
 # Beside the pack, tools and benchmarks. Programs that measure networks of the tests take these from there.
-MAY_USE = {"tools.evidence": {"benchmarks"}, "benchmarks.cost": {"tests.host"}, "benchmarks.overhead": {"tests.host"}}
+MAY_USE = {
+    "tools.evidence": {"benchmarks"},
+    "benchmarks.cost": {"tests.host"},
+    "benchmarks.overhead": {"tests.host"},
+    "benchmarks.probes": {"tests.host"},
+}
 
 
 @pytest.mark.parametrize("path", AROUND, ids=name_of)

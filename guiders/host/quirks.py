@@ -1,4 +1,6 @@
-"""What the host says nowhere, and has to be read off its objects. Checked on ComfyUI 0.16.3 to 0.30.0."""
+"""What the host says nowhere, and has to be read off its objects. Checked on ComfyUI 0.16.3 to 0.33.0.
+
+What it does say, its functions and classes, is listed in patches/host/symbols.py."""
 
 from __future__ import annotations
 
