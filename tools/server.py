@@ -81,7 +81,8 @@ class Server:
         prompt, client = str(uuid.uuid4()), str(uuid.uuid4())
         address = "ws" + self.url.removeprefix("http") + f"/ws?clientId={client}"
         host = urllib.parse.urlsplit(self.url).hostname
-        with contextlib.closing(websocket.create_connection(address, timeout=1, http_no_proxy=[host])) as events:
+        with contextlib.closing(websocket.create_connection(address, timeout=60, http_no_proxy=[host])) as events:
+            events.settimeout(1)  # of each wait for news; a busy host may take longer to greet
             prompt = self.ask("/prompt", {"prompt": workflow, "client_id": client, "prompt_id": prompt})["prompt_id"]
             try:
                 return self.wait_for(prompt, events, progress)
