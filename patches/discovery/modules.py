@@ -105,6 +105,8 @@ def stacks_of(found: dict[Layer, Found], probes: Sequence[Probe], can_skip: bool
 def _axis_of_rows(base: list[tuple], others: list[list[tuple]]) -> int | None:
     """The axis of all outputs of blocks of which the second half, and nothing else, changes when the second row does.
     None: there is no such axis."""
+    if any([*map(len, sums)] != [*map(len, base)] for sums in others):
+        return None
     outs = [(block, out) for block, sums in enumerate(base) for out, one in enumerate(sums) if one is not None]
     for axis in range(min((len(base[block][out]) for block, out in outs), default=0)):
         if all(_is_of_rows([sums[block][out][axis] for sums in (base, *others)]) for block, out in outs):

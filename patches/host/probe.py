@@ -1,4 +1,4 @@
-"""Probes of a network of the host's, for patches/discovery.py: forwards in which every attention gives zeros.
+"""Probes of a network of the host's, for patches/discovery: forwards in which every attention gives zeros.
 
 They run within the first call of a run, with its own latent, time and conditionings, of which one row is taken. Nothing of
 other packs is called in them, and what they change in the network is put back.
@@ -32,7 +32,7 @@ from .network_state import State
 from .options_free import FUNCTIONS
 from .others import may_remember, whose
 
-MARK = "beyond_cfg_probed"  # in a module's transformer_options: the module's name
+MARK = "beyond_cfg_probed"  # in a module's transformer_options: its name, after those of the modules that gave them
 NUMBERS = 4  # kept of each token
 SMALL = 2**20  # elements of an output that may be the embedding of the time
 TEXTS = ("c_crossattn", "y")  # the host's inputs that hold the text
@@ -54,11 +54,11 @@ def discovered(model, network: Module, inputs: dict, options: dict) -> Discovere
         try:
             known[form] = _watched(discover, model, network, inputs, options)
         except NotProven as reason:
-            known[form] = reason
+            known[form] = NotProven(reason.step, str(reason))  # one that holds no frame, and so no network
         _log(network, known[form])
     found = known[form]
     if isinstance(found, NotProven):
-        raise found
+        raise NotProven(found.step, str(found))
     return found
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 
 import comfy.model_management
@@ -405,6 +408,17 @@ class Caching(invented.TextLast):
         self.last += image.flatten()[:3]
         self.more = text
         return super().run(image, text, *rest)
+
+
+@pytest.mark.parametrize("network", [None, MixedRows, NoAttention])
+def test_what_probes_have_shown_does_not_keep_a_network_alive(network):
+    model = invented.model("text last", network)
+    with contextlib.suppress(NotProven):
+        probed_network(model, "text last")
+    alive = weakref.ref(model.model.diffusion_model)
+    del model
+    gc.collect()
+    assert alive() is None
 
 
 def test_what_a_network_remembers_is_put_back():
