@@ -26,6 +26,7 @@ TEXT = (
     "unprocessed_ltxav_embeds",
     "cross_attn_controlnet",  # the text for a control, and for the frames' own attention, where they have another
     "time_conditioning",
+    "cross_attn_pose",  # the text for a pose, where it has another
 )
 MASKS = {"cross_attn": "attention_mask", "conditioning_mt5xl": "attention_mask_mt5xl"}  # which tokens are no padding
 # What goes to the network as numbers of tokens, and not as their encoding.
@@ -40,6 +41,7 @@ _ELSE = """
     ref_latent context_latents lq_latent condition stable_cascade_prior attention_mask_img_shape
     fps frame_rate motion_bucket_id elevation azimuth guiding_frame_index keyframe_idxs guide_attention_entries
     time_dim_concat time_dim_replace camera_conditions control_video pose_video_latent face_video_pixels
+    clip_vision_output_pose pose_strength reference_strength generated_keyframes conditioning_scale
     reference_motion driving_mask_28ch ref_mask_28ch ref_mask_flag vace_frames vace_mask vace_strength
     audio_embed audio_inject_scale lyrics_strength reference_audio_timbre_latents ref_audio seconds_start seconds_total
     minimax_keyframes minimax_frame_count minimax_refs minimax_visual_cond_noise_aug minimax_audio_cond_noise_aug

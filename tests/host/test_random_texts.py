@@ -27,7 +27,11 @@ SOURCE = (HOST / "sd.py").read_text(encoding="utf-8") + (HOST / "supported_model
 FOUND = sorted(
     set(re.findall(r"text_encoders\.(\w+)\.(\w*Tokenizer\w*)|\b(sd1_clip|sdxl_clip)\.(\w*Tokenizer\w*)", SOURCE))
 )
-NEED_MORE = {"ErnieTokenizer", "Flux2Tokenizer"}  # the host reads their vocabulary by an older transformers only
+NEED_MORE = {
+    "ErnieTokenizer",  # the host reads the vocabulary of these two by an older transformers only
+    "Flux2Tokenizer",
+    "MiniMaxMusic3Tokenizer",  # the host takes no vocabulary but its own checkpoint's
+}
 NAMES = [(a or c, b or d) for a, b, c, d in FOUND if (b or d) not in NEED_MORE]
 
 
