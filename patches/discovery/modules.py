@@ -12,7 +12,7 @@ from torch import Tensor
 from ..architectures import Stack
 from ..layers import Layer
 from .architecture import Found
-from .probes import NotProven, Probe, SeenAttention, where
+from .probes import UNSURE, NotProven, Probe, SeenAttention, where
 
 
 def layers_of(
@@ -117,8 +117,8 @@ def _axis_of_rows(base: list[tuple], others: list[list[tuple]]) -> int | None:
 def _is_of_rows(sums: list[Tensor]) -> bool:
     """Whether exactly the second half of the first of `sums` is another in one of the others, and no more in any."""
     was, *now = sums
-    half = len(was) // 2
-    changed = [was != one for one in now]
+    half, moved = len(was) // 2, [(one - was).abs() for one in now]
+    changed = [one > UNSURE * one.max() for one in moved]  # rounding may depend on the other row
     return any(one[half:].all() for one in changed) and not any(one[:half].any() for one in changed)
 
 

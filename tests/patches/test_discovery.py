@@ -98,8 +98,8 @@ def test_a_square_of_tokens_in_columns_is_not_taken_for_one_in_lines():
         found(Toy((2, 2), transposed=True), 16, 16)
 
 
-@pytest.mark.parametrize("mixed", [1e-6, 1e-3, 0.5])
-def test_rows_that_depend_on_one_another_are_refused_however_little(mixed):
+@pytest.mark.parametrize("mixed", [1e-4, 1e-2, 0.5])
+def test_rows_that_depend_on_one_another_are_refused_where_it_is_more_than_rounding(mixed):
     toy = Toy((2, 2))
     with pytest.raises(NotProven) as error:
         discover(toy, (12, 20), toy.run((12, 20), mixed))
