@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention
-import comfy.model_management
 import torch
+from comfy.model_management import OOM_EXCEPTION, InterruptProcessingException, soft_empty_cache
 from torch import Tensor
 from torch.nn import Module, ModuleDict, ModuleList
 
@@ -69,9 +69,15 @@ def last_discovered(network: Module) -> Discovered | None:
 
 
 def pictures(model, network: Module, inputs: dict, options: dict) -> Pictures:
-    """The tokens of the picture in the attentions of each module, by one probe. Raises NotProven."""
+    """The tokens of the picture in the attentions of each module, by one probe. Raises NotProven, also where there is no
+    memory for two rows: a run may do with one after the other."""
     modules, found = dict(network.named_modules()), {}
-    for seen, tokens in _watched(pictures_at_a_glance, model, network, inputs, options):
+    try:
+        glance = _watched(pictures_at_a_glance, model, network, inputs, options)
+    except OOM_EXCEPTION:
+        soft_empty_cache()
+        raise NotProven("calls", "there is no memory for two rows") from None
+    for seen, tokens in glance:
         for name in seen.path:
             of_module = found.setdefault(modules[name], {})
             if of_module.setdefault(seen.size, tokens) != tokens:
@@ -165,7 +171,7 @@ class Prober:
         try:
             with torch.no_grad(), torch.random.fork_rng(cuda), watch.hooked(self.network):
                 self.model._apply_model(x, t, transformer_options=options, **given)
-        except (comfy.model_management.InterruptProcessingException, torch.OutOfMemoryError):
+        except (InterruptProcessingException, OOM_EXCEPTION):
             raise
         except Exception as error:
             why = f"it fails where attention gives zeros ({type(error).__name__}: {str(error)[:200]})"

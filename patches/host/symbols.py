@@ -113,7 +113,8 @@ ATTENTION = (
         "a probe is a call of it, without the wrappers of other packs",
         ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options"),
     ),
-    Symbol("comfy.model_management.InterruptProcessingException", "a user's stop is not taken for a probe that fails"),
+    *_each("comfy.model_management", "InterruptProcessingException OOM_EXCEPTION", "no reasons for a probe to fail"),
+    Symbol("comfy.model_management.soft_empty_cache", "after a check for which there was no memory"),
     Symbol(
         "comfy.model_patcher.ModelPatcher.set_model_optimized_attention",
         "the override of Model Attention Backend is told by the name that it has in here",

@@ -508,6 +508,19 @@ def test_the_table_is_checked_once_for_each_network_by_one_probe(monkeypatch):
     assert len(made) == 1
 
 
+def test_a_check_for_which_there_is_no_memory_is_left_out(monkeypatch):
+    with_row("text last", monkeypatch)
+    plain = sample_of(TERM_NODES["BeyondCFGPAG"].execute(model=invented.model("text last"), **PAG)[0], "text last")
+    made = count_probes(monkeypatch)
+
+    def full(*_args, **_kwargs):
+        raise comfy.model_management.OOM_EXCEPTION
+
+    monkeypatch.setattr(probe.Watch, "attention", full)
+    model = TERM_NODES["BeyondCFGPAG"].execute(model=invented.model("text last"), **PAG)[0]
+    assert torch.equal(sample_of(model, "text last"), plain) and len(made) == 1
+
+
 def test_the_check_passes_for_every_row_and_changes_nothing(specimen, model, monkeypatch):
     """The result of the first call of a network, with the check, is that of its twin, without."""
     held, check = [], Layout.check
