@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
+from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch.nn import Module
 
@@ -184,6 +185,9 @@ def _pictures(
                 discovered(model, network, inputs, options)  # tokens beside the picture may follow the latent too
         return seen
     except NotProven:
+        return {}
+    except OOM_EXCEPTION:  # a probe has two rows, where a run may do with one after the other
+        soft_empty_cache()
         return {}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import torch
-from comfy.model_management import OOM_EXCEPTION, InterruptProcessingException, soft_empty_cache
+from comfy.model_management import OOM_EXCEPTION, InterruptProcessingException
 from torch import Tensor
 from torch.nn import Module, ModuleDict, ModuleList
 
@@ -69,15 +69,9 @@ def last_discovered(network: Module) -> Discovered | None:
 
 
 def pictures(model, network: Module, inputs: dict, options: dict) -> Pictures:
-    """The tokens of the picture in the attentions of each module, by one probe. Raises NotProven, also where there is no
-    memory for two rows: a run may do with one after the other."""
+    """The tokens of the picture in the attentions of each module, by one probe. Raises NotProven."""
     modules, found = dict(network.named_modules()), {}
-    try:
-        glance = _watched(pictures_at_a_glance, model, network, inputs, options)
-    except OOM_EXCEPTION:
-        soft_empty_cache()
-        raise NotProven("calls", "there is no memory for two rows") from None
-    for seen, tokens in glance:
+    for seen, tokens in _watched(pictures_at_a_glance, model, network, inputs, options):
         for name in seen.path:
             of_module = found.setdefault(modules[name], {})
             if of_module.setdefault(seen.size, tokens) != tokens:

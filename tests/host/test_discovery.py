@@ -142,36 +142,22 @@ def test_guidance_by_a_discovered_row_is_bit_equal_to_that_by_the_written_one(sp
 
 # ---------------------------------------------------------------------------------------- networks that exist nowhere
 
-ROWS = {  # what somebody would have written
-    "text last": Architecture(
-        "Text Last",
-        "invented.TextLast",
-        (Stack("layers", "layers", "attn", image=first, streams=("x",), prefix_sharing=False),),
-        auto="layers.2",
-        auto_skip="layers.2",
-        time="time_embedder",
-        grid=lambda network, spatial: patched(2, spatial),
-    ),
-    "references": Architecture(
-        "References",
-        "invented.References",
-        (Stack("joint_blocks", "joint_blocks", "attn", image=last, streams=("text", "image"), prefix_sharing=False),),
-        auto="joint_blocks.1",
-        auto_skip="joint_blocks.1",
-        time="time_embedder",
-        grid=lambda network, spatial: patched(2, spatial),
-    ),
-    "two stacks": Architecture(
-        "Two Stacks",
-        "invented.TwoStacks",
-        tuple(
-            Stack(name, name, "attn", image=first, streams=("x",), prefix_sharing=False)
-            for name in ("first_blocks", "second_blocks")
-        ),
-        auto="second_blocks.1",
-        auto_skip="second_blocks.1",
-        time="time_embedder",
-        grid=lambda network, spatial: patched(2, spatial),
+
+def written(network: str, auto: str, *stacks: Stack) -> Architecture:
+    """The row that somebody would have written."""
+    at = {"auto": auto, "auto_skip": auto, "time": "time_embedder"}
+    return Architecture(network, f"invented.{network}", stacks, **at, grid=lambda _, spatial: patched(2, spatial))
+
+
+def stack(name: str, image, *streams: str) -> Stack:
+    return Stack(name, name, "attn", image=image, streams=streams, prefix_sharing=False)
+
+
+ROWS = {
+    "text last": written("TextLast", "layers.2", stack("layers", first, "x")),
+    "references": written("References", "joint_blocks.1", stack("joint_blocks", last, "text", "image")),
+    "two stacks": written(
+        "TwoStacks", "second_blocks.1", stack("first_blocks", first, "x"), stack("second_blocks", first, "x")
     ),
 }
 
