@@ -8,6 +8,7 @@ from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .weak_model import WeakModelGuidance
+from .zero_star import ZeroStar
 
 RULES = (
     ClassifierFreeGuidance,
@@ -19,4 +20,5 @@ RULES = (
     SelfAttentionGuidance,
     NoisyClassifierGuidance,
     CleanClassifierGuidance,
+    ZeroStar,
 )

@@ -30,6 +30,7 @@ class Step:
     sigma: float  # the noise level of x
     start: float  # σ at which the sampler's step began that this evaluation belongs to: what intervals look at
     index: int = 0  # of that step in the schedule
+    time: float = 0.0  # where the step began in sampling: 1 at its first moment, 0 at its last, the papers' t / T
     signal: float = 1.0  # a in x = a x₀ + b n: 1 for most ε and v networks as the host samples them, 1 − σ for flow
     noise_scale: float = 1.0  # b / σ
     seed: int = 0  # the sampler's
@@ -89,6 +90,9 @@ class GuidanceRule(abc.ABC):
     """
 
     about: ClassVar[About | None] = None  # the rule's node, where all its fields are a user's settings
+    corrects_cfg: ClassVar[bool] = (
+        False  # it changes the sampler's own CFG alone, so it is left out where Step.cfg is 1
+    )
     observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
 
     @abc.abstractmethod

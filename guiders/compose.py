@@ -48,13 +48,13 @@ class GuidanceRun:
     def __init__(self, terms: Iterable[tuple[GuidanceRule, Strength]]):
         self._terms = [(rule, rule.begin(), strength) for rule, strength in terms if rule.branches()]
 
-    def at(self, start: float) -> ActiveRules:
-        """The rules for a sampler's step that starts at σ = `start`."""
+    def at(self, start: float, cfg: float) -> ActiveRules:
+        """The rules for a sampler's step that starts at σ = `start`, where the weight of its own CFG is `cfg`."""
         rules = ((rule, apply, strength(start)) for rule, apply, strength in self._terms)
-        return ActiveRules(tuple(rule for rule in rules if rule[2] != 0))
+        return ActiveRules(tuple(r for r in rules if r[2] != 0 and (cfg != 1 or not r[0].corrects_cfg)))
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
-        active = self.at(step.start)
+        active = self.at(step.start, step.cfg)
         predictions = evaluate_all((POSITIVE, *active.branches), step, evaluate)
         return active.fold(predictions[POSITIVE], predictions, step)
 

@@ -51,6 +51,18 @@ def per_modality(reduce: Callable[..., Tensor]) -> PerModality:
     return cast(PerModality, reduced)
 
 
+def in_shape(change: Callable[..., Latent], *latents: Latent, shapes: tuple[tuple[int, ...], ...] = ()) -> Latent:
+    """`change(*latents)` of latents of equal shape, or of each modality by itself, [batch, channels, *spatial], where they
+    are packed. For what looks at neighbours."""
+    if len(shapes) < 2:
+        return change(*latents)
+    parts = zip(*(x.split([math.prod(shape[1:]) for shape in shapes], -1) for x in latents), strict=True)
+    changed = (
+        change(*(x.reshape(len(x), *shape[1:]) for x in part)) for part, shape in zip(parts, shapes, strict=True)
+    )
+    return torch.cat([part.flatten(1)[:, None] for part in changed], -1)
+
+
 @per_modality
 def std(x: Latent) -> Tensor:
     """Standard deviation of a sample's numbers; exactly 0 where all are equal."""

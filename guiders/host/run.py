@@ -93,8 +93,8 @@ class Run:
         self._steps = StepTracker([float("inf")])
         self.reaches_into_the_network = self._observation is not None or any(self._perturbations)
         self._context: RunContext | None = None  # made in `sample`
-        self._used: set[Term] = set()
-        self._cfg_mattered = False
+        self._in_reach: set[Term] = set()  # terms whose schedule was not 0 in some step
+        self._mattered: set[Term] = set()  # those of them that could change the step
 
     def sample(
         self, executor, guider, sigmas, extra_args, callback, noise, latent_image=None, mask=None, *args, **kwargs
@@ -135,17 +135,19 @@ class Run:
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
         sigma = timestep.flatten()[0].item()
         index, start = self._steps.of(sigma)
-        self._used.update(term for term, strength in self._strengths if strength(start) != 0)
-        active = self._guidance.at(start) if self._positive_acts(sigma) else ActiveRules(())
+        in_reach = [term for term, strength in self._strengths if strength(start) != 0]
         context = self._context
         if context is None:
             raise RuntimeError("the sampler asks for a prediction before its run has begun")
-        with self._cfg_at(start) as cfg:
+        with self._cfg_at(start) as (own, cfg):
+            self._in_reach.update(in_reach)
+            self._mattered.update(term for term in in_reach if term.matters_at(own, cfg))
+            active = self._guidance.at(start, cfg) if self._positive_acts(sigma) else ActiveRules(())
             if not active.rules and not self._recorders:
                 return executor(x, timestep, model_options, seed)
-            signal, noise_scale = mixture(self._sampling, sigma)
-            step = Step(x, sigma, start, index, signal, noise_scale, seed or 0, cfg, self._shapes)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
+            mixed = mixture(self._sampling, sigma)
+            step = Step(x, sigma, start, index, moment.time, *mixed, moment.seed, cfg, self._shapes)
             began = time.perf_counter()
             call = ModelCall(context, active, step, timestep, moment)
             with call.placed_in(model_options):
@@ -165,24 +167,24 @@ class Run:
         for recorder in self._recorders:
             recorder.end()
         for term in self._terms:
-            if term not in self._used:
+            if term not in self._in_reach:
                 where = f"{term.schedule.start_percent:g} to {term.schedule.end_percent:g} of sampling"
                 curve = " where its schedule is not 0" if term.schedule.curve else ""
                 warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
-            elif isinstance(term.rule, SamplerCFG) and not self._cfg_mattered:
+            elif term not in self._mattered:
                 why = "reads no cfg of this kind" if not reads_cfg(self._guider) else "ran at cfg 1, which is no CFG"
                 warn(f"{term.node} had no effect: {type(self._guider).__name__} {why}")
 
     @contextlib.contextmanager
-    def _cfg_at(self, start: float) -> Iterator[float]:
-        """Within this context the guider's cfg is what the terms make of it. Yields it, or 1 where nothing reads it."""
+    def _cfg_at(self, start: float) -> Iterator[tuple[float, float]]:
+        """Within this context the guider's cfg is what the terms make of it. Yields (its own, that); 1 where nothing reads
+        it."""
         kept, reads = self._guider.cfg, reads_cfg(self._guider)
-        self._cfg_mattered |= kept != 1.0 and reads
         try:
             for term, strength in self._strengths:
                 if isinstance(term.rule, SamplerCFG):
                     self._guider.cfg = term.rule.weight(self._guider.cfg, strength(start))
-            yield self._guider.cfg if reads else 1.0
+            yield (kept, self._guider.cfg) if reads else (1.0, 1.0)
         finally:
             self._guider.cfg = kept
 

@@ -26,3 +26,10 @@ class Term:
     def acts(self) -> bool:
         """Whether it changes anything where its schedule is not 0."""
         return isinstance(self.rule, SamplerCFG) or bool(self.branches)
+
+    def matters_at(self, own: float, cfg: float) -> bool:
+        """Whether it changes a step in which it acts, where the weight of the sampler's CFG is `own`, and `cfg` after all
+        terms."""
+        if isinstance(self.rule, SamplerCFG):
+            return own != 1
+        return cfg != 1 or not self.rule.corrects_cfg

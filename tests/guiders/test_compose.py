@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -70,6 +70,21 @@ def test_a_rule_that_asks_for_the_positive_gets_the_one_that_is_evaluated_anyway
     assert toy.asked == [(POSITIVE, A)]
 
 
+@dataclass(frozen=True)
+class OfCFG(Toyish):
+    """A correction of the sampler's CFG."""
+
+    corrects_cfg = True
+
+
+def test_a_correction_of_cfg_is_left_out_and_free_where_there_is_no_cfg():
+    toy, step = Toy(DENOISERS), step_at(2.0)
+    run = GuidanceRun([(OfCFG(lambda denoised, predictions, step: denoised + step.cfg), ALWAYS)])
+    assert torch.equal(run(step, toy), DENOISERS[POSITIVE](step.x, 2.0))
+    assert torch.equal(run(replace(step, cfg=3.0), toy), DENOISERS[POSITIVE](step.x, 2.0) + 3)
+    assert toy.asked == [(POSITIVE,), (POSITIVE, NEGATIVE)]
+
+
 def test_additive_rules_commute():
     rules = [ClassifierFreeGuidance(4.0), PerturbationGuidance(3.0, Worse("a")), PerturbationGuidance(1.5, Worse("b"))]
     step = step_at(2.0)
@@ -90,7 +105,7 @@ def test_rules_that_do_not_commute_fold_in_the_users_order():
 
 
 def test_the_fold_starts_from_what_the_sampler_made_and_rules_still_see_the_raw_predictions():
-    active = GuidanceRun([(PerturbationGuidance(3.0, Worse("a")), ALWAYS)]).at(2.0)
+    active = GuidanceRun([(PerturbationGuidance(3.0, Worse("a")), ALWAYS)]).at(2.0, cfg=1.0)
     step = step_at(2.0)
     predictions = Toy(DENOISERS)((POSITIVE, A), step)
     made = torch.full_like(step.x, 7.0)

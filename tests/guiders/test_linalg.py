@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pack.guiders.linalg import dot, norm, per_sample, project, std
+from pack.guiders.linalg import dot, in_shape, norm, per_sample, project, std
 
 REDUCTIONS = pytest.mark.parametrize(
     "reduce",
@@ -55,6 +55,21 @@ def test_a_vector_is_the_sum_of_a_part_along_another_and_a_part_at_right_angles_
     torch.testing.assert_close(parallel, dot(direction, onto) / norm(onto) ** 2 * onto, rtol=0, atol=1e-14)
     assert (dot(orthogonal, onto) / norm(direction) / norm(onto)).abs().max() < 1e-15
     torch.testing.assert_close(norm(parallel) ** 2 + norm(orthogonal) ** 2, norm(direction) ** 2, rtol=1e-14, atol=0)
+
+
+def test_what_looks_at_neighbours_gets_each_modality_in_its_own_shape():
+    picture, sound = latents(2, *PICTURE[1:], count=1)[0], latents(2, *SOUND[1:], count=1)[0]
+    shown = []
+
+    def flipped(x, y):
+        shown.append(x.shape)
+        return x.flip(-1) + y
+
+    packed = pack(picture, sound)
+    found = in_shape(flipped, packed, packed, shapes=SHAPES)
+    assert shown == [picture.shape, sound.shape]
+    assert torch.equal(found, pack(picture.flip(-1) + picture, sound.flip(-1) + sound))
+    assert torch.equal(in_shape(flipped, picture, picture), picture.flip(-1) + picture)
 
 
 def test_a_projection_knows_the_others_direction_and_not_its_length():

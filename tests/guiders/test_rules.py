@@ -14,6 +14,7 @@ from pack.guiders import (
     CleanClassifierGuidance,
     NoisyClassifierGuidance,
     PerturbationGuidance,
+    ZeroStar,
 )
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step, strength_of
 from pack.guiders.classifier_free import SamplerCFG
@@ -40,7 +41,7 @@ class Example:
         """What it is laid over: nothing, or where it leaves a single prediction as it is, what CFG has made."""
         setting, x = self.of(self.rule), latent(6, 5)
         alone = torch.allclose(folded((setting,), x, toy(setting)), folded((), x, toy(setting)))
-        return (ClassifierFreeGuidance(4.0),) if alone else ()
+        return (ClassifierFreeGuidance(CFG),) if alone else ()
 
     @property
     def is_factor(self) -> bool:
@@ -74,6 +75,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     PerturbationGuidance: {"perturbation": Worse("any")},
     NoisyClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
     CleanClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
+    ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
 
 
@@ -91,7 +93,7 @@ def example_of(rule: type[GuidanceRule]) -> Example:
 EXAMPLES = {rule: example_of(rule) for rule in RULES if not inspect.isabstract(rule)}
 EVERY = pytest.mark.parametrize(("rule", "example"), EXAMPLES.items(), ids=lambda value: getattr(value, "__name__", ""))
 SHAPES = pytest.mark.parametrize("spatial", [(7,), (6, 5), (3, 4, 5)], ids=lambda spatial: f"{len(spatial)}-D")
-SIGMA = 1.5
+SIGMA, CFG = 1.5, 4.0
 
 
 def latent(*spatial: int, dtype=torch.float64) -> torch.Tensor:
@@ -110,7 +112,13 @@ def guided(rule: GuidanceRule, x: torch.Tensor, evaluate: Toy | None = None) -> 
 
 
 def folded(rules: tuple[GuidanceRule, ...], x: torch.Tensor, evaluate: Toy) -> torch.Tensor:
-    return GuidanceRun((rule, Interval()) for rule in rules)(Step(x, SIGMA, SIGMA), evaluate)
+    return GuidanceRun((rule, Interval()) for rule in rules)(step_of(x, rules), evaluate)
+
+
+def step_of(x: torch.Tensor, rules: tuple[GuidanceRule, ...]) -> Step:
+    """The first step of a run with these rules. CFG as a rule stands for the sampler's."""
+    cfg = CFG if any(isinstance(rule, ClassifierFreeGuidance) for rule in rules) else 1.0
+    return Step(x, SIGMA, SIGMA, time=1.0, cfg=cfg)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -166,12 +174,12 @@ def test_transposing_the_picture_transposes_the_result(rule, example, spatial):
 @EVERY
 def test_inputs_are_not_changed(rule, example):
     setting, x = example.of(rule), latent(6, 5)
-    evaluate = toy(setting)
-    predictions = evaluate((POSITIVE, *setting.branches()), Step(x, SIGMA, SIGMA))
+    evaluate, step = toy(setting), step_of(x, example.after)
+    predictions = evaluate((POSITIVE, *setting.branches()), step)
     denoised = x + 1
     given = [x, denoised, *predictions.values()]
     before, branches = [value.clone() for value in given], list(predictions)
-    setting.begin()(denoised, predictions, Step(x, SIGMA, SIGMA))
+    setting.begin()(denoised, predictions, step)
     assert all(torch.equal(value, copy) for value, copy in zip(given, before, strict=True))
     assert list(predictions) == branches
 
