@@ -22,6 +22,7 @@ PACKAGES = (
     "pyright[nodejs]==1.1.414",
     "ruff==0.17.6",
     "playwright",
+    "diffusers",  # its guiders are what ours are compared with
 )
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
 STAMP = VENV / "host-packages"  # names whose needs .venv meets
