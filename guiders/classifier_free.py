@@ -34,6 +34,19 @@ class ClassifierFreeGuidance(GuidanceRule):
 
 
 @dataclass(frozen=True)
+class PositiveAlone(GuidanceRule):
+    """D₊, which takes back what the sampler's CFG has made. In the region 1 − m it leaves the CFG where m is 1."""
+
+    corrects_cfg: ClassVar[bool] = True
+
+    def branches(self) -> tuple[Branch, ...]:
+        return (POSITIVE,)
+
+    def begin(self) -> Apply:
+        return lambda denoised, predictions, step: predictions[POSITIVE]
+
+
+@dataclass(frozen=True)
 class SamplerCFG:
     """w(σ) = 1 + k(σ) (cfg − 1): with k = 0 outside an interval, where the negative is then not evaluated, it is the
     limited interval of arXiv:2404.07724."""

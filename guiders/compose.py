@@ -3,15 +3,17 @@
 The rules whose interval holds σ ask for branches; the union of those is evaluated once, all together, and a second time
 only for branches whose input is made from the first predictions; then the rules fold, in the user's order. D₀ is the
 positive prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
-D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w.
+D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from .base import POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
 
@@ -19,15 +21,31 @@ Strength = Callable[[float], float]  # σ at the start of a step → 0 (off) …
 
 
 @dataclass(frozen=True)
+class ActiveRule:
+    """A rule of a run that acts at one noise level."""
+
+    rule: GuidanceRule
+    apply: Apply
+    strength: float  # not 0
+    region: Tensor | None = None  # where it acts, 0 to 1, broadcastable to the latent; None: everywhere
+
+    def __call__(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
+        guided = self.apply(denoised, predictions, step)
+        if self.region is not None:
+            return torch.lerp(denoised, guided, self.strength * self.region.to(denoised))
+        return guided if self.strength == 1 else torch.lerp(denoised, guided, self.strength)
+
+
+@dataclass(frozen=True)
 class ActiveRules:
     """The rules of a run that act at one noise level."""
 
-    rules: tuple[tuple[GuidanceRule, Apply, float], ...]  # with their strengths, none of which is 0
+    rules: tuple[ActiveRule, ...]
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """What they need beyond POSITIVE, each once, in the order they were asked for."""
-        wanted = dict.fromkeys(branch for rule, *_ in self.rules for branch in rule.branches())
+        wanted = dict.fromkeys(branch for active in self.rules for branch in active.rule.branches())
         return tuple(branch for branch in wanted if branch != POSITIVE)
 
     def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
@@ -36,22 +54,24 @@ class ActiveRules:
 
     def stages(self, denoised: Latent, predictions: Predictions, step: Step) -> Iterator[Latent]:
         """What it is after each rule."""
-        for _, apply, strength in self.rules:
-            guided = apply(denoised, predictions, step)
-            denoised = guided if strength == 1 else torch.lerp(denoised, guided, strength)
+        for active in self.rules:
+            denoised = active(denoised, predictions, step)
             yield denoised
 
 
 class GuidanceRun:
     """One sampling run of composed guidances."""
 
-    def __init__(self, terms: Iterable[tuple[GuidanceRule, Strength]]):
-        self._terms = [(rule, rule.begin(), strength) for rule, strength in terms if rule.branches()]
+    def __init__(self, terms: Iterable[tuple[GuidanceRule, Strength]], regions: Iterable[Tensor | None] = ()):
+        """regions: of the terms, in their order; none where they have none."""
+        pairs = itertools.zip_longest(list(terms), regions)
+        self._terms = [(rule, rule.begin(), strength, region) for (rule, strength), region in pairs if rule.branches()]
 
     def at(self, start: float, cfg: float) -> ActiveRules:
         """The rules for a sampler's step that starts at σ = `start`, where the weight of its own CFG is `cfg`."""
-        rules = ((rule, apply, strength(start)) for rule, apply, strength in self._terms)
-        return ActiveRules(tuple(r for r in rules if r[2] != 0 and (cfg != 1 or not r[0].corrects_cfg)))
+        terms = (term for term in self._terms if cfg != 1 or not term[0].corrects_cfg)
+        rules = (ActiveRule(rule, apply, strength(start), region) for rule, apply, strength, region in terms)
+        return ActiveRules(tuple(active for active in rules if active.strength != 0))
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start, step.cfg)

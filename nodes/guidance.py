@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..guiders.base import About
 from ..guiders.host import Term, add_term
+from ..guiders.region import Region
 from ..guiders.schedule import Schedule
 from . import schema
 
@@ -27,12 +29,24 @@ class Guidance:
         """All inputs of the node, in the order in which it shows them."""
         required = [given for given in self.own_inputs if not given.optional]
         optional = [given for given in self.own_inputs if given.optional]
-        return (schema.MODEL_IN, *required, *schema.window(*self.about.window), *optional, schema.SCHEDULE_IN)
+        return (
+            schema.MODEL_IN,
+            *required,
+            *schema.window(*self.about.window),
+            *optional,
+            schema.SCHEDULE_IN,
+            schema.REGION_IN,
+        )
 
-    def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, **values):
+    def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, region=None, **values):
         """A copy of `model` with this guidance on it, under its node's title. Raises ValueError for what cannot work."""
         model, rule = self.make(model, **values)
-        return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title))
+        return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title, region_of(region)))
+
+
+def region_of(mask: Tensor | None) -> Region | None:
+    """The region of a mask, [masks, height, width] or one alone, [height, width]. Raises ValueError for no mask."""
+    return None if mask is None else Region(mask[None] if mask.ndim == 2 else mask)
 
 
 def term_node(guidance: Guidance) -> type[schema.Node]:

@@ -11,7 +11,7 @@ from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term, make_guider
 from ..guiders.schedule import Schedule
 from . import schema, terms
-from .guidance import Guidance
+from .guidance import Guidance, region_of
 
 
 class CFGGuider(schema.Node):
@@ -34,14 +34,15 @@ class CFGGuider(schema.Node):
         schema.cfg(7.0),
         *schema.window(),
         schema.SCHEDULE_IN,
+        schema.REGION_IN,
     )
     output = schema.GUIDER_OUT
 
     @classmethod
-    def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None):
-        when = Schedule(start_percent, end_percent, schedule)
-        if when != Schedule():
-            model = add_term(model, Term(SamplerCFG(), when, cls.about.title))
+    def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None, region=None):
+        when, where = Schedule(start_percent, end_percent, schedule), region_of(region)
+        if when != Schedule() or where is not None:
+            model = add_term(model, Term(SamplerCFG(), when, cls.about.title, where))
         return make_guider(model, positive, negative, cfg)
 
 

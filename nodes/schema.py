@@ -75,6 +75,15 @@ SCHEDULE_IN = SCHEDULE.Input(
 )
 
 
+REGION_IN = io.Mask.Input(
+    "region",
+    optional=True,
+    tooltip="A mask of where in the picture it acts: fully where white, not at all where black. Of the picture's size, or "
+    "another size of the same shape. One for all pictures, one for each of them, or one for each frame of a video. "
+    "Unconnected: everywhere.",
+)
+
+
 def strength(about: About) -> io.Float.Input:
     """The input for the strength of a guidance, as its paper counts it."""
     return io.Float.Input(

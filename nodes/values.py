@@ -94,6 +94,16 @@ def _is_pictures(value) -> bool:
     )
 
 
+def _is_mask(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.ndim in (2, 3)
+        and value.numel() > 0
+        and bool((value >= 0).all() and (value <= 1).all())  # NaN is neither
+    )
+
+
 KINDS = {
     "STRING": (_of(str), "a text"),
     "BOOLEAN": (_of(bool), "true or false"),
@@ -104,6 +114,7 @@ KINDS = {
     "CONDITIONING": (_is_conditioning, "a conditioning, such as a prompt from CLIP Text Encode"),
     "LATENT": (lambda value: isinstance(value, dict) and "samples" in value, "a latent"),
     "IMAGE": (_is_pictures, "pictures: one at least, [pictures, height, width, channels] with 1, 3 or 4 channels"),
+    "MASK": (_is_mask, "a mask: [masks, height, width] or [height, width], from 0 to 1"),
     "BEYOND_CFG_SCHEDULE": (_of(Curve), "what Guidance Schedule gives"),
     "BEYOND_CFG_REPORT": (_of(Recorder), "what Guidance Recorder gives"),
 }

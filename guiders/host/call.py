@@ -115,7 +115,7 @@ class ModelCall:
             self._moment,
             asked=tuple(conds if asked is None else asked),
             reference="negative" if has_negative else "positive",
-            observation=next((rule.observation for rule, *_ in self._active.rules if rule.observation), None),
+            observation=next((a.rule.observation for a in self._active.rules if a.rule.observation), None),
             # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
             hides_attention=windowed or "model_function_wrapper" in options,
             shares_prefixes=not windowed and "multigpu_clones" not in options,
@@ -141,7 +141,7 @@ class ModelCall:
         result.folded = True
         if not context.recorders:
             return active.fold(denoised, result.predictions or {}, self._step)
-        names = ["CFG", *(context.node_of(rule) for rule, *_ in active.rules)]
+        names = ["CFG", *(context.node_of(one.rule) for one in active.rules)]
         stages = [denoised, *active.stages(denoised, result.predictions or {}, self._step)]
         result.stages = list(zip(names, stages, strict=True))
         return stages[-1]

@@ -13,7 +13,7 @@ from .attention_maps import LastMap
 from .call_info import CallInfo
 from .conditionings import Conditionings
 from .recorder import Recorder
-from .term import Term
+from .term import Fold, Term
 from .weak_models import WeakModels
 
 
@@ -23,6 +23,7 @@ class RunContext:
 
     guider: CFGGuider
     terms: tuple[Term, ...]
+    folds: tuple[Fold, ...]  # what they fold into the result
     conditionings: Conditionings
     weak_models: WeakModels
     recorders: tuple[Recorder, ...]
@@ -37,7 +38,7 @@ class RunContext:
 
     def node_of(self, rule: GuidanceRule) -> str:
         """The title of the node that made `rule`."""
-        return next(term.node for term in self.terms if term.rule is rule)
+        return next(fold.node for fold in self.folds if fold.rule is rule)
 
     def check(self, branch: Branch, call: CallInfo) -> None:
         """Raise ValueError, naming the node, where the guider has no conditioning for `branch`."""

@@ -75,11 +75,13 @@ class Run:
         self._shapes = tuple(tuple(shape) for shape in latent_shapes)
         self._sampling = guider.model_patcher.get_model_object("model_sampling")
         to_sigma = self._sampling.percent_to_sigma
-        self._strengths = [(term, functools.cache(term.schedule.strength(to_sigma))) for term in terms]
+        self._strengths = [(term, functools.cache(term.strength(to_sigma))) for term in terms]
         self._fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
-        self._guidance = GuidanceRun(
-            (term.rule, strength) for term, strength in self._strengths if not isinstance(term.rule, SamplerCFG)
-        )
+        by_host = [pair for pair in self._strengths if isinstance(pair[0].rule, SamplerCFG)]
+        by_rule = [pair for pair in self._strengths if not isinstance(pair[0].rule, SamplerCFG)]
+        # What a region takes back of the sampler's CFG comes before all that is folded into it.
+        self._folds = [(fold, strength) for term, strength in by_host + by_rule if (fold := term.fold) is not None]
+        self._guidance = GuidanceRun(())  # made in `sample`, where the latent is known
         self._recorders = guider.model_options.get(RECORDERS, ())
         self._observation = _observation_of(terms, len(self._shapes))
         branches = {branch: term.node for term in terms for branch in term.branches}
@@ -111,12 +113,15 @@ class Run:
                 f"Beyond CFG: {others.names(replaced.values())} has replaced forwards in the network, so each weak "
                 f"prediction is made in a call of its own, like the sampler's"
             )
+        regions = [fold.region_of(noise, self._shapes) for fold, _ in self._folds]
+        self._guidance = GuidanceRun([(fold.rule, strength) for fold, strength in self._folds], regions)
         inputs = SamplerInputs(sigmas, noise, latent_image, mask, extra_args.get("seed"), self._latent_shapes)
         self._weak_models.begin(guider, inputs)
         self._pools.begin(guider, inputs)
         self._context = RunContext(
             guider=self._guider,
             terms=self._terms,
+            folds=tuple(fold for fold, _ in self._folds),
             conditionings=self._conditionings,
             weak_models=self._weak_models,
             recorders=self._recorders,
@@ -167,7 +172,9 @@ class Run:
         for recorder in self._recorders:
             recorder.end()
         for term in self._terms:
-            if term not in self._in_reach:
+            if term.acts_nowhere:
+                warn(f"{term.node} had no effect: its region is empty")
+            elif term not in self._in_reach:
                 where = f"{term.schedule.start_percent:g} to {term.schedule.end_percent:g} of sampling"
                 curve = " where its schedule is not 0" if term.schedule.curve else ""
                 warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
