@@ -8,6 +8,7 @@ from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .weak_model import WeakModelGuidance
+from .worse_negative import WorseNegative
 from .zero_star import ZeroStar
 
 RULES = (
@@ -21,4 +22,5 @@ RULES = (
     NoisyClassifierGuidance,
     CleanClassifierGuidance,
     ZeroStar,
+    WorseNegative,
 )

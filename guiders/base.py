@@ -78,7 +78,9 @@ REFERENCE = Branch("reference")  # the negative in a call that carries it, else 
 
 Predictions = Mapping[Branch, Latent]
 Source = Callable[[Predictions, Step], Latent]  # (predictions from x, step) → another x; hashable
-Apply = Callable[[Latent, Predictions, Step], Latent]  # (denoised so far, all predictions, step) → denoised
+Apply = Callable[
+    [Latent, Predictions, Step], Latent
+]  # (what it changes, as it is so far; all predictions; step) → that
 Evaluate = Callable[[tuple[Branch, ...], Step], Predictions]
 
 
@@ -93,11 +95,17 @@ class GuidanceRule(abc.ABC):
     corrects_cfg: ClassVar[bool] = (
         False  # it changes the sampler's own CFG alone, so it is left out where Step.cfg is 1
     )
+    changes: ClassVar[Literal["result", "negative"]] = "result"  # or the negative prediction, before the sampler's CFG
     observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
 
     @abc.abstractmethod
     def branches(self) -> tuple[Branch, ...]:
         """The branches beyond POSITIVE; none when the setting is neutral, so that neutral costs nothing."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether what it changes has no part in what it gives."""
+        return False
 
     @abc.abstractmethod
     def begin(self) -> Apply:

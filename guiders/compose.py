@@ -1,7 +1,8 @@
 """Several guidances as one:   D = ruleₙ(… rule₂(rule₁(D₀)))
 
 The rules whose interval holds σ ask for branches; the union of those is evaluated once, all together, and a second time
-only for branches whose input is made from the first predictions; then the rules fold, in the user's order. D₀ is the
+only for branches whose input is made from the first predictions; then the rules fold, in the user's order. Those that
+change the negative prediction come first, and the sampler's CFG sees what they make of it. D₀ is the
 positive prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
 D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m.
 """
@@ -15,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .base import POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
+from .base import NEGATIVE, POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
 
+CHANGED = ("result", "negative")  # GuidanceRule.changes
 Strength = Callable[[float], float]  # σ at the start of a step → 0 (off) … 1 (full)
 
 
@@ -40,13 +42,36 @@ class ActiveRule:
 class ActiveRules:
     """The rules of a run that act at one noise level."""
 
-    rules: tuple[ActiveRule, ...]
+    rules: tuple[ActiveRule, ...]  # those that change the result
+    of_negative: tuple[ActiveRule, ...] = ()  # those that change the negative prediction
+
+    def __bool__(self) -> bool:
+        return bool(self.rules or self.of_negative)
+
+    @property
+    def replaces_negative(self) -> bool:
+        """Whether nothing is left of the negative's own prediction, so that it need not be evaluated."""
+        return any(a.strength == 1 and a.region is None and a.rule.replaces for a in self.of_negative)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """What they need beyond POSITIVE, each once, in the order they were asked for."""
-        wanted = dict.fromkeys(branch for active in self.rules for branch in active.rule.branches())
-        return tuple(branch for branch in wanted if branch != POSITIVE)
+        wanted = dict.fromkeys(b for active in (*self.of_negative, *self.rules) for b in active.rule.branches())
+        if self.of_negative and not self.replaces_negative:
+            wanted[NEGATIVE] = None
+        free = {POSITIVE, NEGATIVE} if self.replaces_negative else {POSITIVE}
+        return tuple(branch for branch in wanted if branch not in free)
+
+    def with_negative(self, predictions: Predictions, step: Step) -> Predictions:
+        """`predictions` with the negative as the rules change it."""
+        if not self.of_negative:
+            return predictions
+        negative = predictions[
+            POSITIVE if self.replaces_negative else NEGATIVE
+        ]  # the positive has no part in the result
+        for active in self.of_negative:
+            negative = active(negative, predictions, step)
+        return {**predictions, NEGATIVE: negative}
 
     def fold(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
         """`denoised` after all rules, [batch, channels, *spatial]."""
@@ -70,13 +95,14 @@ class GuidanceRun:
     def at(self, start: float, cfg: float) -> ActiveRules:
         """The rules for a sampler's step that starts at σ = `start`, where the weight of its own CFG is `cfg`."""
         terms = (term for term in self._terms if cfg != 1 or not term[0].corrects_cfg)
-        rules = (ActiveRule(rule, apply, strength(start), region) for rule, apply, strength, region in terms)
-        return ActiveRules(tuple(active for active in rules if active.strength != 0))
+        rules = [ActiveRule(rule, apply, strength(start), region) for rule, apply, strength, region in terms]
+        acting = {what: tuple(a for a in rules if a.strength != 0 and a.rule.changes == what) for what in CHANGED}
+        return ActiveRules(acting["result"], acting["negative"])
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start, step.cfg)
         predictions = evaluate_all((POSITIVE, *active.branches), step, evaluate)
-        return active.fold(predictions[POSITIVE], predictions, step)
+        return active.fold(predictions[POSITIVE], active.with_negative(predictions, step), step)
 
 
 def evaluate_all(branches: tuple[Branch, ...], step: Step, evaluate: Evaluate) -> Predictions:

@@ -13,14 +13,17 @@ from ..guiders import (
     IndependentConditionGuidance,
     PerturbationGuidance,
     WeakModelGuidance,
+    WorseNegative,
     host,
 )
 from ..guiders import SelfAttentionGuidance as SAG
+from ..guiders.base import Branch
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.independent_condition import ABOUT as ICG
 from ..guiders.independent_condition import Pool
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS
-from ..patches import PERTURBATIONS
+from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
+from ..patches import PERTURBATIONS, SkippedLayer
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation
 from ..patches.host import check_time, choose_layers
@@ -39,6 +42,8 @@ def guidances() -> list[Guidance]:
         Guidance(SamplerCFG.about, SamplerCFG, [], cfg_interval),
         Guidance(AUTOGUIDANCE, WeakModelGuidance, [WEAK_MODEL, schema.strength(AUTOGUIDANCE)], autoguidance),
         Guidance(SIMS, WeakModelGuidance, [AUXILIARY_MODEL, schema.strength(SIMS)], sims),
+        Guidance(NEGATIVE_MODEL, WorseNegative, [NEGATIVE_MODEL_IN, *schema.inputs(WorseNegative)], negative_model),
+        Guidance(PERTURBED_NEGATIVE, WorseNegative, PERTURBED_NEGATIVE_IN, perturbed_negative),
         Guidance(ICG, IndependentConditionGuidance, [schema.strength(ICG), *CONDITIONS], independent_condition),
         Guidance(SAG.about, SAG, [*schema.inputs(SAG), schema.LAYERS], self_attention),
         *(guidance_away_from(method) for method in PERTURBATIONS),
@@ -119,6 +124,44 @@ def away_from(model, weak, scale: float):
         model, ref = host.with_weak_model(model, weak)
         rule = dataclasses.replace(rule, model=ref)
     return model, rule
+
+
+NEGATIVE_MODEL_IN = weak_model_input(
+    "negative_model",
+    "Makes the negative prediction: the base of a fine-tune, or the same model with or without a LoRA.",
+)
+
+
+def negative_model(model, negative_model, amount):
+    """CFG whose negative prediction another model makes."""
+    rule = WorseNegative(amount)
+    if amount != 0:
+        model, ref = host.with_weak_model(model, negative_model)
+        rule = dataclasses.replace(rule, branch=Branch("negative", model=ref))
+    return model, rule
+
+
+LAYERED = {
+    method.about.title: method for method in PERTURBATIONS if not issubclass(method, TimePerturbation)
+}  # what can be done in chosen layers
+PERTURBED_NEGATIVE_IN = [
+    io.Combo.Input(
+        "perturbation",
+        options=list(LAYERED),
+        default=SkippedLayer.about.title,
+        tooltip="How the network is made worse for the negative: as the node of this name does, at its default settings. "
+        "Skip Layer needs a transformer; on a UNet take PAG.",
+    ),
+    *schema.inputs(WorseNegative),
+    schema.LAYERS,
+]
+
+
+def perturbed_negative(model, perturbation, amount, layers):
+    """CFG whose negative prediction a perturbed network makes."""
+    method: Any = LAYERED[perturbation]
+    chosen = choose_layers(model, layers, skip=issubclass(method, BlockPerturbation))
+    return model, WorseNegative(amount, Branch("negative", method(layers=chosen)))
 
 
 CONDITIONS = [

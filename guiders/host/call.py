@@ -81,7 +81,8 @@ class ModelCall:
             if self.result.predictions is None:
                 negative = {NEGATIVE: found[1]} if conds[1] and found[1] is not None else {}
                 self._evaluate([], model, x, options, known={POSITIVE: found[0], **negative}, asked=conds)
-            return found
+            predictions = self.result.predictions or {}
+            return [found[0], predictions[NEGATIVE]] if self._active.of_negative else found
         if self.result.predictions is not None:
             return comfy.samplers.calc_cond_batch(model, conds, x, args["sigma"], options)
         return self._evaluate(conds, model, x, options)
@@ -108,13 +109,19 @@ class ModelCall:
         known = dict(known or {})
         negative = self._context.guider.conds.get("negative")
         has_negative = NEGATIVE in known or any(entries is negative for entries in conds if entries is not None)
+        if self._active.of_negative and not has_negative:
+            nodes = ", ".join(self._context.node_of(one.rule) for one in self._active.of_negative)
+            kind = type(self._context.guider).__name__
+            raise ValueError(
+                f"{nodes}: {kind} does not evaluate its negative together with its positive. Use CFGGuider"
+            )
         windowed = options.get("context_handler") is not None
         call = CallInfo(
             self._step,
             self._timestep,
             self._moment,
             asked=tuple(conds if asked is None else asked),
-            reference="negative" if has_negative else "positive",
+            reference="negative" if has_negative and not self._active.replaces_negative else "positive",
             observation=next((a.rule.observation for a in self._active.rules if a.rule.observation), None),
             # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
             hides_attention=windowed or "model_function_wrapper" in options,
@@ -122,9 +129,13 @@ class ModelCall:
         )
         if known:
             known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
-        evaluator = HostEvaluator(self._context, call, self.result, known, conds, model, x, options, calc)
-        self.result.predictions = evaluate_all((POSITIVE, *self._active.branches), self._step, evaluator)
-        return evaluator.own
+        kept = [None if entries is negative and self._active.replaces_negative else entries for entries in conds]
+        evaluator = HostEvaluator(self._context, call, self.result, known, kept, model, x, options, calc)
+        predictions = evaluate_all((POSITIVE, *self._active.branches), self._step, evaluator)
+        self.result.predictions = predictions = self._active.with_negative(predictions, self._step)
+        changed = negative is not None and bool(self._active.of_negative)
+        own = zip(conds, evaluator.own, strict=True)
+        return [predictions[NEGATIVE] if changed and entries is negative else value for entries, value in own]
 
     def post_cfg(self, args: dict) -> Latent:
         """The host's first sampler_post_cfg_function."""
@@ -136,7 +147,7 @@ class ModelCall:
 
     def _fold(self, denoised: Latent, options: dict) -> Latent:
         context, active, result = self._context, self._active, self.result
-        if result.predictions is None and active.rules:  # no call of the host's has carried the rules' rows
+        if result.predictions is None and active:  # no call of the host's has carried the rules' rows
             self._evaluate([context.conditionings.positive], context.guider.inner_model, self._step.x, options)
         result.folded = True
         if not context.recorders:

@@ -148,7 +148,7 @@ class Run:
             self._in_reach.update(in_reach)
             self._mattered.update(term for term in in_reach if term.matters_at(own, cfg))
             active = self._guidance.at(start, cfg) if self._positive_acts(sigma) else ActiveRules(())
-            if not active.rules and not self._recorders:
+            if not active and not self._recorders:
                 return executor(x, timestep, model_options, seed)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
             mixed = mixture(self._sampling, sigma)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance
+from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance, WorseNegative
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
@@ -326,3 +326,47 @@ def test_strong_cfg_loses_the_mode_both_prompts_share_and_an_interval_keeps_it(w
     run = GuidanceRun([(ClassifierFreeGuidance(weight), interval)])
     end = heun(run, Toy(MODES), x.reshape(-1, 1), karras(128, high=20.0))
     assert (end.abs() < 0.5).double().mean().item() == pytest.approx(mass, abs=0.005)
+
+
+# --------------------------------------------------------------------------------- what changes the negative prediction
+
+WORSE = Branch("negative", Worse("c"))
+WITH_WORSE = DENOISERS | {WORSE: Mixture((0.1, -0.4), 0.6)}
+
+
+def guided_with(*rules, cfg=4.0, regions=()) -> tuple[torch.Tensor, Toy]:
+    toy = Toy(WITH_WORSE)
+    run = GuidanceRun([(rule, ALWAYS) for rule in (*rules, ClassifierFreeGuidance(cfg))], regions)
+    return run(replace(step_at(2.0), cfg=cfg), toy), toy
+
+
+def test_cfg_moves_away_from_a_negative_that_another_prediction_replaces_and_its_own_is_not_evaluated():
+    found, toy = guided_with(WorseNegative(1.0, WORSE))
+    x = step_at(2.0).x
+    positive, worse = WITH_WORSE[POSITIVE](x, 2.0), WITH_WORSE[WORSE](x, 2.0)
+    torch.testing.assert_close(found, worse + 4 * (positive - worse), rtol=0, atol=1e-14)
+    assert toy.asked == [(POSITIVE, WORSE)]
+
+
+def test_a_negative_that_is_replaced_in_part_is_between_the_two():
+    x = step_at(2.0).x
+    positive, negative, worse = (WITH_WORSE[branch](x, 2.0) for branch in (POSITIVE, NEGATIVE, WORSE))
+    region = torch.zeros(1, 1, 6, 6)
+    region[..., :2, :] = 1
+    for amount, regions, share in ((0.25, (), 0.25), (1.0, [region], region), (0.5, [region], 0.5 * region)):
+        found, toy = guided_with(WorseNegative(amount, WORSE), regions=regions)
+        away = negative + share * (worse - negative)
+        torch.testing.assert_close(found, away + 4 * (positive - away), rtol=0, atol=1e-14)
+        assert {*toy.asked[0]} == {POSITIVE, NEGATIVE, WORSE}
+
+
+def test_rules_after_it_see_the_negative_that_cfg_sees():
+    shown = []
+    spy = Toyish(lambda denoised, predictions, step: shown.append(predictions[NEGATIVE]) or denoised)
+    guided_with(WorseNegative(1.0, WORSE), spy)
+    assert torch.equal(shown[0], WITH_WORSE[WORSE](step_at(2.0).x, 2.0))
+
+
+def test_without_cfg_the_negative_is_not_asked_for_by_any_network():
+    found, toy = guided_with(WorseNegative(1.0, WORSE), cfg=1.0)
+    assert torch.equal(found, DENOISERS[POSITIVE](step_at(2.0).x, 2.0)) and toy.asked == [(POSITIVE,)]

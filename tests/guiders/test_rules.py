@@ -14,9 +14,10 @@ from pack.guiders import (
     CleanClassifierGuidance,
     NoisyClassifierGuidance,
     PerturbationGuidance,
+    WorseNegative,
     ZeroStar,
 )
-from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step, strength_of
+from pack.guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step, strength_of
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
@@ -75,6 +76,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     PerturbationGuidance: {"perturbation": Worse("any")},
     NoisyClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
     CleanClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
+    WorseNegative: {"branch": Branch("negative", Worse("any"))},
     ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
 
