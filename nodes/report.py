@@ -59,9 +59,19 @@ class GuidanceReport(schema.Node):
         title="Guidance Report",
         summary=(
             "After sampling: how far each guidance moved the prediction at every step, in which direction compared with "
-            "the others, and what the steps cost. As a picture, a file, and the predictions themselves to decode."
+            "the others, what cfg alone would be as strong, and what the steps cost. As a picture, a file, and the "
+            "predictions themselves to decode."
         ),
-        aliases=("plot guidance", "debug", "analyse", "analyze", "angles", "statistics", "look at the negative"),
+        aliases=(
+            "plot guidance",
+            "debug",
+            "analyse",
+            "analyze",
+            "angles",
+            "statistics",
+            "look at the negative",
+            "effective scale",
+        ),
     )
     inputs = (
         REPORT.Input("report", tooltip="From Guidance Recorder."),
@@ -80,6 +90,11 @@ class GuidanceReport(schema.Node):
             "one, and guided, in turn. VAE Decode shows them. Without such steps, the samples.",
         ),
         io.String.Output(display_name="files", tooltip="The files written, one per line."),
+        io.Float.Output(
+            display_name="effective_cfg",
+            tooltip="The cfg at which CFG alone comes nearest to this run. Sample with it, and compare: is the guidance "
+            "better, or only stronger? 1 where the run had no negative prediction.",
+        ),
     )
     shows = True
 
@@ -94,7 +109,9 @@ class GuidanceReport(schema.Node):
         predictions = {"samples": joined(report.predictions)} if any(report.predictions.values()) else samples
         files = report.save(filename_prefix.strip()) if filename_prefix.strip() else []
         names = "\n".join(str(path) for path in files)
-        return io.NodeOutput(picture, predictions, names, ui=ui.PreviewImage(picture, cls=cls))
+        return io.NodeOutput(
+            picture, predictions, names, report.effective_cfg() or 1.0, ui=ui.PreviewImage(picture, cls=cls)
+        )
 
 
 class GuidanceGrid(schema.Node):

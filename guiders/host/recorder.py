@@ -1,8 +1,12 @@
 """What each guidance did in a run: how far it moved the prediction and which way, and what the step cost.
 
 A Recorder on a MODEL hears every model call of its last run; where there is none nothing is measured. Directions are
-Δ = D after a guidance − D before it, in the order they act; CFG's is what the sampler made of the positive prediction. Of a
-call with n directions only their inner products are kept, [n, n] on the device, read when the run has ended.
+Δᵢ = D after a guidance − D before it, in the order they act; CFG's is what the sampler made of the positive prediction.
+
+Effective cfg, GA-Eval, arXiv:2602.22570: a = ⟨D − D₋, Δ⟩ / ⟨Δ, Δ⟩ with Δ = D₊ − D₋, the weight of the plain CFG that is
+nearest to D. It is 1 + Σ ⟨Δᵢ, Δ⟩ / ⟨Δ, Δ⟩, so each guidance has its share.
+
+Of a call with n directions only inner products are kept, on the device, and read when the run has ended.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from ..base import NEGATIVE, POSITIVE, Latent, Step
 from .call_info import CallResult
 
 RECORDERS = "beyond_cfg_recorders"  # in model_options: a tuple
+OF_POSITIVE, OF_RESULT, OF_CFG = "= positive", "= result", "= Δ"  # in Call.beside; no node has such a title
 
 
 @dataclass(frozen=True)
@@ -37,25 +42,47 @@ class Call:
     rows: int = 0  # in them; a row is one sample under one conditioning
     milliseconds: float = 0.0
     names: tuple[str, ...] = ()  # of the directions
-    products: torch.Tensor | None = None  # [n, n]: means over all elements of Δᵢ Δⱼ
+    beside: tuple[str, ...] = ()  # what else was measured: D₊, D, and Δ where D₋ was predicted
+    products: torch.Tensor | None = None  # between all of them, means over all elements
 
     def sizes(self) -> dict[str, float]:
         """Of each direction, the root of the mean of its squares: in units of the latent."""
-        return {name: math.sqrt(self._product(at, at)) for at, name in enumerate(self.names)}
+        return {name: math.sqrt(self._product(name, name)) for name in self.names}
 
     def angles(self) -> dict[tuple[str, str], float]:
         """Between each two directions, in degrees; none with a direction that is 0."""
-        found = {}
-        for i, one in enumerate(self.names):
-            for j in range(i + 1, len(self.names)):
-                length = math.sqrt(self._product(i, i) * self._product(j, j))
-                if 0 < length < math.inf:
-                    cosine = max(-1.0, min(1.0, self._product(i, j) / length))
-                    found[one, self.names[j]] = math.degrees(math.acos(cosine))
-        return found
+        pairs = itertools.combinations(self.names, 2)
+        return {pair: angle for pair in pairs if (angle := self._angle(*pair)) is not None}
 
-    def _product(self, i: int, j: int) -> float:
-        return float(self.products[i, j]) if self.products is not None else 0.0
+    def shares(self) -> dict[str, float]:
+        """Of each direction, what it adds to the effective cfg; empty where that is not known."""
+        length = self.length_of_cfg()
+        return {name: self._product(name, OF_CFG) / length for name in self.names} if length > 0 else {}
+
+    def length_of_cfg(self) -> float:
+        """The mean of the squares of Δ; 0 where no negative was predicted."""
+        return self._product(OF_CFG, OF_CFG)
+
+    def effective_cfg(self) -> float | None:
+        """The weight of the plain CFG that is nearest to the result; None where no negative was predicted."""
+        shares = self.shares()
+        return 1 + sum(shares.values()) if shares else None
+
+    def turn(self) -> float | None:
+        """The angle between the result and the positive prediction, in degrees; None where nothing acted."""
+        return self._angle(OF_POSITIVE, OF_RESULT)
+
+    def _angle(self, one: str, other: str) -> float | None:
+        length = math.sqrt(self._product(one, one) * self._product(other, other))
+        if not 0 < length < math.inf:
+            return None
+        return math.degrees(math.acos(max(-1.0, min(1.0, self._product(one, other) / length))))
+
+    def _product(self, one: str, other: str) -> float:
+        known = (*self.names, *self.beside)
+        if self.products is None or one not in known or other not in known:
+            return 0.0
+        return float(self.products[known.index(one), known.index(other)])
 
 
 @dataclass(eq=False)
@@ -90,11 +117,15 @@ class Recorder:
                 directions.append((after - before).flatten().float())
                 names.append(f"{name} {names.count(name) + 1}" if name in names else name)
             before = after
-        products = None
-        if directions:
-            stacked = torch.stack(directions)
-            products = stacked @ stacked.T / stacked.shape[1]
-        self.calls.append(Call(*cost, tuple(names), products))
+        if not directions:
+            self.calls.append(Call(*cost))
+        else:
+            beside = {OF_POSITIVE: call.predictions[POSITIVE], OF_RESULT: before}
+            if NEGATIVE in call.predictions:
+                beside[OF_CFG] = call.predictions[POSITIVE] - call.predictions[NEGATIVE]
+            measured = torch.stack([*directions, *(value.flatten().float() for value in beside.values())])
+            products = measured @ measured.T / measured.shape[1]
+            self.calls.append(Call(*cost, tuple(names), tuple(beside), products))
         if step.index in self._kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
             found = {"positive": call.predictions[POSITIVE], "guided": before}
             if NEGATIVE in call.predictions:
@@ -119,8 +150,19 @@ class Recorder:
             line = {"step": call.step, "sigma": call.sigma, "forwards": call.forwards, "rows": call.rows}
             line["milliseconds"] = round(call.milliseconds, 3)
             line |= {f"size of {name}": size for name, size in call.sizes().items()}
-            lines.append(line | {f"angle of {one} and {other}": angle for (one, other), angle in call.angles().items()})
+            line |= {f"angle of {one} and {other}": angle for (one, other), angle in call.angles().items()}
+            of_all = {"effective cfg": call.effective_cfg(), "angle of result and positive": call.turn()}
+            line |= {name: value for name, value in of_all.items() if value is not None}
+            lines.append(line | {f"share of {name} in it": share for name, share in call.shares().items()})
         return lines
+
+    def effective_cfg(self) -> float | None:
+        """The weight of the plain CFG that is nearest to the results of the whole run, in which calls count by ⟨Δ, Δ⟩. None
+        where no negative was predicted."""
+        known = [(call, call.effective_cfg()) for call in self.calls]
+        lengths = [(call.length_of_cfg(), weight) for call, weight in known if weight is not None]
+        total = sum(length for length, _ in lengths)
+        return sum(length * weight for length, weight in lengths) / total if total else None
 
     def save(self, prefix: str) -> list[Path]:
         """The table as .csv and .json in the host's output folder, under the next number that is free. Raises ValueError

@@ -90,8 +90,10 @@ def draw_report(recorder) -> Tensor:
     calls, names = recorder.calls, recorder.names
     colors = {name: f"C{at}" for at, name in enumerate(names)}
     pairs = list(dict.fromkeys(pair for call in calls for pair in call.angles()))
-    figure = _figure(9.0, 8.0 if pairs else 5.6)
-    sizes, *between, cost = figure.subplots(3 if pairs else 2, 1, sharex=True)
+    scaled = any(call.shares() for call in calls)
+    figure = _figure(9.0, 5.6 + 2.4 * bool(pairs) + 2.4 * scaled)
+    sizes, *between, cost = figure.subplots(2 + bool(pairs) + scaled, 1, sharex=True)
+    scales = [between.pop()] if scaled else []
     figure.subplots_adjust(left=0.09, right=0.78, top=0.95, bottom=0.08, hspace=0.18)
     for name in names:
         points = [(at, call.sizes()[name]) for at, call in enumerate(calls) if name in call.names]
@@ -105,6 +107,14 @@ def draw_report(recorder) -> Tensor:
         axes.axhline(90, color=OTHER, linewidth=0.8, linestyle=":")
         axes.set(ylim=(0, 180), yticks=(0, 45, 90, 135, 180))
         axes.set_ylabel("angle between two, in degrees", fontsize=8)
+    for axes in scales:
+        points = [(at, call.effective_cfg()) for at, call in enumerate(calls) if call.shares()]
+        axes.plot(*zip(*points, strict=True), marker=".", color=INK, label="effective cfg")
+        for name in names:
+            points = [(at, call.shares()[name]) for at, call in enumerate(calls) if name in call.shares()]
+            axes.plot(*zip(*points, strict=True), color=colors[name], linewidth=1, label=f"share of {name}")
+        axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
+        axes.set_ylabel("nearest plain cfg", fontsize=8)
     cost.bar(range(len(calls)), [call.rows for call in calls], color=OTHER, label="rows")
     cost.set_ylabel("rows", fontsize=8)
     cost.set_xlabel("model call (noise level falls to the right)", fontsize=8)
@@ -115,7 +125,7 @@ def draw_report(recorder) -> Tensor:
     time.set_ylabel("ms", fontsize=8, labelpad=3)
     for axis in (cost.xaxis, cost.yaxis):
         axis.get_major_locator().set_params(integer=True)  # calls and rows are counted
-    for axes in (sizes, *between, cost):
+    for axes in (sizes, *between, *scales, cost):
         axes.tick_params(labelsize=7)
         axes.margins(x=0.02)
         lines = axes.get_legend_handles_labels()[0] + ([milliseconds] if axes is cost else [])

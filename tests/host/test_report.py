@@ -78,6 +78,44 @@ def test_sizes_angles_and_cost_are_those_counted_by_hand():
             assert call.angles()[one, call.names[j]] == pytest.approx(math.degrees(math.acos(cosine)), abs=0.05)
 
 
+def test_the_effective_cfg_of_cfg_alone_is_its_cfg():
+    for cfg in (0.5, 4.0):
+        listening, recorder = recorded(network("unet"))
+        sample(listening, "unet", cfg=cfg, steps=3)
+        for call in recorder.calls:
+            assert call.effective_cfg() == pytest.approx(cfg, rel=1e-4)
+            assert call.shares() == {"CFG": pytest.approx(cfg - 1, rel=1e-4)}
+        assert recorder.effective_cfg() == pytest.approx(cfg, rel=1e-4)
+
+
+def test_the_effective_cfg_is_the_weight_of_the_nearest_plain_cfg():
+    """By hand, from the host's own predictions: the least squares over all calls; and each guidance has its share."""
+    listening, recorder = recorded(seg(pag(network("unet"))))
+    watched = Naive(listening)
+    sample(watched.model, "unet", steps=3)
+    along = lengths = 0.0
+    for seen, call in zip(watched.seen, recorder.calls, strict=True):
+        positive, negative, result = (
+            seen[name].double().flatten() for name in ("cond_denoised", "uncond_denoised", "denoised")
+        )
+        delta = positive - negative
+        along, lengths = along + (result - negative) @ delta, lengths + delta @ delta
+        assert call.effective_cfg() == pytest.approx(((result - negative) @ delta / (delta @ delta)).item(), rel=1e-4)
+        assert sum(call.shares().values()) == pytest.approx(call.effective_cfg() - 1, rel=1e-6)
+        cosine = torch.nn.functional.cosine_similarity(result, positive, dim=0).item()
+        assert call.turn() == pytest.approx(math.degrees(math.acos(cosine)), abs=0.05)
+    assert recorder.effective_cfg() == pytest.approx((along / lengths).item(), rel=1e-4)
+    assert {"effective cfg", "share of PAG in it", "angle of result and positive"} <= {*recorder.table()[0]}
+
+
+def test_without_a_negative_there_is_no_effective_cfg_and_the_report_gives_1(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    listening, recorder = recorded(pag(network("unet")))
+    samples = sample(listening, "unet", cfg=1.0, steps=2)
+    assert recorder.effective_cfg() is None and "effective cfg" not in recorder.table()[0]
+    assert GuidanceReport.build(recorder, {"samples": samples}, "").result[3] == 1.0
+
+
 def test_the_predictions_are_the_hosts_own():
     model, latent = network("unet"), networks.latent("unet", 2, 8, 8)
     listening, recorder = recorded(model, (1, -1))
@@ -128,7 +166,8 @@ def test_the_nodes_write_what_was_recorded(tmp_path, monkeypatch):
     model, report = GuidanceRecorder.execute(model=pag(network("unet")), predictions_at="0, 2").result
     samples = {"samples": sample(model, "unet")}
     shown = GuidanceReport.build(report, samples, "reports/run")
-    picture, predictions, files = shown.result
+    picture, predictions, files, scale = shown.result
+    assert scale == report.effective_cfg() > 1
     assert picture.ndim == 4 and picture.shape[-1] == 3 and picture.std() > 0.01
     assert predictions["samples"].shape == (6, *samples["samples"].shape[1:])  # 2 steps × 3 predictions
     paths = files.splitlines()
