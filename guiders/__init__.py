@@ -4,6 +4,7 @@ from .adaptive_projected import AdaptiveProjectedGuidance
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .independent_condition import IndependentConditionGuidance
+from .perp_neg import PerpNeg
 from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
@@ -23,4 +24,5 @@ RULES = (
     CleanClassifierGuidance,
     ZeroStar,
     WorseNegative,
+    PerpNeg,
 )

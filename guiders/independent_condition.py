@@ -39,6 +39,7 @@ class Pool(DrawnConditioning):
 
     conditions: tuple = field(default=(), repr=False)
     seed: int = 0
+    node: str = ABOUT.title  # that it is for, in messages
 
     @property
     def is_gaussian(self) -> bool:

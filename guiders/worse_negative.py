@@ -64,6 +64,7 @@ class WorseNegative(GuidanceRule):
 
     @property
     def replaces(self) -> bool:
+        """Whether D₋ has no part in the negative."""
         return self.amount == 1
 
     def branches(self) -> tuple[Branch, ...]:

@@ -11,6 +11,7 @@ from ..guiders import (
     RULES,
     ClassifierFreeGuidance,
     IndependentConditionGuidance,
+    PerpNeg,
     PerturbationGuidance,
     WeakModelGuidance,
     WorseNegative,
@@ -21,6 +22,7 @@ from ..guiders.base import Branch
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.independent_condition import ABOUT as ICG
 from ..guiders.independent_condition import Pool
+from ..guiders.perp_neg import ABOUT as PERP_NEG
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
 from ..patches import PERTURBATIONS, SkippedLayer
@@ -42,6 +44,7 @@ def guidances() -> list[Guidance]:
         Guidance(SamplerCFG.about, SamplerCFG, [], cfg_interval),
         Guidance(AUTOGUIDANCE, WeakModelGuidance, [WEAK_MODEL, schema.strength(AUTOGUIDANCE)], autoguidance),
         Guidance(SIMS, WeakModelGuidance, [AUXILIARY_MODEL, schema.strength(SIMS)], sims),
+        Guidance(PERP_NEG, PerpNeg, [EMPTY, *schema.inputs(PerpNeg)], perp_neg),
         Guidance(NEGATIVE_MODEL, WorseNegative, [NEGATIVE_MODEL_IN, *schema.inputs(WorseNegative)], negative_model),
         Guidance(PERTURBED_NEGATIVE, WorseNegative, PERTURBED_NEGATIVE_IN, perturbed_negative),
         Guidance(ICG, IndependentConditionGuidance, [schema.strength(ICG), *CONDITIONS], independent_condition),
@@ -124,6 +127,14 @@ def away_from(model, weak, scale: float):
         model, ref = host.with_weak_model(model, weak)
         rule = dataclasses.replace(rule, model=ref)
     return model, rule
+
+
+EMPTY = io.Conditioning.Input("empty_conditioning", tooltip="A third prompt, which asks for nothing: an empty text.")
+
+
+def perp_neg(model, empty_conditioning, neg_scale, amount):
+    """CFG whose negative takes away only what the positive does not ask for."""
+    return model, PerpNeg(neg_scale, amount, host.one_prompt(empty_conditioning, PERP_NEG.title))
 
 
 NEGATIVE_MODEL_IN = weak_model_input(

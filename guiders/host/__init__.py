@@ -16,12 +16,22 @@ the terms are applied to its result.
 
 from ...patches.host import KEY
 from .attach import add_term, make_guider, with_options, with_recorder
-from .condition_pools import prompts, random_tokens
+from .condition_pools import one_prompt, prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
 from .term import Term
 from .trace import ForwardRecord, trace
 from .weak_models import with_weak_model
 
-__all__ = ["KEY", "ForwardRecord", "Recorder", "Term", "add_term", "make_guider", "prompts", "random_tokens"]
+__all__ = [
+    "KEY",
+    "ForwardRecord",
+    "Recorder",
+    "Term",
+    "add_term",
+    "make_guider",
+    "one_prompt",
+    "prompts",
+    "random_tokens",
+]
 __all__ += ["sample_with_terms", "trace", "with_options", "with_recorder", "with_weak_model"]

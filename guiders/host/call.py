@@ -27,6 +27,7 @@ from ..independent_condition import Pool
 from .attention_maps import Found, assembled
 from .call_info import CallInfo, CallResult
 from .context import RunContext
+from .quirks import combines_by_cfg
 from .trace import record
 
 Conds = list[list[dict] | None]  # conditionings, as the host's calc_cond_batch takes them
@@ -58,7 +59,7 @@ class ModelCall:
         """Within this context the model_options `options` hold the call's functions: in the host's own sampling function
         the batch slot and the first post-CFG function, in another guider a wrapper of its calc_cond_batch."""
         guider = self._context.guider
-        if getattr(guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise:
+        if combines_by_cfg(guider):
             self._previous_slot = options.get("sampler_calc_cond_batch_function")
             after = [self.post_cfg, *options.get("sampler_post_cfg_function", [])]
             entries = {"sampler_calc_cond_batch_function": self.slot, "sampler_post_cfg_function": after}

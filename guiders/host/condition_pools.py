@@ -40,6 +40,14 @@ def prompts(conditioning: list, seed: int) -> Pool:
     return Pool(tuple((prompt,) for prompt in conditioning), seed)
 
 
+def one_prompt(conditioning: list, node: str) -> Pool:
+    """The prompt in `conditioning`, the same in every step, for the node of this title. Raises ValueError where it joins
+    several."""
+    if len(conditioning) != 1:
+        raise ValueError(f"empty_conditioning joins {len(conditioning)} prompts; it must be one, such as an empty text")
+    return Pool(((conditioning[0],),), node=node)
+
+
 class ConditionPools:
     """The pools of one run, as conditionings that the host can evaluate."""
 
@@ -55,7 +63,8 @@ class ConditionPools:
             return
         positive, model, device = guider.conds["positive"][0], guider.inner_model, guider.model_patcher.load_device
         if unknown := unknown_of(positive):
-            warn_once(f"ICG keeps {', '.join(unknown)} of the positive: it does not know whether that is text")
+            nodes = ", ".join(sorted({pool.node for pool in self._pools}))
+            warn_once(f"{nodes} keeps {', '.join(unknown)} of the positive: it does not know whether that is text")
         own = text_of(positive)
         rest = {key: value for key, value in positive.items() if key not in own and key not in PLACE}
         noise, image, mask = inputs.noise, inputs.latent_image, inputs.mask
@@ -80,9 +89,9 @@ class ConditionPools:
                 texts = [text_of(comfy.sampler_helpers.convert_cond(list(text))[0]) for text in pool.conditions]
                 rows = []
                 for text in texts:
-                    _check_width(own.get("cross_attn"), text.get("cross_attn"))
+                    _check_width(pool.node, own.get("cross_attn"), text.get("cross_attn"))
                     conds = conditions(text)
-                    _check_width(*(each["y"].cond if "y" in each else None for each in (made, conds)))
+                    _check_width(pool.node, *(each["y"].cond if "y" in each else None for each in (made, conds)))
                     rows.append({**others, **_shared(conds, made)})
                 self._sources[pool] = Texts(rows, noise.ndim - 2, device)
 
@@ -174,12 +183,12 @@ def _changes(made: dict, probe: dict) -> dict[str, torch.Tensor]:
     return {key: one != other for key, (one, other) in reals.items() if not torch.equal(one, other)}
 
 
-def _check_width(own, other) -> None:
+def _check_width(node: str, own, other) -> None:
     """Raise ValueError for a text that the network cannot take, since it takes one of the positive's width."""
     if torch.is_tensor(own) and torch.is_tensor(other) and own.shape[-1] != other.shape[-1]:
         raise ValueError(
-            f"ICG: its texts have {other.shape[-1]} numbers where the positive has {own.shape[-1]}, so the text encoder of "
-            f"another model made them. Encode them with the CLIP that encodes the positive"
+            f"{node}: its texts have {other.shape[-1]} numbers where the positive has {own.shape[-1]}, so the text encoder "
+            f"of another model made them. Encode them with the CLIP that encodes the positive"
         )
 
 

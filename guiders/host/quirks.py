@@ -9,6 +9,7 @@ import itertools
 import types
 
 import comfy.model_sampling
+import comfy.samplers
 
 
 def sampler_name(sampler) -> str:
@@ -27,6 +28,11 @@ def reads_cfg(guider) -> bool:
     kind have weights of their own beside it. LTXV's stores one of them there at each call, whatever stood there."""
     function = getattr(guider.predict_noise, "__func__", guider.predict_noise)
     return _first_use(function, type(guider)) == "LOAD"
+
+
+def combines_by_cfg(guider) -> bool:
+    """Whether the guider combines its two predictions as the host's own does: D₋ + cfg (D₊ − D₋)."""
+    return getattr(guider.predict_noise, "__func__", None) is comfy.samplers.CFGGuider.predict_noise
 
 
 def _first_use(function, kind: type, above: tuple = ()) -> str:

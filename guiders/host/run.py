@@ -27,7 +27,7 @@ from .comfy_compiler import compiler_off
 from .condition_pools import ConditionPools
 from .conditionings import Conditionings
 from .context import RunContext
-from .quirks import churns, mixture, reads_cfg, sampler_name
+from .quirks import churns, combines_by_cfg, mixture, reads_cfg, sampler_name
 from .recorder import RECORDERS
 from .sampler_inputs import SamplerInputs
 from .term import Term
@@ -145,6 +145,7 @@ class Run:
         if context is None:
             raise RuntimeError("the sampler asks for a prediction before its run has begun")
         with self._cfg_at(start) as (own, cfg):
+            cfg = cfg if combines_by_cfg(self._guider) else 1.0  # no rule can correct what it does not know
             self._in_reach.update(in_reach)
             self._mattered.update(term for term in in_reach if term.matters_at(own, cfg))
             active = self._guidance.at(start, cfg) if self._positive_acts(sigma) else ActiveRules(())
@@ -179,8 +180,15 @@ class Run:
                 curve = " where its schedule is not 0" if term.schedule.curve else ""
                 warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
             elif term not in self._mattered:
-                why = "reads no cfg of this kind" if not reads_cfg(self._guider) else "ran at cfg 1, which is no CFG"
-                warn(f"{term.node} had no effect: {type(self._guider).__name__} {why}")
+                warn(f"{term.node} had no effect: {type(self._guider).__name__} {self._why_no_cfg(term)}")
+
+    def _why_no_cfg(self, term: Term) -> str:
+        """Why there was no CFG for a term to act on."""
+        if not reads_cfg(self._guider):
+            return "reads no cfg of this kind"
+        if isinstance(term.rule, SamplerCFG) or combines_by_cfg(self._guider):
+            return "ran at cfg 1, which is no CFG"
+        return "combines its predictions in a way of its own"
 
     @contextlib.contextmanager
     def _cfg_at(self, start: float) -> Iterator[tuple[float, float]]:

@@ -13,6 +13,7 @@ from pack.guiders import (
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
     NoisyClassifierGuidance,
+    PerpNeg,
     PerturbationGuidance,
     WorseNegative,
     ZeroStar,
@@ -20,6 +21,7 @@ from pack.guiders import (
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, GuidanceRule, Step, strength_of
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.compose import GuidanceRun
+from pack.guiders.independent_condition import Pool
 from pack.guiders.schedule import Interval
 from pack.tests.contracts import faults_of_rule
 from pack.tests.toy import Gaussian, Mixture, Toy, Worse
@@ -76,6 +78,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     PerturbationGuidance: {"perturbation": Worse("any")},
     NoisyClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
     CleanClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
+    PerpNeg: {"empty": Pool()},
     WorseNegative: {"branch": Branch("negative", Worse("any"))},
     ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
