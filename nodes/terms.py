@@ -27,7 +27,7 @@ from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
 from ..patches import PERTURBATIONS, SkippedLayer
 from ..patches.attention_sums import AttentionSums
-from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation
+from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TokenPerturbation
 from ..patches.host import check_time, choose_layers
 from . import schema
 from .guidance import Guidance, term_node
@@ -61,12 +61,12 @@ def guidance_away_from(method: type[Perturbation]) -> Guidance:
     """The guidance away from what the model predicts under a perturbation."""
     about = method.about
     needs_layers = not issubclass(method, TimePerturbation)
-    skips = issubclass(method, BlockPerturbation)
+    skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
 
     def make(model, **values):
         settings = schema.settings(method, values)
         if needs_layers:
-            settings["layers"] = choose_layers(model, values["layers"], skip=skips)
+            settings["layers"] = choose_layers(model, values["layers"], skip=skips, enter=enters)
         else:
             check_time(model)
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))
@@ -171,7 +171,8 @@ PERTURBED_NEGATIVE_IN = [
 def perturbed_negative(model, perturbation, amount, layers):
     """CFG whose negative prediction a perturbed network makes."""
     method: Any = LAYERED[perturbation]
-    chosen = choose_layers(model, layers, skip=issubclass(method, BlockPerturbation))
+    skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
+    chosen = choose_layers(model, layers, skip=skips, enter=enters)
     return model, WorseNegative(amount, Branch("negative", method(layers=chosen)))
 
 

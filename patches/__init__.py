@@ -4,6 +4,16 @@ from .blurred_query import BlurredQuery
 from .identity_attention import IdentityAttention
 from .masked_attention import MaskedAttention
 from .noisy_time_embedding import NoisyTimeEmbedding
+from .shuffled_tokens import ShuffledTokens
 from .skipped_layer import SkippedLayer
+from .swapped_tokens import SwappedTokens
 
-PERTURBATIONS = (IdentityAttention, BlurredQuery, MaskedAttention, NoisyTimeEmbedding, SkippedLayer)
+PERTURBATIONS = (
+    IdentityAttention,
+    BlurredQuery,
+    MaskedAttention,
+    NoisyTimeEmbedding,
+    SkippedLayer,
+    ShuffledTokens,
+    SwappedTokens,
+)

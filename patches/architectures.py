@@ -37,6 +37,7 @@ class Stack:
     image: Place = first  # among that attention's tokens
     text: str = ""  # the input, or the host's "img_slice", that tells how many tokens of text come first
     streams: tuple[str, ...] = ()  # inputs that a block gives back changed, in this order; none: it cannot be skipped
+    picture: int | None = 0  # which of the streams has the picture's tokens as its attention has them; None: none
     parts: bool = False  # whether that attention may be made in calls for some of its tokens after the other
     rows: int = 0  # the axis of the batch in the streams
     prefix: bool = False  # whether keys that have no queries come first
@@ -87,6 +88,10 @@ class Architecture:
     def stack(self, layer: Layer) -> Stack:
         """The stack that `layer` is in."""
         return next(stack for stack in self.stacks if stack.name == layer.stack)
+
+    def knows_what_enters(self, layer: Layer) -> bool:
+        """Whether it is known which of the tokens that enter `layer` are the picture."""
+        return not self.stacks or (bool(self.stack(layer).streams) and self.stack(layer).picture is not None)
 
     def block(self, network, layer: Layer):
         """The transformer block that is `layer`."""
@@ -179,6 +184,15 @@ def unet_modules(network) -> Iterator[tuple[str, int, Any]]:
                 yield stack, index, module
 
 
+def unet_transformer(network, layer: Layer) -> Any:
+    """The transformer of a UNet that is `layer`."""
+    return next(
+        module.transformer_blocks[layer.part]
+        for stack, index, module in unet_modules(network)
+        if (stack, index) == (layer.stack, layer.index) and hasattr(module, "transformer_blocks")
+    )
+
+
 def has_frames(network) -> bool:
     """Whether a UNet's rows are the frames of videos, which it mixes."""
     return any(hasattr(module, "time_stack") for _, _, module in unet_modules(network))
@@ -258,7 +272,13 @@ _HUNYUAN = (
 _QWEN_TEXT = "encoder_hidden_states"
 _QWEN = (
     Stack(
-        "block", "transformer_blocks", "attn", image=after_text, text=_QWEN_TEXT, streams=(_QWEN_TEXT, "hidden_states")
+        "block",
+        "transformer_blocks",
+        "attn",
+        image=after_text,
+        text=_QWEN_TEXT,
+        streams=(_QWEN_TEXT, "hidden_states"),
+        picture=1,
     ),
 )
 _CASCADE = (  # no time: it is embedded by no module; no skipping: a block is an attention alone; the text's keys are last
@@ -278,7 +298,7 @@ ARCHITECTURES = (
     Architecture(
         name="SD3, SD3.5",
         network="mmdit.OpenAISignatureMMDITWrapper",
-        stacks=(Stack("double", "joint_blocks", image=last, streams=("context", "x")),),
+        stacks=(Stack("double", "joint_blocks", image=last, streams=("context", "x"), picture=1),),
         auto="double.1",
         source="diffusers' SD3 PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
@@ -327,7 +347,12 @@ ARCHITECTURES = (
         network="lens.model.LensTransformer2DModel",
         stacks=(
             Stack(
-                "block", "transformer_blocks", "attn", image=first, streams=("encoder_hidden_states", "hidden_states")
+                "block",
+                "transformer_blocks",
+                "attn",
+                image=first,
+                streams=("encoder_hidden_states", "hidden_states"),
+                picture=1,
             ),
         ),
         time="time_text_embed",
@@ -367,7 +392,7 @@ ARCHITECTURES = (
         name="AuraFlow",
         network="aura.mmdit.MMDiT",
         stacks=(
-            Stack("double", "double_layers", image=last, streams=("c", "x")),
+            Stack("double", "double_layers", image=last, streams=("c", "x"), picture=1),
             Stack("single", "single_layers", image=last, streams=("cx",)),
         ),
         time="t_embedder",
@@ -544,7 +569,7 @@ ARCHITECTURES = (
         also=("pixeldit.pid.PidNet",),
         stacks=(
             Stack("patch", "patch_blocks", "attn", image=last, streams=("x", "y")),
-            Stack("pixel", "pixel_blocks", "attn", image=first, streams=("x",)),
+            Stack("pixel", "pixel_blocks", "attn", image=first, streams=("x",), picture=None),
         ),
         time="t_embedder",
     ),

@@ -148,6 +148,15 @@ class AttentionCall:
             yield slice(start, min(start + size, self.image.stop))
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenCall:
+    """What enters one block of the network, cut down to the rows of one branch and to the picture."""
+
+    tokens: Tensor  # [rows, tokens, channels]
+    layer: str
+    moment: Moment  # at its defaults, unless something in the batch is `random`
+
+
 def _around(part: slice, size: int) -> list[slice]:
     return [end for end in (slice(0, part.start), slice(part.stop, size)) if end.stop > end.start]
 
@@ -190,6 +199,14 @@ class AttentionPerturbation(Perturbation):
     @abc.abstractmethod
     def attention(self, call: AttentionCall) -> Tensor:
         """The attention's output, [rows, heads, tokens, head_dim]. Raises ValueError where the setting cannot act."""
+
+
+class TokenPerturbation(Perturbation):
+    """Changes the picture's tokens that enter its layers."""
+
+    @abc.abstractmethod
+    def tokens(self, call: TokenCall) -> Tensor:
+        """Other tokens in place of call.tokens, in their shape and dtype."""
 
 
 class BlockPerturbation(Perturbation):

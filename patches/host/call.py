@@ -23,6 +23,7 @@ from ..base import (
     Observation,
     Perturbation,
     TimePerturbation,
+    TokenPerturbation,
 )
 from ..discovery import NotProven
 from ..layers import Layer, Unread
@@ -31,7 +32,7 @@ from .attention import ATTENTION, Report, TransformerAttention, UNetAttention
 from .chunks import Chunks, PresentChunks, only, titles
 from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_options
 from .lookup import Blocks, architecture_in, check_layers, is_compiled, is_to_be_probed, read, time_of, uncompiled
-from .modules import AttendingModule, SkippedBlock, TimeModule
+from .modules import AttendingModule, Entrance, SkippedBlock, TimeModule
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
 from .others import may_answer, said, whose
 from .prefix_sharing import PrefixSharing
@@ -123,6 +124,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
             options = {**options, ATTENTION: OptionsFreeOverride(options.get(ATTENTION))}
     else:
         options = call.with_attn1_patches(options)
+        forwards += call.token_patches_of_unet()
     with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
     if not is_compiled(compiled):  # a compiled graph runs no Python that could note what it reached
@@ -244,6 +246,8 @@ class NetworkCall:
         if patches.get("attn1_patch"):
             patches["attn1_patch"] = [watch.first, *patches["attn1_patch"], watch.last]
         for layer, chunks in layers.items():
+            if not _attends(chunks):
+                continue
             key = _place(layer)
             attn1[key] = UNetAttention(
                 only(ATTENDING, chunks),
@@ -276,7 +280,30 @@ class NetworkCall:
                 setting = {"streams": Streams.of(block, stack.streams), "axis": stack.rows, "chunks": skipped}
                 skip = partial(SkippedBlock, **setting, reached=self.reached, present=self.present)
                 found.append(ForwardPatch(f"skipped {layer}", block, skip))
+            if any(changed := only(TokenPerturbation, chunks)):
+                found.append(self._entrance(layer, changed))
         return found
+
+    def token_patches_of_unet(self) -> list[ForwardPatch]:
+        """What stands around the transformers of a UNet whose tokens are changed as they enter."""
+        layers = {layer: only(TokenPerturbation, chunks) for layer, chunks in self.plan.of_layers().items()}
+        return [self._entrance(layer, chunks) for layer, chunks in layers.items() if any(chunks)]
+
+    def _entrance(self, layer: Layer, chunks: Chunks) -> ForwardPatch:
+        setting = {"chunks": chunks, "moment": self.plan.moment_if_random, "layer": str(layer), "reached": self.reached}
+        setting |= {"present": self.present, "others": self.others}
+        if not self.architecture.stacks:
+            block = architectures.unet_transformer(self.network, layer)
+            setting |= {"streams": Streams.of(block, ("x",)), "layout": None}
+            return ForwardPatch(f"entrance of {layer}", block, partial(Entrance, **setting))
+        stack, block = self.architecture.stack(layer), self.blocks[layer]
+        if not self.architecture.knows_what_enters(layer):
+            raise RuntimeError(f"{_titles(chunks)}: what enters {layer} of {self.architecture.name} is not known")
+        setting |= {"streams": Streams.of(block, stack.streams), "picture": stack.picture, "axis": stack.rows}
+        setting |= {"layout": self.architecture.layout(self.network, self.shape, self.conds, layer)}
+        return ForwardPatch(
+            f"entrance of {layer}", block, partial(Entrance, sliced=stack.text == "img_slice", **setting)
+        )
 
     def _is_options_free(self, layer: Layer, module) -> bool:
         known = self.architecture.stack(layer).options_free

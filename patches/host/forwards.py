@@ -112,6 +112,19 @@ class Streams(Inputs):
         inputs = super().read(args, kwargs)
         return [part for given in inputs for part in (given if isinstance(given, tuple) else (given,))]
 
+    def replaced(self, args: tuple, kwargs: dict, at: int, tokens: Tensor) -> tuple[tuple, dict]:
+        """(args, kwargs) of one call with `tokens` in place of the tensor that `read` gives at place `at`."""
+        for name, place in zip(self.names, self.places, strict=True):
+            given = kwargs[name] if name in kwargs else args[place]
+            parts = given if isinstance(given, tuple) else (given,)
+            if at < len(parts):
+                new = (*parts[:at], tokens, *parts[at + 1 :]) if isinstance(given, tuple) else tokens
+                if name in kwargs:
+                    return args, {**kwargs, name: new}
+                return (*args[:place], new, *args[place + 1 :]), kwargs
+            at -= len(parts)
+        raise IndexError(f"{', '.join(self.names)} hold too few tensors")
+
     def changed(self, out, change: Callable[[int, Tensor], Tensor]):
         """A block's output `out` in which each stream is change(its number, the stream)."""
         if isinstance(out, Tensor):

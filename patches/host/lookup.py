@@ -10,7 +10,7 @@ from torch.nn import ModuleDict, ModuleList
 
 from .. import architectures
 from ..architectures import Architecture
-from ..layers import Layer, Unread
+from ..layers import Layer, Unread, print_layers
 from .others import is_anothers, names, whose
 
 
@@ -20,11 +20,18 @@ def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
     return architecture_of(model).select(text, network_of(model), skip)
 
 
-def choose_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
-    """As select_layers; but of a network that is to be probed the text is read when it first runs."""
+def choose_layers(model, text: str, skip: bool = False, enter: bool = False) -> tuple[Layer, ...]:
+    """As select_layers; but of a network that is to be probed the text is read when it first runs. With `enter` also raises
+    ValueError for a layer of which it is not known what enters it."""
     if is_to_be_probed(network_of(model)):
         return (Unread(text, 0, skip=skip),)
-    return select_layers(model, text, skip)
+    layers, architecture = select_layers(model, text, skip), architecture_of(model)
+    if unknown := [layer for layer in layers if enter and not architecture.knows_what_enters(layer)]:
+        raise ValueError(
+            f"what enters {print_layers(unknown)} of {architecture.name} is not known, so TPG and SSG do not work there. "
+            f"PAG and SEG work here"
+        )
+    return layers
 
 
 def is_to_be_probed(network) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..base import Moment
-from .attention import ATTENTION, PARTS, TEXT, TransformerAttention
-from .chunks import Chunks, PresentChunks, by_chunk, mark_reached
+from ..base import Moment, Perturbation, TokenCall
+from ..layout import Layout
+from .attention import ADVICE, ATTENTION, PARTS, TEXT, TransformerAttention
+from .chunks import Chunks, PresentChunks, by_chunk, mark_reached, titles
 from .forwards import Inputs, Streams
 
 
@@ -64,6 +65,66 @@ class SkippedBlock:
             return kept.movedim(0, self.axis)
 
         return self.streams.changed(out, left_out)
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """The forward of a block into which other tokens of the picture go for some chunks of the batch."""
+
+    forward: Callable
+    streams: Streams
+    layout: Layout | None  # of the block's attention; None: all tokens are the picture
+    chunks: Chunks
+    layer: str
+    moment: Moment
+    reached: set = field(compare=False)  # what has come to where it acts
+    present: PresentChunks = field(compare=False)
+    others: Callable[[], str] = field(compare=False)  # a sentence of what other nodes have put into the network
+    picture: int = 0  # which of the streams the picture is in
+    axis: int = 0  # which axis of the streams is the batch
+    sliced: bool = False  # whether the host's "img_slice" says how much text there is
+
+    def __call__(self, *args, **kwargs):
+        mark_reached(self.reached, self.chunks)
+        streams, chunks = self.streams.read(args, kwargs), self.present.of(self.chunks)
+        rows_first = streams[self.picture].movedim(self.axis, 0)
+        tokens = rows_first.flatten(1, -2)  # [rows, tokens, channels]; some networks keep the grid's axes
+        counts = [stream.movedim(self.axis, 0).flatten(1, -2).shape[1] for stream in streams]
+        image, order = self._image(counts, kwargs.get("transformer_options", {}), tokens)
+
+        def entering(at: slice, perturbation) -> Tensor:
+            given = tokens[at] if order is None else tokens[at][:, order]
+            call = TokenCall(given[:, image], self.layer, self.moment)
+            new = torch.cat([given[:, : image.start], perturbation.tokens(call), given[:, image.stop :]], 1)
+            return new if order is None else new[:, order.argsort()]
+
+        new = by_chunk(len(tokens), chunks, lambda at: tokens[at], entering)
+        new = new.view(rows_first.shape).movedim(0, self.axis)
+        args, kwargs = self.streams.replaced(args, kwargs, self.picture, new)
+        return self.forward(*args, **kwargs)
+
+    def _image(self, counts: list[int], options: dict, tokens: Tensor) -> tuple[slice, Tensor | None]:
+        """(which tokens of the picture's stream are the picture, in which order of them if not in their own)."""
+        if self.layout is None:
+            return slice(0, counts[0]), None
+        total, beside = sum(counts), sum(counts) - counts[self.picture]
+        text = options["img_slice"][0] if self.sliced and "img_slice" in options else beside
+        try:
+            image = self.layout.image(total, total, text)
+        except LookupError as error:
+            image, why = None, str(error)
+        else:
+            why = "the picture is not among them."
+        if image is not None:
+            shift = beside if image.start >= beside else 0  # the other streams come first in the attention, or last
+            image = slice(image.start - shift, image.stop - shift)
+            why = f"the picture would be {image.stop - image.start} tokens of {counts[self.picture]}."
+        if image is None or image.stop > counts[self.picture]:
+            raise RuntimeError(f"{self._titles()}: what enters {self.layer}: {why} {self.others()} {ADVICE}")
+        return image, self.layout.order(image, counts[self.picture], tokens.device)
+
+    def _titles(self) -> str:
+        return titles(chunk for chunk in self.chunks if isinstance(chunk, Perturbation))
 
 
 @dataclass(frozen=True)

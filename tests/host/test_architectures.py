@@ -5,6 +5,7 @@ where its functions are called, and held against the host's own attention of the
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import sys
@@ -16,13 +17,15 @@ from pack.patches import (
     BlurredQuery,
     IdentityAttention,
     NoisyTimeEmbedding,
+    ShuffledTokens,
     SkippedLayer,
+    SwappedTokens,
 )
 from pack.patches import host as patches_host
 from pack.patches.architectures import ARCHITECTURES
 from pack.patches.attention_sums import AttentionSums
-from pack.patches.base import Moment
-from pack.patches.host import Plan, Proofs, architecture_of, planned, select_layers
+from pack.patches.base import About, Moment, TokenPerturbation
+from pack.patches.host import Plan, Proofs, architecture_of, choose_layers, planned, select_layers
 from pack.patches.host.forwards import takes_options
 from pack.patches.host.lookup import network_of
 from pack.tests.host import networks
@@ -279,6 +282,62 @@ def test_a_skipped_block_gives_back_what_it_was_given(specimen, model, monkeypat
             assert torch.equal(kept[OURS], given[OURS]) or close(kept[OURS], given[OURS]) < 1e-6
             assert torch.equal(kept[2:], was[2:]) or close(kept[2:], was[2:]) < 1e-5
     assert not [module for module in network.modules() if "forward" in vars(module)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Levelled(TokenPerturbation):
+    """Every token of the picture becomes their mean, so that all have one value in the attention."""
+
+    layers: tuple
+    about = About("", "Levelled", "")
+
+    def tokens(self, call):
+        return call.tokens.mean(1, keepdim=True).expand_as(call.tokens)
+
+
+def entered(specimen, model) -> list[str]:
+    """Those of its layers of which it is known what enters them."""
+    architecture = architecture_of(model)
+    known = {name: architecture.knows_what_enters(*select_layers(model, name)) for name in specimen.layers}
+    return [name for name, is_known in known.items() if is_known]
+
+
+def test_the_tokens_that_enter_a_block_are_changed_where_the_picture_is_and_nowhere_else(
+    specimen, model, monkeypatch, supports
+):
+    layers = entered(specimen, model)
+    supports(specimen.row, "TPG, SSG", "yes" if layers else "no")
+    if len(layers) < len(specimen.layers):
+        with pytest.raises(ValueError, match="TPG and SSG do not work there"):
+            choose_layers(model, "all", enter=True)
+    for name in layers:
+        with recorded(model, monkeypatch) as record:
+            before = forward(specimen, model)
+        before_calls = list(record)
+        with recorded(model, monkeypatch) as record:
+            out = forward(specimen, model, Levelled(chosen(model, name)))
+        assert close(out[2:], before[2:]) < 1e-5 and close(out[:2], before[:2]) > 1e-5
+        labels = zip(specimen.calls, before_calls, record, strict=True)
+        for at, (was, now) in [(at, calls) for at, (label, *calls) in enumerate(labels) if label == name]:
+            image = torch.arange(was.q.shape[2])[specimen.image_of(name, at)]
+            image = image + (was.k.shape[2] - was.q.shape[2] if specimen.prefix else 0)
+            beside = [token for token in range(was.v.shape[2]) if token not in image.tolist()]
+            moved = (now.v[OURS] - was.v[OURS]).abs().amax((1, 3))  # [rows, tokens]
+            assert moved[:, image].min() > 1e-3 * was.v.abs().max()
+            if beside:
+                assert close(now.v[OURS][:, :, beside], was.v[OURS][:, :, beside]) < 1e-5
+            assert close(now.v[2:], was.v[2:]) < 1e-5
+
+
+@pytest.mark.parametrize("method", [ShuffledTokens, SwappedTokens])
+def test_shuffled_and_swapped_tokens_reach_their_rows_alone(specimen, model, method):
+    layers = entered(specimen, model)
+    if not layers:
+        return
+    plain, changed = forward(specimen, model), method(chosen(model, ", ".join(layers)))
+    out = forward(specimen, model, changed)
+    assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
+    assert close(forward(specimen, model, changed, seeds=ROWS[:2]), out[:2]) < 1e-4
 
 
 def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model, supports):

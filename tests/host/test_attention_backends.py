@@ -50,7 +50,7 @@ def test_rows_agree_so_that_those_that_are_equal_are_computed_once(kind, attenti
     with caplog.at_level(logging.INFO, "beyond_cfg"):
         shared = sample(model, kind, steps=2)
     assert "computed once with the row that is perturbed: PAG" in caplog.text and "whole" not in caplog.text
-    whole = sample(host.with_prefix_sharing(model, "off"), kind, steps=2)
+    whole = sample(host.with_options(model, sharing="off"), kind, steps=2)
     assert close(shared, whole) < 2e-6 + 4 * rounding(model, kind, steps=2)
 
 
