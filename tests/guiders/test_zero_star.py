@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance, ZeroStar
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
@@ -34,6 +35,19 @@ def test_it_is_the_papers_combination_of_velocities():
     velocity = alpha * negative + CFG * (positive - alpha * negative)
     assert (alpha - 1).abs().min() > 1e-2
     torch.testing.assert_close(folded([ZeroStar()], step), step.x - SIGMA * velocity, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("zero_init_steps", [0, 1, 3])
+def test_it_is_diffusers_guider_of_a_flow_networks_velocity(zero_init_steps):
+    theirs = ClassifierFreeZeroStarGuidance(CFG, zero_init_steps)
+    run = GuidanceRun([(ClassifierFreeGuidance(CFG), ALWAYS), (ZeroStar(zero_init_steps=zero_init_steps), ALWAYS)])
+    for index in range(5):
+        step = step_at(index, 1 - index / 5)
+        positive, negative = ((step.x - DENOISERS[b](step.x, SIGMA)) / SIGMA for b in (POSITIVE, NEGATIVE))
+        theirs.set_state(index, 5, torch.tensor(1000 - 200 * index))
+        expected = step.x - SIGMA * theirs.forward(positive, negative).pred
+        # their α is in float32, and is a factor on (1 − w) v₋
+        torch.testing.assert_close(run(step, Toy(DENOISERS)), expected, rtol=0, atol=(CFG - 1) * 4e-7)
 
 
 def test_the_scale_leaves_nothing_of_the_negative_along_the_difference():
