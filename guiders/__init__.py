@@ -8,6 +8,7 @@ from .perp_neg import PerpNeg
 from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
+from .tangential import TangentialCFG
 from .weak_model import WeakModelGuidance
 from .worse_negative import WorseNegative
 from .zero_star import ZeroStar
@@ -25,4 +26,5 @@ RULES = (
     ZeroStar,
     WorseNegative,
     PerpNeg,
+    TangentialCFG,
 )

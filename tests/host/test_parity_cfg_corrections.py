@@ -5,7 +5,8 @@ The host's own functions are called, on predictions that are known exactly.
 
 import torch
 from comfy_extras.nodes_cfg import CFGZeroStar
-from pack.guiders import ClassifierFreeGuidance, ZeroStar
+from comfy_extras.nodes_tcfg import TCFG
+from pack.guiders import ClassifierFreeGuidance, TangentialCFG, ZeroStar
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot
@@ -69,3 +70,10 @@ def test_the_hosts_cfg_zero_star_lacks_what_is_of_x():
         1e-8 * (CFG - 1) * (alpha * (x - negative) / dot(negative, negative)).abs().max()
     )  # to ‖x − D₋‖², by the host
     torch.testing.assert_close(ours(ZeroStar(), x) - theirs(CFGZeroStar, x), lacking, rtol=0, atol=1.01 * added.item())
+
+
+def test_tangential_cfg_is_the_hosts_tcfg():
+    x = x_of(3, 4, 6, 5)
+    assert (ours(TangentialCFG(), x) - ours(TangentialCFG(0.0), x)).abs().max() > 0.1
+    # theirs is in float32, and a factor on (1 − w)(x − D₋)
+    torch.testing.assert_close(ours(TangentialCFG(), x), theirs(TCFG, x), rtol=0, atol=(CFG - 1) * 1e-6)
