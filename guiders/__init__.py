@@ -5,6 +5,7 @@ from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
+from .magnitude_aware import MagnitudeAware
 from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
@@ -27,4 +28,5 @@ RULES = (
     WorseNegative,
     PerpNeg,
     TangentialCFG,
+    MagnitudeAware,
 )
