@@ -3,6 +3,7 @@
 from .adaptive_projected import AdaptiveProjectedGuidance
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
+from .frequency_decoupled import FrequencyDecoupled
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
@@ -29,4 +30,5 @@ RULES = (
     PerpNeg,
     TangentialCFG,
     MagnitudeAware,
+    FrequencyDecoupled,
 )

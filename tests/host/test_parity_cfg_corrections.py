@@ -3,10 +3,12 @@
 The host's own functions are called, on predictions that are known exactly.
 """
 
+import pytest
 import torch
 from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_tcfg import TCFG
-from pack.guiders import ClassifierFreeGuidance, TangentialCFG, ZeroStar
+from pack.guiders import ClassifierFreeGuidance, FrequencyDecoupled, TangentialCFG, ZeroStar
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot
@@ -77,3 +79,16 @@ def test_tangential_cfg_is_the_hosts_tcfg():
     assert (ours(TangentialCFG(), x) - ours(TangentialCFG(0.0), x)).abs().max() > 0.1
     # theirs is in float32, and a factor on (1 − w)(x − D₋)
     torch.testing.assert_close(ours(TangentialCFG(), x), theirs(TCFG, x), rtol=0, atol=(CFG - 1) * 1e-6)
+
+
+@pytest.mark.parametrize("spatial", [(24, 32), (15, 33), (2, 24, 31)], ids=str)
+@pytest.mark.parametrize("cutoff", [3, 20])
+def test_frequency_decoupled_by_fourier_is_the_hosts_fresca(spatial, cutoff):
+    """Theirs are factors on w (D₊ − D₋), ours on (w − 1)(D₊ − D₋)."""
+    x, low, high = x_of(2, 4, *spatial), 0.75, 1.5
+    factors = {"low": (low * CFG - 1) / (CFG - 1), "high": (high * CFG - 1) / (CFG - 1)}
+    rule = FrequencyDecoupled(**factors, bands="fourier", cutoff=cutoff)
+    expected = theirs(FreSca, x, low, high, cutoff)
+    assert (expected - ours(FrequencyDecoupled(1.0, 1.0), x)).abs().max() > 0.1
+    # theirs is in float32, of numbers up to 20
+    torch.testing.assert_close(ours(rule, x), expected, rtol=0, atol=20 * 1e-6)
