@@ -7,6 +7,7 @@ from .frequency_decoupled import FrequencyDecoupled
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
+from .mahiro import Mahiro
 from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
@@ -31,4 +32,5 @@ RULES = (
     TangentialCFG,
     MagnitudeAware,
     FrequencyDecoupled,
+    Mahiro,
 )

@@ -7,8 +7,9 @@ import pytest
 import torch
 from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_fresca import FreSca
+from comfy_extras.nodes_mahiro import Mahiro as HostsMahiro
 from comfy_extras.nodes_tcfg import TCFG
-from pack.guiders import ClassifierFreeGuidance, FrequencyDecoupled, TangentialCFG, ZeroStar
+from pack.guiders import ClassifierFreeGuidance, FrequencyDecoupled, Mahiro, TangentialCFG, ZeroStar
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot
@@ -92,3 +93,17 @@ def test_frequency_decoupled_by_fourier_is_the_hosts_fresca(spatial, cutoff):
     assert (expected - ours(FrequencyDecoupled(1.0, 1.0), x)).abs().max() > 0.1
     # theirs is in float32, of numbers up to 20
     torch.testing.assert_close(ours(rule, x), expected, rtol=0, atol=20 * 1e-6)
+
+
+def test_mahiro_of_one_sample_is_the_hosts():
+    x = x_of(1, 4, 6, 5)
+    assert (ours(Mahiro(), x) - ours(Mahiro(0.0), x)).abs().max() > 0.1
+    torch.testing.assert_close(ours(Mahiro(), x), theirs(HostsMahiro, x), rtol=0, atol=1e-14)
+
+
+def test_mahiro_of_the_host_lets_samples_change_each_other_and_ours_does_not():
+    x = x_of(3, 4, 6, 5)
+    x[1] *= 3
+    alone = torch.cat([theirs(HostsMahiro, row) for row in x.split(1)])
+    torch.testing.assert_close(ours(Mahiro(), x), alone, rtol=0, atol=1e-14)
+    assert (theirs(HostsMahiro, x) - alone).abs().amax((1, 2, 3)).min() > 0.01

@@ -76,17 +76,17 @@ from .linalg import exact, project
 
 
 @dataclass(frozen=True)
-class TangentialGuidance(GuidanceRule):
+class SidewaysGuidance(GuidanceRule):
     """s (Δ − Δ∥). Raises ValueError for a scale out of range."""
 
     scale: float = param(0.0, low=-1.0, high=100.0, off=0.0)
 
     about: ClassVar[About] = About(
-        node_id="BeyondCFGTangential",
-        title="Tangential",
+        node_id="BeyondCFGSideways",
+        title="Sideways",
         summary="Moves away from the negative, but not along the prediction. Use cfg 1 with it. One more row per step.",
         paper="arXiv:2503.18137",
-        aliases=("tangential guidance", "tcfg"),
+        aliases=("sideways guidance", "across"),
         strength="weight",
         guider=True,
     )
@@ -106,7 +106,7 @@ class TangentialGuidance(GuidanceRule):
         return apply
 '''
 
-NODES = ("BeyondCFGShuffled", "BeyondCFGShuffledGuider", "BeyondCFGTangential", "BeyondCFGTangentialGuider")
+NODES = ("BeyondCFGShuffled", "BeyondCFGShuffledGuider", "BeyondCFGSideways", "BeyondCFGSidewaysGuider")
 LAWS = ("tests/guiders/test_rules.py", "tests/patches/test_perturbations.py", "tests/test_architecture.py")
 IN_THE_HOST = """
 import os
@@ -175,7 +175,7 @@ def copy(tmp_path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     add(folder, "PERTURBATIONS", "patches/shuffled_attention.py", PERTURBATION, "ShuffledAttention")
-    add(folder, "RULES", "guiders/tangential.py", RULE, "TangentialGuidance")
+    add(folder, "RULES", "guiders/sideways.py", RULE, "SidewaysGuidance")
     return folder
 
 
@@ -191,9 +191,9 @@ def changed(folder: Path) -> set[str]:
 
 def test_a_method_is_a_file_and_a_name_and_has_its_laws(copy):
     assert changed(copy) == {
-        "patches/shuffled_attention.py", "patches/__init__.py", "guiders/tangential.py", "guiders/__init__.py"
+        "patches/shuffled_attention.py", "patches/__init__.py", "guiders/sideways.py", "guiders/__init__.py"
     }  # fmt: skip
-    done = laws(copy, "Shuffled or Tangential or shuffled_attention or tangential")
+    done = laws(copy, "Shuffled or Sideways or shuffled_attention or sideways")
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 60  # of both together
 
@@ -211,10 +211,10 @@ def test_its_nodes_draw_and_one_message_says_what_words_are_missing(copy):
     assert missed == [
         *(f'    BeyondCFGShuffled: its help page has nothing under "{part}"' for part in term),
         "    BeyondCFGShuffled: its row in README.md is not written",
-        *(f'    BeyondCFGTangential: its help page has nothing under "{part}"' for part in term),
-        "    BeyondCFGTangential: its row in README.md is not written",
+        *(f'    BeyondCFGSideways: its help page has nothing under "{part}"' for part in term),
+        "    BeyondCFGSideways: its row in README.md is not written",
         '    BeyondCFGShuffledGuider: its help page has nothing under "Cost per step"',
-        '    BeyondCFGTangentialGuider: its help page has nothing under "Cost per step"',
+        '    BeyondCFGSidewaysGuider: its help page has nothing under "Cost per step"',
     ]
     page = (copy / "web/docs/BeyondCFGShuffled.md").read_text("utf-8")
     assert "A V → A P V" in page and "| `layers` | Which layers" in page and "| SD3, SD3.5 |" in page
@@ -223,11 +223,11 @@ def test_its_nodes_draw_and_one_message_says_what_words_are_missing(copy):
 def test_a_misspelt_function_of_a_method_fails_its_laws_by_name(copy):
     wrong = {
         copy / "patches/shuffled_attention.py": ("def attention", "def atention"),
-        copy / "guiders/tangential.py": ("def branches", "def brunches"),
+        copy / "guiders/sideways.py": ("def branches", "def brunches"),
     }
     for path, words in wrong.items():
         path.write_text(path.read_text("utf-8").replace(*words), "utf-8")
-    done = laws(copy, "Shuffled or Tangential")
+    done = laws(copy, "Shuffled or Sideways")
     assert done.returncode == 1
-    for says in ("ShuffledAttention has atention, which nobody calls", "TangentialGuidance has brunches, which nobody"):
+    for says in ("ShuffledAttention has atention, which nobody calls", "SidewaysGuidance has brunches, which nobody"):
         assert says in done.stdout, done.stdout + done.stderr
