@@ -1,6 +1,7 @@
 """How predictions are combined: guidance rules, and the run that composes them."""
 
 from .adaptive_projected import AdaptiveProjectedGuidance
+from .beta import BetaCFG
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupled
@@ -33,4 +34,5 @@ RULES = (
     MagnitudeAware,
     FrequencyDecoupled,
     Mahiro,
+    BetaCFG,
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pack.guiders import (
     RULES,
+    BetaCFG,
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
     NoisyClassifierGuidance,
@@ -80,6 +81,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     CleanClassifierGuidance: {"classifier": Likely(), "scale": 3.0},
     PerpNeg: {"empty": Pool()},
     WorseNegative: {"branch": Branch("negative", Worse("any"))},
+    BetaCFG: {"a": 1.0, "b": 1.0},  # else its first step is the negative's
     ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
 
