@@ -9,6 +9,7 @@ from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
 from .mahiro import Mahiro
+from .norm_cap import NormCap
 from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
@@ -35,4 +36,5 @@ RULES = (
     FrequencyDecoupled,
     Mahiro,
     BetaCFG,
+    NormCap,
 )
