@@ -2,6 +2,7 @@
 
 from .adaptive_projected import AdaptiveProjectedGuidance
 from .beta import BetaCFG
+from .angle_cap import AngleCap
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupled
@@ -37,4 +38,5 @@ RULES = (
     Mahiro,
     BetaCFG,
     NormCap,
+    AngleCap,
 )

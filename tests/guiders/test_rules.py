@@ -11,6 +11,7 @@ import torch
 from pack.guiders import (
     RULES,
     BetaCFG,
+    AngleCap,
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
     NoisyClassifierGuidance,
@@ -82,6 +83,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     PerpNeg: {"empty": Pool()},
     WorseNegative: {"branch": Branch("negative", Worse("any"))},
     BetaCFG: {"a": 1.0, "b": 1.0},  # else its first step is the negative's
+    AngleCap: {"max_angle": 5.0},  # the angles of its example are below the default
     ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
 
