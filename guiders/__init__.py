@@ -6,6 +6,7 @@ from .angle_cap import AngleCap
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupled
+from .dynamic_thresholding import DynamicThresholding
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
@@ -39,4 +40,5 @@ RULES = (
     BetaCFG,
     NormCap,
     AngleCap,
+    DynamicThresholding,
 )

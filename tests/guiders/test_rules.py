@@ -14,6 +14,7 @@ from pack.guiders import (
     AngleCap,
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
+    DynamicThresholding,
     NoisyClassifierGuidance,
     PerpNeg,
     PerturbationGuidance,
@@ -84,6 +85,7 @@ MADE_WITH = {  # what a rule needs that has no default, or the host gives it
     WorseNegative: {"branch": Branch("negative", Worse("any"))},
     BetaCFG: {"a": 1.0, "b": 1.0},  # else its first step is the negative's
     AngleCap: {"max_angle": 5.0},  # the angles of its example are below the default
+    DynamicThresholding: {"mimic_scale": 2.0},  # less than the example's CFG, else there is nothing to narrow
     ZeroStar: {"zero_init_steps": 0},  # its first step is x, whatever the predictions are
 }
 
