@@ -7,6 +7,7 @@ from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupled
 from .dynamic_thresholding import DynamicThresholding
+from .epsilon_scaling import EpsilonScaling
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
@@ -16,6 +17,7 @@ from .perturbation import PerturbationGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .tangential import TangentialCFG
+from .temporal_score import TemporalScoreRescaling
 from .weak_model import WeakModelGuidance
 from .worse_negative import WorseNegative
 from .zero_star import ZeroStar
@@ -41,4 +43,6 @@ RULES = (
     NormCap,
     AngleCap,
     DynamicThresholding,
+    EpsilonScaling,
+    TemporalScoreRescaling,
 )

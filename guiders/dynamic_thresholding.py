@@ -25,7 +25,10 @@ from .base import POSITIVE, REFERENCE, About, Apply, Branch, GuidanceRule, Laten
 from .linalg import exact, in_shape
 
 AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is all of it."
-MIMIC = "The cfg whose range of numbers the result gets. Take one at which the model's colours are right; 7 is the authors'."
+MIMIC = (
+    "The cfg whose range of numbers the result gets. Take one at which the model's colours are right. The authors use "
+)
+MIMIC += "7."
 PERCENTILE = (
     "The numbers above this part of all are cut off, the others are pressed together. 1 cuts off none; lower keeps "
 )

@@ -2,12 +2,15 @@
 
 import types
 
+import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_cfg import CFGNorm
+from comfy_extras.nodes_eps import EpsilonScaling as HostEpsilonScaling
+from comfy_extras.nodes_eps import TemporalScoreRescaling as HostTemporalScoreRescaling
 from comfy_extras.nodes_lumina2 import RenormCFG
-from pack.guiders import NormCap
+from pack.guiders import EpsilonScaling, NormCap, TemporalScoreRescaling
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.tests.toy import Gaussian, Mixture
 
@@ -86,3 +89,20 @@ def test_a_norm_cap_of_the_whole_is_the_hosts_renorm_cfg_of_each_sample_alone(cf
 def test_the_hosts_renorm_cfg_has_no_answer_for_two_samples():
     with pytest.raises(RuntimeError, match="ambiguous"):
         theirs(RenormCFG, latent(2), 4.0, 100.0, 1.0)
+
+
+@pytest.mark.parametrize("signal", [1.0, 1 - SIGMA], ids=["diffusion", "flow"])
+def test_epsilon_scaling_is_the_hosts_for_every_network(signal):
+    x = latent(3)
+    found = ours(EpsilonScaling(1.02), x, 4.0, signal=signal)
+    torch.testing.assert_close(found, theirs(HostEpsilonScaling, x, 4.0, 1.02), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(("k", "spread"), [(0.95, 1.0), (0.93, 3.0), (4.0, 0.5)])
+@pytest.mark.parametrize("flow", [False, True], ids=["diffusion", "flow"])
+def test_temporal_score_rescaling_is_the_hosts_for_one_sample(flow, k, spread):
+    sampling = (comfy.model_sampling.CONST if flow else comfy.model_sampling.EPS)()
+    x = latent()
+    found = ours(TemporalScoreRescaling(k, spread), x, 4.0, signal=1 - SIGMA if flow else 1.0)
+    expected = theirs(HostTemporalScoreRescaling, x, 4.0, k, spread, sampling=sampling)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
