@@ -18,6 +18,7 @@ from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .tangential import TangentialCFG
 from .temporal_score import TemporalScoreRescaling
+from .tonemap import Tonemap
 from .weak_model import WeakModelGuidance
 from .worse_negative import WorseNegative
 from .zero_star import ZeroStar
@@ -45,4 +46,5 @@ RULES = (
     DynamicThresholding,
     EpsilonScaling,
     TemporalScoreRescaling,
+    Tonemap,
 )

@@ -39,8 +39,8 @@ class TemporalScoreRescaling(GuidanceRule):
         node_id="BeyondCFGTemporalScore",
         title="Temporal Score Rescaling",
         summary="Temporal Score Rescaling (TSR): samples a little wider or narrower around what is likely, as a "
-        "temperature does. Wider for more detail and variety, narrower for smooth results. Acts on all that stands before it, so put "
-        "it last. Costs nothing: no further row.",
+        "temperature does. Wider for more detail and variety, narrower for smooth results. Acts on all that stands before "
+        "it, so put it last. Costs nothing: no further row.",
         paper="arXiv:2510.01184",
         aliases=("tsr", "temporal score rescaling", "temperature", "diversity", "more detail"),
     )

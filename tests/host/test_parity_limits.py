@@ -4,13 +4,14 @@ import types
 
 import comfy.model_sampling
 import comfy.samplers
+import comfy_extras.nodes_post_processing  # and by it nodes_latent, which cannot be imported first
 import pytest
 import torch
 from comfy_extras.nodes_cfg import CFGNorm
 from comfy_extras.nodes_eps import EpsilonScaling as HostEpsilonScaling
 from comfy_extras.nodes_eps import TemporalScoreRescaling as HostTemporalScoreRescaling
 from comfy_extras.nodes_lumina2 import RenormCFG
-from pack.guiders import EpsilonScaling, NormCap, TemporalScoreRescaling
+from pack.guiders import EpsilonScaling, NormCap, TemporalScoreRescaling, Tonemap
 from pack.guiders.base import NEGATIVE, POSITIVE, GuidanceRule, Step
 from pack.tests.toy import Gaussian, Mixture
 
@@ -106,3 +107,14 @@ def test_temporal_score_rescaling_is_the_hosts_for_one_sample(flow, k, spread):
     found = ours(TemporalScoreRescaling(k, spread), x, 4.0, signal=1 - SIGMA if flow else 1.0)
     expected = theirs(HostTemporalScoreRescaling, x, 4.0, k, spread, sampling=sampling)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("multiplier", [0.3, 1.0, 4.0])
+def test_a_tonemap_is_the_hosts_reinhard_of_the_direction_so_far(multiplier):
+    x, (positive, negative) = latent(3), both(latent(3))
+    operation = comfy_extras.nodes_latent.LatentOperationTonemapReinhard.execute(multiplier)[0]
+    found = ours(Tonemap(multiplier=multiplier), x, 7.0)
+    mapped = operation(latent=positive - negative)
+    torch.testing.assert_close(found, positive + 6 * mapped, rtol=0, atol=1e-8)  # theirs adds 1e-10 to a length
+    theirs = negative + 7 * mapped  # of LatentApplyOperationCFG: the positive is nearer to the negative, too
+    torch.testing.assert_close(found - theirs, positive - negative - mapped, rtol=0, atol=1e-8)
