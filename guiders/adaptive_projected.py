@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact, norm, project
+from .memory import Memory
 
 ETA = "Factor on the guidance's part along the prediction itself, which saturates. 1 keeps all of it, 0 takes it out."
 NORM = "Greatest length of the whole guidance, in latent units; less is calmer, 0 is off. The paper's r × (cfg - 1)."
@@ -45,15 +46,15 @@ class AdaptiveProjectedGuidance(GuidanceRule):
         return () if (self.eta, self.norm_threshold, self.momentum) == (1, 0, 0) else (POSITIVE,)
 
     def begin(self) -> Apply:
-        index, before, latest = -1, 0.0, 0.0  # the step under way, its Δ₋₁, and the next step's
+        memory = Memory()  # of Δ
 
         def apply(denoised, predictions, step):
-            nonlocal index, before, latest
             positive = exact(predictions[POSITIVE])
-            if first := step.index != index:
-                index, before = step.index, latest if step.index > index else 0.0
-            delta = denoised - positive + self.momentum * before
-            latest = delta if first and self.momentum else latest
+            delta = denoised - positive
+            if self.momentum:
+                before = memory.recall(step)
+                delta = delta if before is None else delta + self.momentum * before
+                memory.keep(delta)
             if self.norm_threshold:
                 delta = delta * (self.norm_threshold / norm(delta, shapes=step.shapes)).clamp(max=1)
             parallel, orthogonal = project(delta, positive, step.shapes)

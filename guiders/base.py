@@ -98,6 +98,11 @@ class GuidanceRule(abc.ABC):
     changes: ClassVar[Literal["result", "negative"]] = "result"  # or the negative prediction, before the sampler's CFG
     observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
 
+    @property
+    def remembers(self) -> bool:
+        """Whether it is called where its schedule is 0 too. It changes nothing there, but remembers the step."""
+        return False
+
     @abc.abstractmethod
     def branches(self) -> tuple[Branch, ...]:
         """The branches beyond POSITIVE; none when the setting is neutral, so that neutral costs nothing."""

@@ -4,7 +4,8 @@ The rules whose interval holds σ ask for branches; the union of those is evalua
 only for branches whose input is made from the first predictions; then the rules fold, in the user's order. Those that
 change the negative prediction come first, and the sampler's CFG sees what they make of it. D₀ is the
 positive prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
-D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m.
+D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m. At
+k = 0 a rule is left out, unless it remembers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ class ActiveRule:
 
     rule: GuidanceRule
     apply: Apply
-    strength: float  # not 0
+    strength: float  # 0 only where the rule remembers
     region: Tensor | None = None  # where it acts, 0 to 1, broadcastable to the latent; None: everywhere
 
     def __call__(self, denoised: Latent, predictions: Predictions, step: Step) -> Latent:
         guided = self.apply(denoised, predictions, step)
+        if self.strength == 0:
+            return denoised
         if self.region is not None:
             return torch.lerp(denoised, guided, self.strength * self.region.to(denoised))
         return guided if self.strength == 1 else torch.lerp(denoised, guided, self.strength)
@@ -96,8 +99,9 @@ class GuidanceRun:
         """The rules for a sampler's step that starts at σ = `start`, where the weight of its own CFG is `cfg`."""
         terms = (term for term in self._terms if cfg != 1 or not term[0].corrects_cfg)
         rules = [ActiveRule(rule, apply, strength(start), region) for rule, apply, strength, region in terms]
-        acting = {what: tuple(a for a in rules if a.strength != 0 and a.rule.changes == what) for what in CHANGED}
-        return ActiveRules(acting["result"], acting["negative"])
+        called = [active for active in rules if active.strength != 0 or active.rule.remembers]
+        changing = {what: tuple(active for active in called if active.rule.changes == what) for what in CHANGED}
+        return ActiveRules(changing["result"], changing["negative"])
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start, step.cfg)

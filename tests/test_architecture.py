@@ -58,7 +58,7 @@ def methods(folder: str) -> list[Path]:
         "host",
         "texts",
     }
-    frame |= {"post_hoc_ema", "attention_sums", "noisy_network"}  # no rule and no perturbation
+    frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory"}  # no rule and no perturbation
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -69,6 +69,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.schedule": {"patches.texts"},
     "guiders.region": set(),
     "guiders.linalg": {"guiders.base"},
+    "guiders.memory": {"guiders.base"},
     "guiders.compose": {"guiders.base", "guiders.schedule"},
     "patches.post_hoc_ema": set(),
     "guiders.noisy_network": {"guiders.base"},
@@ -89,7 +90,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.__init__": {name_of(path) for path in methods("guiders")},
     "patches.__init__": {name_of(path) for path in methods("patches")},
 }
-KIND = {"guiders": {"guiders.base", "guiders.linalg"}, "patches": {"patches.base", "patches.layers"}}
+KIND = {"guiders": {"guiders.base", "guiders.linalg", "guiders.memory"}, "patches": {"patches.base", "patches.layers"}}
 
 
 def is_host(name: str) -> bool:
@@ -255,7 +256,17 @@ def public_names(path: Path) -> list[tuple[str, ast.AST]]:
 
 BASES = {"guiders.base", "patches.base", "nodes.schema"}
 # What a contract says once: the abstract classes in base.py, and schema.Node, have the docstrings.
-OF_A_CONTRACT = {"branches", "begin", "attention", "time_embedding", "observe", "neutral", "random", "build"}
+OF_A_CONTRACT = {
+    "branches",
+    "begin",
+    "remembers",
+    "attention",
+    "time_embedding",
+    "observe",
+    "neutral",
+    "random",
+    "build",
+}
 
 
 @pytest.mark.parametrize("path", PACK, ids=name_of)

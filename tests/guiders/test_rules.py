@@ -123,13 +123,15 @@ def guided(rule: GuidanceRule, x: torch.Tensor, evaluate: Toy | None = None) -> 
 
 
 def folded(rules: tuple[GuidanceRule, ...], x: torch.Tensor, evaluate: Toy) -> torch.Tensor:
-    return GuidanceRun((rule, Interval()) for rule in rules)(step_of(x, rules), evaluate)
+    """The result of the second step of a run, so that it counts what rules remember."""
+    run = GuidanceRun((rule, Interval()) for rule in rules)
+    return [run(step, evaluate) for step in steps_of(x, rules)][-1]
 
 
-def step_of(x: torch.Tensor, rules: tuple[GuidanceRule, ...]) -> Step:
-    """The first step of a run with these rules. CFG as a rule stands for the sampler's."""
+def steps_of(x: torch.Tensor, rules: tuple[GuidanceRule, ...]) -> tuple[Step, Step]:
+    """The first two steps of a run with these rules. CFG as a rule stands for the sampler's."""
     cfg = CFG if any(isinstance(rule, ClassifierFreeGuidance) for rule in rules) else 1.0
-    return Step(x, SIGMA, SIGMA, time=1.0, cfg=cfg)
+    return Step(2 * x, 2 * SIGMA, 2 * SIGMA, 0, 1.0, cfg=cfg), Step(x, SIGMA, SIGMA, 1, 0.7, cfg=cfg)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -154,7 +156,7 @@ def test_neutral_is_the_positive_prediction_exactly_and_asks_for_nothing(rule, e
     assert neutral.branches() == ()
     x, evaluate = latent(6, 5), toy(example.of(rule))
     assert torch.equal(folded((neutral,), x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
-    assert evaluate.asked == [(POSITIVE,)]
+    assert evaluate.asked == [(POSITIVE,)] * 2
 
 
 @EVERY
@@ -185,7 +187,7 @@ def test_transposing_the_picture_transposes_the_result(rule, example, spatial):
 @EVERY
 def test_inputs_are_not_changed(rule, example):
     setting, x = example.of(rule), latent(6, 5)
-    evaluate, step = toy(setting), step_of(x, example.after)
+    evaluate, step = toy(setting), steps_of(x, example.after)[-1]
     predictions = evaluate((POSITIVE, *setting.branches()), step)
     denoised = x + 1
     given = [x, denoised, *predictions.values()]
@@ -199,6 +201,18 @@ def test_inputs_are_not_changed(rule, example):
 def test_two_runs_are_equal(rule, example):
     x = latent(6, 5)
     assert torch.equal(guided(example.of(rule), x), guided(example.of(rule), x))
+
+
+@EVERY
+def test_a_further_evaluation_of_a_step_and_a_run_that_was_broken_off_leave_nothing(rule, example):
+    setting, x = example.of(rule), latent(6, 5)
+    run = GuidanceRun((each, Interval()) for each in (*example.after, setting))
+    first, second = steps_of(x, example.after)
+    trial = dataclasses.replace(first, x=x.flip(-1), sigma=SIGMA)  # as a sampler of second order makes one
+    broken_off = dataclasses.replace(second, x=3 * x, index=7)
+    for step in (broken_off, first, trial):
+        run(step, toy(setting))
+    assert torch.equal(run(second, toy(setting)), guided(setting, x))
 
 
 @EVERY
