@@ -8,6 +8,7 @@ from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupled
 from .dynamic_thresholding import DynamicThresholding
 from .epsilon_scaling import EpsilonScaling
+from .history import HistoryGuidance
 from .independent_condition import IndependentConditionGuidance
 from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
@@ -47,4 +48,5 @@ RULES = (
     EpsilonScaling,
     TemporalScoreRescaling,
     Tonemap,
+    HistoryGuidance,
 )
