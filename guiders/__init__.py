@@ -14,7 +14,9 @@ from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
 from .mahiro import Mahiro
 from .norm_cap import NormCap
+from .momentum import MomentumGuidance
 from .perturbation import PerturbationGuidance
+from .previous_step import PreviousStepGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .tangential import TangentialCFG
@@ -49,4 +51,6 @@ RULES = (
     TemporalScoreRescaling,
     Tonemap,
     HistoryGuidance,
+    MomentumGuidance,
+    PreviousStepGuidance,
 )
