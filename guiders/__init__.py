@@ -22,6 +22,7 @@ from .self_attention import SelfAttentionGuidance
 from .tangential import TangentialCFG
 from .temporal_score import TemporalScoreRescaling
 from .tonemap import Tonemap
+from .sliding_mode import SlidingModeGuidance
 from .weak_model import WeakModelGuidance
 from .worse_negative import WorseNegative
 from .zero_star import ZeroStar
@@ -52,5 +53,6 @@ RULES = (
     Tonemap,
     HistoryGuidance,
     MomentumGuidance,
+    SlidingModeGuidance,
     PreviousStepGuidance,
 )
