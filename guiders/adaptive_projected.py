@@ -6,6 +6,7 @@ shortens to norm r; ∥ and ⊥ are to D₊; all per sample (and modality). Neut
 Paper: D₊ + (w − 1) f(D₊ − D₋), f being all this. Here: D₊ + f(D − D₊), on the whole direction so far, because a sum of
 terms has no one w to divide by; r bounds how far from D₊ the result lies. With CFG alone it is the paper's r (w − 1).
 Evaluations of one step add the same Δ₋₁; its first one makes the next step's. A step back in the schedule begins anew.
+With warm-up Δ gathers in steps before the rule acts, too: Hunyuan Image 2.1 has CFG alone in the first ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from .memory import Memory
 ETA = "Factor on the guidance's part along the prediction itself, which saturates. 1 keeps all of it, 0 takes it out."
 NORM = "Greatest length of the whole guidance, in latent units; less is calmer, 0 is off. The paper's r × (cfg - 1)."
 MOMENTUM = "Factor on the step before's guidance, which is added. 0 is off; the paper's -0.5 pushes on to other detail."
+WARM_UP = (
+    "Whether momentum gathers from the first step on, also before start_percent, as for Hunyuan Image 2.1. Off: from "
+)
+WARM_UP += "the first step in which it acts."
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class AdaptiveProjectedGuidance(GuidanceRule):
     eta: float = param(0.0, ETA, low=-10.0, high=10.0, step=0.05, off=1.0)
     norm_threshold: float = param(0.0, NORM, low=0.0, high=10000.0, step=0.5)
     momentum: float = param(0.0, MOMENTUM, low=-1.0, high=1.0, step=0.05)
+    warm_up: bool = param(False, WARM_UP, added=True)
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGAdaptiveProjected",
@@ -41,6 +47,10 @@ class AdaptiveProjectedGuidance(GuidanceRule):
 
     def __post_init__(self):
         check_params(self)
+
+    @property
+    def remembers(self) -> bool:
+        return self.warm_up and self.momentum != 0
 
     def branches(self) -> tuple[Branch, ...]:
         return () if (self.eta, self.norm_threshold, self.momentum) == (1, 0, 0) else (POSITIVE,)

@@ -111,8 +111,12 @@ def inputs(method: Any) -> list[io.Input]:
 
 
 def settings(method: Any, values: dict) -> dict:
-    """The fields of `method` that `inputs` shows, by name, from the values of all inputs of a node."""
-    found = {field.name: values[field.name] for field in _shown(method)}
+    """The fields of `method` that `inputs` shows, by name, from the values of all inputs of a node. One that was added
+    later has its default where a saved workflow lacks it."""
+    found = {}
+    for field in _shown(method):
+        value = values.get(field.name) if field.metadata["added"] else values[field.name]
+        found[field.name] = field.default if value is None else value
     if field := _strength_without_tooltip(method):
         found[field.name] = field.metadata["off"] + scale(method.about, values[method.about.strength])
     return found
@@ -129,7 +133,11 @@ def _strength_without_tooltip(method: Any) -> dataclasses.Field | None:
 
 
 def _input(field: dataclasses.Field) -> io.Input:
-    common: dict[str, Any] = {"default": field.default, "tooltip": field.metadata["help"]}
+    common: dict[str, Any] = {
+        "default": field.default,
+        "tooltip": field.metadata["help"],
+        "optional": field.metadata["added"],
+    }
     limits: dict[str, Any] = {
         "min": field.metadata["low"],
         "max": field.metadata["high"],

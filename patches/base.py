@@ -41,14 +41,25 @@ class About:
 
 
 def param(
-    default, tooltip: str = "", *, low=None, high=None, step=None, choices: tuple[str, ...] = (), off=None
+    default,
+    tooltip: str = "",
+    *,
+    low=None,
+    high=None,
+    step=None,
+    choices: tuple[str, ...] = (),
+    off=None,
+    added: bool = False,
 ) -> Any:
     """A field of a method that a user sets. A number has a finite range, a text has choices.
 
     tooltip: of its input. Without one the field is the strength that `About` declares, and has that input.
     off: for the strength of a rule, the value at which the rule does nothing.
+    added: it came after the first release. Its input is optional and stands last, since saved workflows lack it; the
+        default is then what they have been made with.
     """
-    metadata = {"help": tooltip, "low": low, "high": high, "step": step, "choices": choices, "off": off}
+    limits = {"low": low, "high": high, "step": step, "choices": choices}
+    metadata = {"help": tooltip, **limits, "off": off, "added": added}
     return dataclasses.field(default=default, metadata=metadata)
 
 

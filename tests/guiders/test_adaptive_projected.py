@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from diffusers import guiders as diffusers
 from pack.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance, PerturbationGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
@@ -145,6 +146,101 @@ def test_a_run_knows_nothing_of_another(sampler):
     assert torch.equal(first, second) and torch.equal(first, again)
     without = [(ClassifierFreeGuidance(3.0), ALWAYS), (AdaptiveProjectedGuidance(), ALWAYS)]
     assert not torch.allclose(first, sampler(GuidanceRun(without), Toy(DENOISERS), x, karras(8)))
+
+
+# ----------------------------------------------------------------------------------------------- warm-up, and diffusers
+
+
+def test_the_momentum_of_steps_before_it_acts_counts_with_warm_up_alone():
+    a, b, c = several(3, 2, 4, 6, 5)
+    for warm_up, before in ((True, b + 0.5 * a), (False, 0.0)):
+        rule = AdaptiveProjectedGuidance(eta=1.0, momentum=0.5, warm_up=warm_up)
+        run = GuidanceRun([(rule, lambda sigma: float(sigma < 1.5))])
+        zero = {POSITIVE: torch.zeros_like(a)}
+        results = [
+            run.at(sigma, 1.0).fold(x, zero, at(i)) for i, (sigma, x) in enumerate(((3.0, a), (2.0, b), (1.0, c)))
+        ]
+        assert torch.equal(results[0], a) and torch.equal(results[1], b)
+        torch.testing.assert_close(results[2], c + 0.5 * before, rtol=0, atol=1e-15)
+
+
+def test_without_momentum_there_is_nothing_to_warm_up():
+    assert AdaptiveProjectedGuidance(momentum=-0.5, warm_up=True).remembers
+    assert (
+        not AdaptiveProjectedGuidance(warm_up=True).remembers and not AdaptiveProjectedGuidance(momentum=1.0).remembers
+    )
+
+
+def pairs(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    values = several(2 * count, 3, 4, 6, 5)
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def of_diffusers(guider, predictions: list[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+    """What a guider of diffusers makes of (positive, negative) of each step."""
+    found = []
+    for step, (positive, negative) in enumerate(predictions):
+        guider.set_state(step, len(predictions), torch.tensor(500))
+        guider.prepare_inputs({"text": (positive, negative)})
+        found.append(guider.forward(positive, negative).pred)
+    return found
+
+
+def ours(predictions, weight, rule, first=0) -> list[torch.Tensor]:
+    """What CFG, and the rule from step `first` on, make of them."""
+    run = GuidanceRun([(ClassifierFreeGuidance(weight), ALWAYS), (rule, lambda sigma: float(sigma <= 10 - first))])
+    found = []
+    for index, (positive, negative) in enumerate(predictions):
+        step, given = Step(positive, 1.0, 10.0 - index, index), {POSITIVE: positive, NEGATIVE: negative}
+        found.append(run.at(step.start, 1.0).fold(positive, given, step))
+    return found
+
+
+@pytest.mark.parametrize(("eta", "r", "momentum"), [(1.0, 0.0, None), (0.0, 2.5, None), (0.3, 2.5, -0.5)])
+def test_it_is_diffusers_guider_with_its_threshold_times_its_scale(eta, r, momentum):
+    scale, predictions = 6.0, pairs(4)
+    guider = diffusers.AdaptiveProjectedGuidance(
+        guidance_scale=scale,
+        adaptive_projected_guidance_momentum=momentum,
+        adaptive_projected_guidance_rescale=r,
+        eta=eta,
+        use_original_formulation=True,
+    )
+    rule = AdaptiveProjectedGuidance(eta, scale * r, momentum or 0.0)
+    found = ours(predictions, 1 + scale, rule)
+    for result, expected in zip(found, of_diffusers(guider, predictions), strict=True):
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+def mixed(**changes) -> diffusers.AdaptiveProjectedMixGuidance:
+    """diffusers' guider for Hunyuan Image 2.1, with the paper's way to count a scale, and no other one at first."""
+    settings = {"guidance_scale": 10.0, "use_original_formulation": True, "adaptive_projected_guidance_start_step": 2}
+    return diffusers.AdaptiveProjectedMixGuidance(**(settings | changes))
+
+
+def test_with_warm_up_it_is_diffusers_guider_that_has_cfg_alone_at_first():
+    predictions = pairs(6)
+    expected = of_diffusers(mixed(), predictions)
+    for warm_up in (True, False):
+        rule = AdaptiveProjectedGuidance(0.0, 100.0, -0.5, warm_up)
+        same = [
+            torch.allclose(result, other, rtol=0, atol=1e-12)
+            for result, other in zip(ours(predictions, 11.0, rule, first=3), expected, strict=True)
+        ]
+        assert same[:3] == [True] * 3 and same[3:] == [warm_up] * 3
+
+
+def test_what_a_step_leaves_has_the_weight_of_its_own_cfg_in_it_which_diffusers_leaves_out():
+    (a, b), (c, d) = predictions = pairs(2)
+    guider = mixed(
+        guidance_scale=2.5, adaptive_projected_guidance_start_step=0, adaptive_projected_guidance_rescale=0.0, eta=1.0
+    )
+    theirs = of_diffusers(guider, predictions)[1]
+    torch.testing.assert_close(theirs, c + 10 * (c - d - 0.5 * (a - b)), rtol=0, atol=1e-12)
+    apply = AdaptiveProjectedGuidance(1.0, 0.0, -0.5).begin()
+    apply(a + 2.5 * (a - b), {POSITIVE: a}, at(0))
+    result = apply(c + 10 * (c - d), {POSITIVE: c}, at(1))
+    torch.testing.assert_close(result, c + 10 * (c - d) - 0.5 * 2.5 * (a - b), rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------- samples, modalities, and precision

@@ -1,6 +1,7 @@
 """The nodes as the host and its users see them: their schemas, and what they say when something cannot work."""
 
 import asyncio
+import dataclasses
 import inspect
 import math
 import shutil
@@ -127,6 +128,25 @@ def test_what_makes_a_guidance_takes_exactly_the_inputs_that_are_its_own(guidanc
     named = {name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     ids = {given.id for given in guidance.own_inputs} | {"model"}
     assert named == ids or (named == {"model"} and len(parameters) == 2)  # the methods of registries take any
+
+
+ADDED = {  # (node, its method): the names of fields that were added after the first release
+    (method.about.node_id, method): [name for name, field in fields.items() if field.metadata.get("added")]
+    for method in (*RULES, *PERTURBATIONS)
+    if method.about and (fields := {field.name: field for field in dataclasses.fields(method)})
+}
+
+
+@pytest.mark.parametrize(("node_id", "added"), [(key, names) for (key, _), names in ADDED.items() if names])
+def test_an_input_that_was_added_later_stands_last_and_a_workflow_that_lacks_it_has_its_default(node_id, added):
+    inputs = BY_ID[node_id].define_schema().inputs
+    widgets = [given.id for given in inputs if hasattr(given, "default")]
+    assert widgets[-len(added) :] == added
+    assert [given.id for given in inputs if given.optional and given.id in widgets] == added
+    model = network("sd3" if node_id == "BeyondCFGSkipLayer" else "unet")
+    (lacking,) = execute(node_id, model=model, **dict.fromkeys(added)).model_options[host.KEY]
+    (shown,) = execute(node_id, model=model).model_options[host.KEY]
+    assert lacking == shown
 
 
 def test_every_registered_perturbation_and_rule_has_a_node_or_a_reason_to_have_none():
