@@ -13,11 +13,16 @@ Exactly, b²/a ∇ₓ log p(y | D(x)) is Cov[x₀ | x] ∇_D log p(y | D); r² i
 as σ goes to 0 for any data. Besides, a mean of pictures is judged as if it were one. Good late, rough early. No backward
 pass through the diffusion model.
 
-A sample whose gradient is not finite gets no guidance in that step: one bad number would spoil the rest of the run.
+A sample whose gradient is not finite gets none in that step: one bad number would spoil the rest of the run.
+
+With `adam` each gradient is steadied by those of earlier steps (moments.py, arXiv:2603.16797). That is of about 1 in each
+number, whatever the gradient's size, so it matters of which x: for a classifier of noisy latents it is the paper's,
+x/√(a² + b²), and D_s = D + s b²/(a √(a² + b²)) ĝ. For one of clean latents, which is not in the paper, it is D.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -27,6 +32,7 @@ from torch import Tensor
 
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, Step, check_params, param
 from .linalg import exact, per_sample
+from .moments import adaptive_moments
 
 CLASSIFIER = About(
     node_id="BeyondCFGClassifier",
@@ -40,6 +46,13 @@ CLASSIFIER = About(
     paper="arXiv:2105.05233",
     aliases=("classifier guidance", "CLIP guidance", "guided diffusion", "zero-shot", "universal guidance", "ADM-G"),
 )
+
+ADAM = "Steadies the gradient by those of earlier steps, as the optimizer Adam does. Each number then moves by about "
+ADAM += "scale, which must be much smaller: begin at 0.05."
+BETA1 = (
+    "With adam: how much of the average direction of earlier steps stays. 0 is none; the authors' best have 0 to 0.4."
+)
+BETA2 = "With adam: how much of the average size of earlier steps stays. Most of the authors' best have 0.2 to 0.8."
 
 LogProbability = Callable[[Step], Tensor]  # log p(y | step.x; step.sigma) of each sample, [batch]; differentiable
 
@@ -66,6 +79,9 @@ class ClassifierGuidance(GuidanceRule):
         step=0.1,
         off=0.0,
     )
+    adam: bool = param(False, ADAM, added=True)
+    beta1: float = param(0.0, BETA1, low=0.0, high=0.999, step=0.01, added=True)
+    beta2: float = param(0.5, BETA2, low=0.0, high=0.999, step=0.01, added=True)
 
     def __post_init__(self):
         check_params(self)
@@ -73,18 +89,26 @@ class ClassifierGuidance(GuidanceRule):
     def branches(self) -> tuple[Branch, ...]:
         return () if self.scale == 0 else (POSITIVE,)
 
+    def _steadied(self) -> Callable[..., Latent]:
+        """(gradient by x, step, the length of x that is 1 in the paper) → the direction to go, for one run."""
+        if not self.adam:
+            return lambda gradient, step, length=1.0: gradient
+        moments = adaptive_moments(self.beta1, self.beta2)
+        return lambda gradient, step, length=1.0: moments(length * gradient, step) / length
+
 
 class NoisyClassifierGuidance(ClassifierGuidance):
     """By a classifier of noisy latents: it is asked about x at σ."""
 
     def begin(self) -> Apply:
-        log_probability = self.classifier.begin()
+        log_probability, steadied = self.classifier.begin(), self._steadied()
 
         def apply(denoised, _predictions, step):
             if step.signal <= 0 or step.noise <= 0:  # nor is there a ln(b/a) to tell the classifier
                 return denoised
             size = self.scale * step.noise**2 / step.signal
-            return _moved(denoised, size, gradient(log_probability, step))
+            direction = steadied(gradient(log_probability, step), step, math.hypot(step.signal, step.noise))
+            return _moved(denoised, size, direction)
 
         return apply
 
@@ -93,12 +117,12 @@ class CleanClassifierGuidance(ClassifierGuidance):
     """By a classifier of clean latents: it is asked about D₊ as if it were x at σ = 0."""
 
     def begin(self) -> Apply:
-        log_probability = self.classifier.begin()
+        log_probability, steadied = self.classifier.begin(), self._steadied()
 
         def apply(denoised, predictions, step):
             clean = replace(step, x=predictions[POSITIVE], sigma=0.0, signal=1.0)
             size = self.scale * step.noise**2 / (step.signal**2 + step.noise**2)
-            return _moved(denoised, size, gradient(log_probability, clean))
+            return _moved(denoised, size, steadied(gradient(log_probability, clean), step))
 
         return apply
 

@@ -50,10 +50,13 @@ PICTURE_INPUTS = [
 ]
 
 
-def by_pictures(model, vae, clip_vision, label, other_labels, head, scale, clip=None):
+def by_pictures(
+    model, vae, clip_vision, label, other_labels, head, scale, clip=None, adam=None, beta1=None, beta2=None
+):
     """Towards what a classifier of pictures takes for a label."""
     classifier = host.picture_classifier(model, vae, clip_vision, label, other_labels, head, clip)
-    return model, CleanClassifierGuidance(classifier, scale)
+    values = {"scale": scale, "adam": adam, "beta1": beta1, "beta2": beta2}
+    return model, CleanClassifierGuidance(classifier, **schema.settings(CleanClassifierGuidance, values))
 
 
 LATENT_INPUTS = [
@@ -74,9 +77,11 @@ LATENT_INPUTS = [
 ]
 
 
-def by_latents(model, classifier, label, scale):
+def by_latents(model, classifier, label, scale, adam=None, beta1=None, beta2=None):
     """Towards what a classifier of noisy latents takes for a label."""
-    return model, NoisyClassifierGuidance(host.LatentClassifier(model, classifier.strip(), label), scale)
+    network = host.LatentClassifier(model, classifier.strip(), label)
+    values = {"scale": scale, "adam": adam, "beta1": beta1, "beta2": beta2}
+    return model, NoisyClassifierGuidance(network, **schema.settings(NoisyClassifierGuidance, values))
 
 
 GUIDANCES = [

@@ -58,7 +58,7 @@ def methods(folder: str) -> list[Path]:
         "host",
         "texts",
     }
-    frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory"}  # no rule and no perturbation
+    frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments"}  # no rule and no perturbation
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -70,6 +70,8 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.region": set(),
     "guiders.linalg": {"guiders.base"},
     "guiders.memory": {"guiders.base"},
+    "guiders.moments": {"guiders.base", "guiders.memory"},
+    "guiders.classifier": {"guiders.base", "guiders.linalg", "guiders.moments"},
     "guiders.compose": {"guiders.base", "guiders.schedule"},
     "patches.post_hoc_ema": set(),
     "guiders.noisy_network": {"guiders.base"},

@@ -1,5 +1,6 @@
 """Classifier guidance with exact classifiers: of Gaussians, where log p(y | x; σ) is known at every noise level."""
 
+import dataclasses
 import itertools
 import math
 from dataclasses import dataclass
@@ -371,3 +372,66 @@ def test_a_flow_whose_noise_is_scaled_counts_by_its_noise(rule):
     scaled, plain = Step(x, 0.25, 0.25, signal=0.5, noise_scale=4.0), Step(x, 1.0, 1.0, signal=0.5)
     apply = rule(Of(toward), 1.0).begin()
     assert torch.equal(apply(x, {POSITIVE: x}, scaled), apply(x, {POSITIVE: x}, plain))
+
+
+# ------------------------------------------------------------------------------------------------------------- moments
+
+
+def of_adam(gradients: list[torch.Tensor], beta1: float, beta2: float) -> list[torch.Tensor]:
+    """How far torch's optimizer Adam goes up each of the gradients, at a learning rate of 1."""
+    place = torch.nn.Parameter(torch.zeros_like(gradients[0]))
+    optimizer = torch.optim.Adam([place], 1.0, (beta1, beta2), maximize=True)
+    found = []
+    for given in gradients:
+        before, place.grad = place.detach().clone(), given.clone()
+        optimizer.step()
+        found.append(place.detach() - before)
+    return found
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["VE", "flow"])
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.0, 0.5), (0.9, 0.995)])
+def test_with_adam_it_is_the_authors_step_of_the_noise_in_variance_preserving_terms(flow, beta1, beta2):
+    """ε̂ = ε − s √(1 − ᾱ) ĝ, where ĝ is Adam's of ∇ log p by the x of a network of DDPM, and ᾱ = a²/(a² + b²)."""
+    rule = NoisyClassifierGuidance(BAYES, 0.05, True, beta1, beta2)
+    apply, scale, gradients, results = rule.begin(), 0.05, [], []
+    steps = [dataclasses.replace(level(sigma, flow, seed=i), index=i) for i, sigma in enumerate((0.9, 0.6, 0.5, 0.2))]
+    for step in steps:
+        base, length = unconditional(step), math.hypot(step.signal, step.sigma)
+        x = (step.x / length).requires_grad_()
+        (found,) = torch.autograd.grad(BAYES.function(dataclasses.replace(step, x=length * x)).sum(), x)
+        gradients.append(found)
+        results.append((step, base, apply(base, {POSITIVE: base}, step)))
+    for (step, base, result), direction in zip(results, of_adam(gradients, beta1, beta2), strict=True):
+        alpha = step.signal**2 / (step.signal**2 + step.sigma**2)
+        x = step.x * (alpha**0.5 / step.signal)
+        noise = (x - alpha**0.5 * base) / (1 - alpha) ** 0.5 - scale * (1 - alpha) ** 0.5 * direction
+        expected = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+
+
+def test_with_adam_each_number_moves_by_the_scale_in_the_first_step_whatever_the_gradients_size():
+    step = level(0.5, flow=True)
+    share = step.sigma**2 / (step.signal**2 + step.sigma**2)
+    for size in (1.0, 1000.0):
+        likely = Of(lambda step, size=size: summed(size * step.x * torch.arange(-2.5, 2.0, 1.0)))
+        moved = guided(CleanClassifierGuidance(likely, 0.05, adam=True), step) - unconditional(step)
+        torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.05 * share), rtol=1e-7, atol=0)
+
+
+def test_with_adam_no_gradient_moves_nothing_and_a_bad_one_spoils_no_later_step():
+    step = level(0.5, flow=True)
+    still = guided(CleanClassifierGuidance(Of(lambda step: summed(0 * step.x)), 0.05, adam=True), step)
+    assert torch.equal(still, unconditional(step))
+    bad = Of(lambda step: summed(step.x * torch.tensor([math.inf if step.index == 0 else 1.0, 1.0]).view(2, 1, 1, 1)))
+    apply, base = NoisyClassifierGuidance(bad, 0.05, adam=True).begin(), unconditional(step)
+    results = [apply(base, {POSITIVE: base}, dataclasses.replace(step, index=index)) for index in range(3)]
+    assert torch.equal(results[0][0], base[0]) and all(result.isfinite().all() for result in results)
+    assert not torch.allclose(results[2][0], base[0])
+
+
+def test_without_adam_a_step_knows_nothing_of_the_last():
+    step, rule = level(0.5, flow=True), NoisyClassifierGuidance(BAYES, 2.0, beta1=0.9, beta2=0.9)
+    apply, base = rule.begin(), unconditional(step)
+    results = [apply(base, {POSITIVE: base}, dataclasses.replace(step, index=index)) for index in range(2)]
+    assert torch.equal(results[0], results[1])
