@@ -39,7 +39,7 @@ class HistoryGuidance(GuidanceRule):
 
     scale: float = param(1.75, SCALE, low=0.0, high=100.0, step=0.05, off=0.0)
     eta: float = param(0.0, ETA, low=-10.0, high=10.0, step=0.05)
-    alpha: float = param(0.75, ALPHA, low=0.0, high=1.0, step=0.05)
+    alpha: float = param(0.75, ALPHA, low=0.01, high=1.0, step=0.05)
     t_min: float = param(0.4, T_MIN, low=0.0, high=0.95, step=0.01)
     t_max: float = param(1.0, T_MAX, low=0.5, high=1.0, step=0.01)
     cutoff: float = param(0.05, CUTOFF, low=0.0, high=2.0, step=0.01)

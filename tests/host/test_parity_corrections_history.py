@@ -1,4 +1,4 @@
-"""Guidances with memory are the papers' algorithms, written as functions of the host's own, on its samplers and networks."""
+"""Guidances with memory are the papers' algorithms, written as functions of the host on its own samplers."""
 
 import pytest
 import torch
