@@ -1,28 +1,28 @@
 """How predictions are combined: guidance rules, and the run that composes them."""
 
 from .adaptive_projected import AdaptiveProjectedGuidance
-from .beta import BetaCFG
 from .angle_cap import AngleCap
+from .beta import BetaCFG
 from .classifier import CleanClassifierGuidance, NoisyClassifierGuidance
 from .classifier_free import ClassifierFreeGuidance
-from .frequency_decoupled import FrequencyDecoupled
 from .dynamic_thresholding import DynamicThresholding
 from .epsilon_scaling import EpsilonScaling
+from .frequency_decoupled import FrequencyDecoupled
 from .history import HistoryGuidance
 from .independent_condition import IndependentConditionGuidance
-from .perp_neg import PerpNeg
 from .magnitude_aware import MagnitudeAware
 from .mahiro import Mahiro
-from .norm_cap import NormCap
 from .momentum import MomentumGuidance
+from .norm_cap import NormCap
+from .perp_neg import PerpNeg
 from .perturbation import PerturbationGuidance
 from .previous_step import PreviousStepGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
+from .sliding_mode import SlidingModeGuidance
 from .tangential import TangentialCFG
 from .temporal_score import TemporalScoreRescaling
 from .tonemap import Tonemap
-from .sliding_mode import SlidingModeGuidance
 from .weak_model import WeakModelGuidance
 from .worse_negative import WorseNegative
 from .zero_star import ZeroStar

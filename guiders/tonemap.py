@@ -1,9 +1,9 @@
 """Tonemap.   D' = D₊ + Δ / (1 + |Δ|/t),   Δ = D − D₊,   t = k (mean |Δ| + 5 std |Δ|)
 
 | | is the length of the channels at one position; mean and std are over the positions of one sample (and modality).
-Strong guidance is shortened most, as Reinhard et al. 2002, "Photographic Tone Reproduction for Digital Images", do with
-bright light: nowhere does it become longer than t. Its direction stays. No paper on guidance; the formula is the host's,
-LatentOperationTonemapReinhard under LatentApplyOperationCFG. D is whatever the rules before have made. Neutral at
+Strong guidance is shortened most, as bright light is by Reinhard et al. 2002, "Photographic Tone Reproduction for Digital
+Images", doi:10.1145/566654.566575: nowhere does it become longer than t. Its direction stays. No paper on guidance; the
+formula is the host's, LatentOperationTonemapReinhard under LatentApplyOperationCFG. D is whatever the rules before have made. Neutral at
 amount 0.
 
 Host: D₋ + w T(D₊ − D₋), T being this map, so that also the step from the negative to the positive is shortened. Here:

@@ -225,7 +225,7 @@ def test_a_method_fits_on_a_few_screens_and_opens_with_its_equation_and_its_pape
     doc = ast.get_docstring(tree_of(path))
     assert len(text.splitlines()) <= 150
     assert re.search(r"[=→]", doc.splitlines()[0]), "the first line has the equation"
-    assert re.search(r"arXiv:\d{4}\.\d{5}", doc), "the docstring names the paper"
+    assert re.search(r"arXiv:\d{4}\.\d{5}|doi:10\.", doc), "the docstring names the paper"
 
 
 @pytest.mark.parametrize(("folder", "registry"), [("guiders", "RULES"), ("patches", "PERTURBATIONS")])

@@ -104,7 +104,8 @@ def rows_of(readme: str) -> list[str]:
 def titles_in(row: str) -> list[str]:
     """The titles of the nodes that a row is about: `**A**, **B**` or, for guiders, `**A, B Guider**`."""
     found = []
-    for bold in re.findall(r"\*\*(.*?)\*\*", row.split("|")[1]):
+    for written in re.findall(r"\*\*((?:\\.|[^*\\])+)\*\*", row.split("|")[1]):
+        bold = re.sub(r"\\(.)", r"\1", written)  # such as of CFG-Zero\*
         names = bold.removesuffix(" Guider").split(", ")
         found += [f"{name} Guider" for name in names] if bold.endswith(" Guider") else names
     return found

@@ -49,7 +49,8 @@ def with_row(readme: str, schema) -> str:
     summary = _cell(PAPER.sub("", schema.description).strip())
     if paper := PAPER.search(schema.description):
         summary += f" ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
-    return readme.replace(guiders, f"| **{schema.display_name}** | {summary} | {UNWRITTEN} |\n{guiders}")
+    title = schema.display_name.replace("*", r"\*")
+    return readme.replace(guiders, f"| **{title}** | {summary} | {UNWRITTEN} |\n{guiders}")
 
 
 def _cell(text: str) -> str:

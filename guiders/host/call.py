@@ -153,9 +153,9 @@ class ModelCall:
         result.folded = True
         if not context.recorders:
             return active.fold(denoised, result.predictions or {}, self._step)
-        names = ["CFG", *(context.node_of(one.rule) for one in active.rules)]
+        names = ["CFG", *(context.node_of(one.rule) if one.strength else "" for one in active.rules)]
         stages = [denoised, *active.stages(denoised, result.predictions or {}, self._step)]
-        result.stages = list(zip(names, stages, strict=True))
+        result.stages = [stage for stage in zip(names, stages, strict=True) if stage[0]]
         return stages[-1]
 
 

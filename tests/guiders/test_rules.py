@@ -10,8 +10,8 @@ import pytest
 import torch
 from pack.guiders import (
     RULES,
-    BetaCFG,
     AngleCap,
+    BetaCFG,
     ClassifierFreeGuidance,
     CleanClassifierGuidance,
     DynamicThresholding,
