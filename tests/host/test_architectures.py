@@ -179,6 +179,48 @@ def test_pag_is_in_the_chosen_layers_image_tokens_and_nowhere_else(specimen, mod
             assert close(call.out[OURS, image], call.plain[OURS, image]) > 1e-2  # attention was no identity
 
 
+def identity(call, image, keys):
+    """The map of the picture's tokens in which they see themselves and what is not the picture."""
+    logits = call.logits()
+    hidden = torch.zeros(logits.shape[2:], dtype=torch.bool)
+    hidden[image[:, None], keys] = ~torch.eye(len(image), dtype=torch.bool)
+    return logits.masked_fill(hidden, -torch.inf)[:, :, image].softmax(-1)
+
+
+def itself(call, image, keys):
+    return torch.eye(call.k.shape[2], dtype=call.v.dtype)[keys].expand(*call.k.shape[:2], -1, -1)
+
+
+def tempered(call, image, keys, factor: float):
+    """Queries times `factor`; what the host adds to the logits stays."""
+    return call.logits(factor * call.q)[:, :, image].softmax(-1)
+
+
+MAPS = {  # the perturbation and the map, [rows, heads, picture, keys], that it gives the picture's tokens
+    "SoftPAG": (lambda layers: IdentityAttention(layers, 0.5), lambda *at: (tempered(*at, 1.0) + identity(*at)) / 2),
+    "without text": (lambda layers: IdentityAttention(layers, 1.0, "identity without text"), itself),
+    "uniform": (lambda layers: IdentityAttention(layers, 1.0, "uniform"), lambda *at: tempered(*at, 0.0)),
+}
+
+
+@pytest.mark.parametrize("made", MAPS.values(), ids=MAPS)
+def test_another_map_is_that_of_the_chosen_layers_image_tokens_alone(specimen, model, monkeypatch, made):
+    make, map_of = made
+    name = specimen.layers[-1]
+    plain = forward(specimen, model)
+    with recorded(model, monkeypatch) as record:
+        out = forward(specimen, model, make(chosen(model, name)))
+    assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-6
+    for at, (label, call) in enumerate(zip(specimen.calls, record, strict=True)):
+        if label == name:
+            image = torch.arange(call.q.shape[2])[specimen.image_of(name, at)]
+            offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
+            expected = call.plain.clone()
+            picture = (map_of(call, image, image + offset) @ call.v).transpose(1, 2).flatten(2)
+            expected[OURS, image] = picture[OURS]
+            assert close(call.out, expected) < 1e-5
+
+
 def kernel(size: int, sigma: float) -> torch.Tensor:
     """[size, size]: a Gaussian around each place of a row that is mirrored at its edges, by counting images."""
     at = torch.arange(size, dtype=torch.float64)

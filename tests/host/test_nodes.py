@@ -13,7 +13,7 @@ import torch
 from pack.guiders import RULES, host
 from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
-from pack.patches import PERTURBATIONS
+from pack.patches import PERTURBATIONS, IdentityAttention
 from pack.tests.host import networks
 from pack.tests.host.harness import network, pag, prompts, sample
 
@@ -120,6 +120,21 @@ def test_what_a_node_builds_takes_exactly_its_inputs(node):
 
 
 GUIDANCES = [*terms.GUIDANCES, *classifier.GUIDANCES]
+
+
+def test_an_input_that_came_later_is_optional_stands_last_and_has_its_default_where_a_saved_workflow_lacks_it():
+    shown = {field.name: field for field in dataclasses.fields(IdentityAttention) if field.metadata.get("added")}
+    for node_id in ("BeyondCFGPAG", "BeyondCFGPAGGuider"):
+        *_, blend, target, schedule = BY_ID[node_id].define_schema().inputs
+        assert [blend.id, target.id, schedule.id] == [*shown, "schedule"]
+        assert all(given.optional and given.default == shown[given.id].default for given in (blend, target))
+    for changes in ({}, {"blend": None, "target": None}):
+        (term,) = execute("BeyondCFGPAG", **changes).model_options[host.KEY]
+        assert term.rule.perturbation == IdentityAttention(term.rule.perturbation.layers)
+    values = {"model": network("unet"), "scale": 3.0, "layers": "auto", "start_percent": 0.0, "end_percent": 1.0}
+    out = BY_ID["BeyondCFGPAG"].execute(**values, blend=None, target="uniform").result[0]  # a link that gives nothing
+    (term,) = out.model_options[host.KEY]
+    assert (term.rule.perturbation.blend, term.rule.perturbation.target) == (1.0, "uniform")
 
 
 @pytest.mark.parametrize("guidance", GUIDANCES, ids=lambda guidance: guidance.about.node_id)

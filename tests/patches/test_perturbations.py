@@ -16,6 +16,10 @@ SIZE = 15  # tokens of the picture
 COMPLETE = [method for method in PERTURBATIONS if not faults_of_perturbation(method)]
 SETTINGS = [method(LAYERS) for method in COMPLETE if issubclass(method, AttentionPerturbation)]
 SETTINGS += [
+    IdentityAttention(LAYERS, 0.5),
+    IdentityAttention(LAYERS, 1.0, "identity without text"),
+    IdentityAttention(LAYERS, 1.0, "uniform"),
+    IdentityAttention(LAYERS, 0.3, "uniform"),
     BlurredQuery(LAYERS, 2.0),
     BlurredQuery(LAYERS, 2.0, "reflect"),
     MaskedAttention(LAYERS, 0.5),
