@@ -29,6 +29,7 @@ from ..patches import PERTURBATIONS, SkippedLayer
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TokenPerturbation
 from ..patches.host import check_time, choose_layers
+from ..patches.layers import with_auto
 from . import schema
 from .guidance import Guidance, term_node
 
@@ -66,7 +67,8 @@ def guidance_away_from(method: type[Perturbation]) -> Guidance:
     def make(model, **values):
         settings = schema.settings(method, values)
         if needs_layers:
-            settings["layers"] = choose_layers(model, values["layers"], skip=skips, enter=enters)
+            text = with_auto(values["layers"], about.auto) if about.auto else values["layers"]
+            settings["layers"] = choose_layers(model, text, skip=skips, enter=enters)
         else:
             check_time(model)
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))

@@ -5,6 +5,7 @@ from .identity_attention import IdentityAttention
 from .masked_attention import MaskedAttention
 from .noisy_time_embedding import NoisyTimeEmbedding
 from .shuffled_tokens import ShuffledTokens
+from .random_skipped_layer import RandomSkippedLayer
 from .skipped_layer import SkippedLayer
 from .swapped_tokens import SwappedTokens
 
@@ -16,4 +17,5 @@ PERTURBATIONS = (
     SkippedLayer,
     ShuffledTokens,
     SwappedTokens,
+    RandomSkippedLayer,
 )

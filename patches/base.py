@@ -33,6 +33,7 @@ class About:
     default: float = 3.0  # of the strength
     window: tuple[float, float] = (0.0, 1.0)  # default start and end, as fractions of sampling
     guider: bool = False  # whether it has a guider node of its own
+    auto: str = ""  # what the layers "auto" are, where it is not what the architecture recommends
 
     @property
     def off(self) -> float:
@@ -181,7 +182,7 @@ class Intervention(abc.ABC):
 
     @property
     def random(self) -> bool:
-        """Whether it draws random numbers, by AttentionCall.moment."""
+        """Whether it draws random numbers, by the moment."""
         return False
 
 
@@ -222,6 +223,10 @@ class TokenPerturbation(Perturbation):
 
 class BlockPerturbation(Perturbation):
     """Leaves its layers out: what a block gives is what it got."""
+
+    def left_out(self, layer: Layer, samples: int, moment: Moment) -> Tensor | None:  # noqa: ARG002 (to be overridden)
+        """Which of a branch's samples leave `layer` out, [samples] of bool on the CPU. None: all of them do."""
+        return None
 
 
 class TimePerturbation(Perturbation):

@@ -87,6 +87,11 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
     return tuple(layer for layer in layers if layer in chosen)
 
 
+def with_auto(text: str, auto: str) -> str:
+    """`text` in which "auto" stands for what `auto` selects."""
+    return ",".join(auto if item.strip().lower() == "auto" else item for item in text.split(","))
+
+
 def _by_depth(item: str, text: str, layers: Sequence[Layer], first: float, last: float) -> Sequence[Layer]:
     """The layers whose middle lies from `first` to `last` of the network's depth; at least the one at `first`."""
     if last < first:

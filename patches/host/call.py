@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from comfy.model_management import OOM_EXCEPTION, soft_empty_cache
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
 from torch.nn import Module
 
 from .. import architectures
@@ -278,6 +279,7 @@ class NetworkCall:
             if any(skipped := only(BlockPerturbation, chunks)):
                 stack, block = self.architecture.stack(layer), self.blocks[layer]
                 setting = {"streams": Streams.of(block, stack.streams), "axis": stack.rows, "chunks": skipped}
+                setting["samples"] = self._left_out(layer, skipped)
                 skip = partial(SkippedBlock, **setting, reached=self.reached, present=self.present)
                 found.append(ForwardPatch(f"skipped {layer}", block, skip))
             if any(changed := only(TokenPerturbation, chunks)):
@@ -304,6 +306,13 @@ class NetworkCall:
         return ForwardPatch(
             f"entrance of {layer}", block, partial(Entrance, sliced=stack.text == "img_slice", **setting)
         )
+    def _left_out(self, layer: Layer, chunks: Chunks) -> dict[Perturbation, Tensor]:
+        """For each perturbation that leaves `layer` out in some samples: which ones. It is drawn here, since a compiled
+        network would be compiled again for each draw."""
+        samples = self.shape[0] // len(chunks)
+        skips = {chunk for chunk in chunks if isinstance(chunk, BlockPerturbation)}
+        found = {skip: skip.left_out(layer, samples, self.plan.moment_if_random) for skip in skips}
+        return {skip: which for skip, which in found.items() if which is not None}
 
     def _is_options_free(self, layer: Layer, module) -> bool:
         known = self.architecture.stack(layer).options_free

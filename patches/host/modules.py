@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..base import Moment, Perturbation, TokenCall
+from ..base import Intervention, Moment, Perturbation, TokenCall
 from ..layout import Layout
 from .attention import ADVICE, ATTENTION, PARTS, TEXT, TransformerAttention
 from .chunks import Chunks, PresentChunks, by_chunk, mark_reached, titles
@@ -42,29 +42,43 @@ class AttendingModule:
 
 @dataclass(frozen=True)
 class SkippedBlock:
-    """The forward of a block that is left out for some chunks of the batch."""
+    """The forward of a block that is left out for some chunks of the batch, or some samples of a chunk."""
 
     forward: Callable
     streams: Streams
     axis: int  # which axis of the streams is the batch
     chunks: Chunks
+    samples: Mapping[Intervention, Tensor]  # which of its samples leave the block out, where they are not all
     reached: set = field(compare=False)  # what has come to where it acts
     present: PresentChunks = field(compare=False)
 
     def __call__(self, *args, **kwargs):
-        mark_reached(self.reached, self.chunks)
+        self._mark_reached()
         before, chunks = self.streams.read(args, kwargs), self.present.of(self.chunks)
-        if all(chunks):
+        if all(chunks) and not self.samples:
             return before[0] if len(before) == 1 else tuple(before)
         before = [tokens.clone() for tokens in before]  # blocks add to their inputs in place
         out = self.forward(*args, **kwargs)
 
         def left_out(stream: int, after: Tensor) -> Tensor:
             old, new = before[stream].movedim(self.axis, 0), after.movedim(self.axis, 0)
-            kept = by_chunk(new.shape[0], chunks, lambda at: new[at], lambda at, _: old[at])
+
+            def skipped(at: slice, skip: Intervention) -> Tensor:
+                if skip not in self.samples:
+                    return old[at]
+                samples, rows = self.samples[skip].to(new.device), old[at]
+                samples = samples.repeat_interleave(len(rows) // len(samples))  # PixelDiT has a row for each patch
+                return torch.where(samples.view(-1, *[1] * (rows.ndim - 1)), rows, new[at])
+
+            kept = by_chunk(new.shape[0], chunks, lambda at: new[at], skipped)
             return kept.movedim(0, self.axis)
 
         return self.streams.changed(out, left_out)
+
+    def _mark_reached(self) -> None:
+        if not torch.compiler.is_compiling():
+            idle = {skip for skip, samples in self.samples.items() if not samples.any()}
+            mark_reached(self.reached, tuple(None if chunk in idle else chunk for chunk in self.chunks))
 
 
 @dataclass(frozen=True)

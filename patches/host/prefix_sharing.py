@@ -15,14 +15,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .. import architectures
 from ..architectures import Architecture
-from ..base import Observation, Perturbation
+from ..base import BlockPerturbation, Observation, Perturbation
 from ..layers import Layer
 from .attention import ATTENTION
 from .chunks import Chunks, PresentChunks
@@ -178,7 +178,11 @@ def _past(at: int, acting, passed: set[Layer]) -> Hashable:
     done = frozenset(passed.intersection(acting.layers))
     if isinstance(acting, Observation):  # it reports rows of its own chunk
         return (at, done) if done else None
-    return (dataclasses.replace(acting, layers=()), done) if done else None
+    if not done:
+        return None
+    if acting.random and isinstance(acting, BlockPerturbation):  # its draw is among all of its layers
+        return acting, done
+    return dataclasses.replace(cast(Any, acting), layers=()), done
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,15 @@ from pack.guiders.host import Term, add_term
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
 from pack.nodes import terms
-from pack.patches import IdentityAttention
+from pack.patches import PERTURBATIONS, IdentityAttention
+from pack.patches.base import BlockPerturbation
 from pack.patches.host import select_layers
 from pack.tests.host import networks
 
 TERM_NODES = {node.about.node_id: node for node in terms.NODES}
+SKIPPING = [
+    method.about.node_id for method in PERTURBATIONS if issubclass(method, BlockPerturbation)
+]  # no UNet's layers
 
 CAN_COPY = "force_deepcopy" in inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters
 NO_COPY = "this host cannot copy a loaded model"

@@ -18,6 +18,7 @@ from pack.patches import (
     IdentityAttention,
     NoisyTimeEmbedding,
     ShuffledTokens,
+    RandomSkippedLayer,
     SkippedLayer,
     SwappedTokens,
 )
@@ -37,6 +38,7 @@ from pack.tests.host.zoo.specimen import has
 FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
 ROWS = [1, 2, 1, 2, 3, 4]  # seeds: the perturbed branch is of the positive's conditioning and x
 OURS = slice(0, 2)
+MOMENT = Moment(5, 2, 0.7)
 
 
 @contextlib.contextmanager
@@ -135,7 +137,7 @@ def forward(specimen, model, perturbation=None, seeds=ROWS, ours=OURS, shares=No
     shares = shares or [perturbation if ours.start <= row < ours.stop else None for row in range(len(seeds))]
     options = {"cond_or_uncond": [0] * len(seeds), "uuids": list(range(len(seeds)))}
     if any(shares):
-        options = planned(options, Plan(tuple(shares), Proofs(shares), Moment(5, 2, 0.7), report))
+        options = planned(options, Plan(tuple(shares), Proofs(shares), MOMENT, report))
     sigma = model.model.model_sampling.percent_to_sigma(0.4)
     with torch.no_grad():
         return model.model.apply_model(x, torch.full((len(seeds),), float(sigma)), transformer_options=options, **conds)
@@ -380,6 +382,21 @@ def test_shuffled_and_swapped_tokens_reach_their_rows_alone(specimen, model, met
     out = forward(specimen, model, changed)
     assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
     assert close(forward(specimen, model, changed, seeds=ROWS[:2]), out[:2]) < 1e-4
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_blocks_that_are_left_out_by_chance_are_drawn_for_each_sample(specimen, model, supports, share):
+    supports(specimen.row, "Random Skip Layer", "yes" if specimen.blocks else "no")
+    if not specimen.blocks:
+        return
+    layers = select_layers(model, "all", skip=True)
+    skip, plain = RandomSkippedLayer(layers, share), forward(specimen, model)
+    out = forward(specimen, model, shares=[skip, None, None])  # of two samples each
+    assert close(out[2:], plain[2:]) < 1e-5
+    for sample in range(2):
+        drawn = tuple(layer for layer in layers if skip.left_out(layer, 2, MOMENT)[sample])
+        fixed = forward(specimen, model, SkippedLayer(drawn))
+        assert close(out[sample], fixed[sample]) < 1e-5 < close(out[sample], plain[sample])
+    alone = forward(specimen, model, skip, seeds=ROWS[:1], ours=slice(0, 1))
+    assert close(alone, out[:1]) < 1e-5
 
 
 def test_a_perturbed_time_is_of_its_own_rows_alone(specimen, model, supports):

@@ -200,6 +200,7 @@ NODES = [
     "BeyondCFGSAG",
     "BeyondCFGTSG",
     "BeyondCFGSkipLayer",
+    "BeyondCFGS2",
 ]
 
 

@@ -15,7 +15,7 @@ from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
 from pack.patches import PERTURBATIONS, IdentityAttention
 from pack.tests.host import networks
-from pack.tests.host.harness import network, pag, prompts, sample
+from pack.tests.host.harness import SKIPPING, network, pag, prompts, sample
 
 import nodes as host_nodes
 
@@ -39,7 +39,7 @@ def execute(node_id: str, **changes):
     weak = {name: network("unet", seed=5) for name in ("weak_model", "auxiliary_model")}
     given = {"positive": positive, "negative": negative, **weak}
     if "model" not in changes:
-        given["model"] = network("sd3" if node_id == "BeyondCFGSkipLayer" else "unet")
+        given["model"] = network("sd3" if node_id in SKIPPING else "unet")
     given |= {given.id: given.default for given in schema.inputs if hasattr(given, "default")} | changes
     wanted = {given.id for given in schema.inputs}
     return node.execute(**{key: value for key, value in given.items() if key in wanted and value is not None}).result[0]
@@ -285,15 +285,16 @@ HAS = "This model has input.1-2, input.4-5, middle, output.0-5."
         ("3", '"3"'),
     ],
 )
-@pytest.mark.parametrize("node_id", [key for key in having("layers") if key != "BeyondCFGSkipLayer"])
+@pytest.mark.parametrize("node_id", [key for key in having("layers") if key not in SKIPPING])
 def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_model_has(node_id, layers, part):
     message = refusal(node_id, layers=layers)
     assert message.startswith(f'layers "{layers}": ') and part in message and message.endswith(HAS)
 
 
-def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too():
-    assert "no layer of Stable Diffusion 1, 2, XL, SVD" in refusal("BeyondCFGSkipLayer", model=network("unet"))
-    assert refusal("BeyondCFGSkipLayer", layers="7").endswith('there is no "7". This model has double.0-2.')
+@pytest.mark.parametrize("node_id", SKIPPING)
+def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too(node_id):
+    assert "no layer of Stable Diffusion 1, 2, XL, SVD" in refusal(node_id, model=network("unet"))
+    assert refusal(node_id, layers="7").endswith('there is no "7". This model has double.0-2.')
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,14 @@ from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttentionGuidance
-from pack.patches import BlurredQuery, IdentityAttention, MaskedAttention, NoisyTimeEmbedding, SkippedLayer
+from pack.patches import (
+    BlurredQuery,
+    IdentityAttention,
+    MaskedAttention,
+    NoisyTimeEmbedding,
+    RandomSkippedLayer,
+    SkippedLayer,
+)
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import Moment
 from pack.patches.host import Plan, PrefixSharing, Proofs, architecture_of, planned, select_layers
@@ -85,7 +92,7 @@ def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:
     stacks = architecture_of(model).stacks
     can_skip = stacks and all(stack.streams for stack in stacks)
     kinds = [IdentityAttention, lambda chosen: BlurredQuery(chosen, -1.0), MaskedAttention]
-    kinds += [SkippedLayer] if can_skip else []
+    kinds += [SkippedLayer, lambda chosen: RandomSkippedLayer(chosen, 0.5)] if can_skip else []
     kinds += [lambda chosen: NoisyTimeEmbedding()] if architecture_of(model).time else []
 
     def some() -> tuple:

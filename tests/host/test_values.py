@@ -17,7 +17,7 @@ from pack.nodes.extension import BeyondCFG
 from pack.nodes.values import LONGEST, check
 from pack.patches.host import ema
 from pack.tests.host.classifiers import FEATURES, clip_vision, save_tensors, whole_vae
-from pack.tests.host.harness import network, prompts
+from pack.tests.host.harness import SKIPPING, network, prompts
 from pack.tools import tiny_models
 
 CLASSIFIERS = Path(__file__).resolve().parent.parent.parent / "benchmarks/models/classifiers"
@@ -95,7 +95,7 @@ def given(tmp_path_factory):
         "images": torch.rand(2, 8, 8, 3),
         "schedule": Curve(),
     }
-    own = {"BeyondCFGSkipLayer": {"model": network("sd3")}}
+    own = {key: {"model": network("sd3")} for key in SKIPPING}
     own["BeyondCFGNoisyClassifier"] = {"model": network("flux"), "classifier": "demo_left.safetensors", "label": "0"}
 
     @functools.cache

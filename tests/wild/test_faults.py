@@ -19,7 +19,7 @@ from pack.guiders.host import Recorder, classifiers, with_recorder
 from pack.nodes.weaker_models import DegradedModel
 from pack.tests.host import networks
 from pack.tests.host.classifiers import clip_vision, guided, save, whole_vae
-from pack.tests.host.harness import network, sample
+from pack.tests.host.harness import SKIPPING, network, sample
 from pack.tests.host.test_memory import traces
 from pack.tests.host.test_terms import TERMS, apply
 from pack.tests.host.zoo.others import pixart
@@ -68,7 +68,7 @@ class Subject:
         self.weak = DegradedModel.execute(model=other, **weak).result[0]
         self.terms = self.model
         for key in TERMS:
-            if (kind, key) != ("unet", "BeyondCFGSkipLayer"):
+            if not (kind == "unet" and key in SKIPPING):
                 self.terms = apply(key, self.terms, weak=self.weak)
         if kind == "unet":
             self.terms = guided(self.terms, whole_vae(), clip_vision(), scale=1.0)
