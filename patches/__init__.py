@@ -1,5 +1,6 @@
 """How a branch is made worse: perturbations, and where in each network they act."""
 
+from .attention_temperature import AttentionTemperature
 from .blurred_query import BlurredQuery
 from .identity_attention import IdentityAttention
 from .masked_attention import MaskedAttention
@@ -13,6 +14,7 @@ PERTURBATIONS = (
     IdentityAttention,
     BlurredQuery,
     MaskedAttention,
+    AttentionTemperature,
     NoisyTimeEmbedding,
     SkippedLayer,
     ShuffledTokens,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from comfy.ldm.modules import attention as host_attention
 from pack.patches import (
+    AttentionTemperature,
     BlurredQuery,
     IdentityAttention,
     NoisyTimeEmbedding,
@@ -202,11 +203,13 @@ MAPS = {  # the perturbation and the map, [rows, heads, picture, keys], that it 
     "SoftPAG": (lambda layers: IdentityAttention(layers, 0.5), lambda *at: (tempered(*at, 1.0) + identity(*at)) / 2),
     "without text": (lambda layers: IdentityAttention(layers, 1.0, "identity without text"), itself),
     "uniform": (lambda layers: IdentityAttention(layers, 1.0, "uniform"), lambda *at: tempered(*at, 0.0)),
+    "ERG": (lambda layers: AttentionTemperature(layers, 0.01), lambda *at: tempered(*at, 0.01)),
 }
 
 
 @pytest.mark.parametrize("made", MAPS.values(), ids=MAPS)
-def test_another_map_is_that_of_the_chosen_layers_image_tokens_alone(specimen, model, monkeypatch, made):
+def test_another_map_is_that_of_the_chosen_layers_image_tokens_alone(specimen, model, monkeypatch, supports, made):
+    supports(specimen.row, "ERG", "yes")
     make, map_of = made
     name = specimen.layers[-1]
     plain = forward(specimen, model)

@@ -201,6 +201,7 @@ NODES = [
     "BeyondCFGTSG",
     "BeyondCFGSkipLayer",
     "BeyondCFGS2",
+    "BeyondCFGERG",
 ]
 
 

@@ -21,6 +21,7 @@ from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import SelfAttentionGuidance
 from pack.patches import (
+    AttentionTemperature,
     BlurredQuery,
     IdentityAttention,
     MaskedAttention,
@@ -91,7 +92,7 @@ def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:
     layers = select_layers(model, "all")
     stacks = architecture_of(model).stacks
     can_skip = stacks and all(stack.streams for stack in stacks)
-    kinds = [IdentityAttention, lambda chosen: BlurredQuery(chosen, -1.0), MaskedAttention]
+    kinds = [IdentityAttention, lambda chosen: BlurredQuery(chosen, -1.0), MaskedAttention, AttentionTemperature]
     kinds += [SkippedLayer, lambda chosen: RandomSkippedLayer(chosen, 0.5)] if can_skip else []
     kinds += [lambda chosen: NoisyTimeEmbedding()] if architecture_of(model).time else []
 

@@ -18,7 +18,7 @@ def full_of_nan():
     torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
-METHODS = ("PAG", "SEG", "SAG", "ICG", "TSG", "MaskedAttention", "SkipLayer", "S2", "Autoguidance")
+METHODS = ("PAG", "SEG", "SAG", "ICG", "TSG", "MaskedAttention", "SkipLayer", "S2", "ERG", "Autoguidance")
 CASES = [(kind, method) for kind in ("unet", "sd3", "flux") for method in METHODS]
 CASES = [(kind, method) for kind, method in CASES if not (kind == "unet" and f"BeyondCFG{method}" in SKIPPING)]
 

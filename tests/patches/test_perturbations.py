@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from pack.patches import PERTURBATIONS, BlurredQuery, IdentityAttention, MaskedAttention, base
+from pack.patches import PERTURBATIONS, AttentionTemperature, BlurredQuery, IdentityAttention, MaskedAttention, base
 from pack.patches.base import About, AttentionCall, AttentionPerturbation, Moment, Perturbation
 from pack.patches.layers import Layer
 from pack.tests.contracts import faults_of_perturbation
@@ -20,6 +20,8 @@ SETTINGS += [
     IdentityAttention(LAYERS, 1.0, "identity without text"),
     IdentityAttention(LAYERS, 1.0, "uniform"),
     IdentityAttention(LAYERS, 0.3, "uniform"),
+    AttentionTemperature(LAYERS, 0.0),
+    AttentionTemperature(LAYERS, 10.0),
     BlurredQuery(LAYERS, 2.0),
     BlurredQuery(LAYERS, 2.0, "reflect"),
     MaskedAttention(LAYERS, 0.5),
