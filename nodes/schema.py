@@ -27,8 +27,8 @@ LAYERS = io.String.Input(
     tooltip=(
         "Which layers are perturbed. auto: what suits the architecture. Else a list: all, middle, input.4, output.3-5, "
         "input.8.2-9 (UNets), double.7-9, single.0-3, block.12 (transformers), 7, 8, 9 where there is one stack, or by "
-        "depth: 0.4-0.6. Earlier and more layers change more. A layer that the model lacks is an error that lists those "
-        "it has; Layer Map shows them."
+        "depth: 0.4-0.6. single.3:h0,h5 is two heads of one layer's attention. Earlier and more layers change more. A "
+        "layer that the model lacks is an error that lists those it has; Layer Map shows them."
     ),
 )
 

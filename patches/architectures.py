@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .layers import Layer, parse
+from .layers import Layer, parse, whole_layers
 from .layout import Layout, Place, after_text, first, last
 
 Grid = Callable[[Any, tuple[int, ...]], tuple[int, ...]]  # (network, the latent's axes) → tokens on each axis
@@ -135,7 +135,8 @@ class Architecture:
             raise ValueError(
                 f"no layer of {self.name} can be skipped; this works on transformers. PAG and SEG work here"
             )
-        return parse(text, layers, auto=_auto(self.auto_skip if skip else self.auto, layers))
+        chosen = parse(text, layers, auto=_auto(self.auto_skip if skip else self.auto, layers))
+        return whole_layers(text, chosen) if skip else chosen
 
 
 def _auto(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:

@@ -130,6 +130,20 @@ class AttentionCall:
             raise RuntimeError(self.why_unknown())
         return slice(tokens.start + self.prefix, tokens.stop + self.prefix)
 
+    def only(self, heads: tuple[int, ...]) -> AttentionCall:
+        """The same of these heads alone."""
+        at = list(heads)
+
+        def attend(queries: Tensor, tokens: slice) -> Tensor:
+            every = queries.new_zeros(queries.shape[0], self.q.shape[1], *queries.shape[2:])
+            every[:, at] = queries
+            return self.attend(every, tokens)[:, at]
+
+        bias = self.bias if self.bias is None or self.bias.shape[1] == 1 else self.bias[:, at]
+        own = None if self.own_values is None else self.own_values[:, at]
+        q, k, v = (part[:, at] for part in (self.q, self.k, self.v))
+        return dataclasses.replace(self, q=q, k=k, v=v, bias=bias, attend=attend, own_values=own)
+
     @property
     def others(self) -> list[slice]:
         """The tokens that are not the picture, as at most two slices."""
@@ -179,6 +193,10 @@ class Intervention(abc.ABC):
     an observation. Two that are equal do the same."""
 
     layers: tuple[Layer, ...]  # empty for a time embedding, which all layers get
+
+    def heads_in(self, layer: Layer) -> tuple[int, ...] | None:
+        """The heads of one of the network's layers in which it acts; empty: in all of them. None: it does not act there."""
+        return next((own.heads for own in self.layers if own.whole == layer), None)
 
     @property
     def random(self) -> bool:

@@ -9,6 +9,7 @@
     double.7-9          a transformer's blocks by stack: double, single, block
     blocks.3-5          of a network without a row in the table, by its own name for a list of blocks
     7, 8, 9             a transformer with one stack only
+    single.3:h0,h5-7    some heads of a layer's attention; the others stay as they are
     d4, m0, u3-5, d8.2  what other packs write: down, middle, up  (i, o: input, output)
 
 Selections are joined by commas. `parse` and `print_layers` are inverse to one another.
@@ -17,8 +18,8 @@ Selections are joined by commas. `parse` and `print_layers` are inverse to one a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from .texts import shown
@@ -33,17 +34,24 @@ ITEM = re.compile(
     r"(?:(?<=\d) ?\. ?(?P<part>\d+)(?: ?- ?(?P<last_part>\d+))?)?",
     re.ASCII,
 )
+HEADS = re.compile(r"h ?(\d{1,3})(?: ?- ?h? ?(\d{1,3}))?", re.ASCII)
 
 
 @dataclass(frozen=True, order=True)
 class Layer:
     """One self-attention of the network: its block's stack and number there, as the host counts, and where a block has
-    several transformers, which of them."""
+    several transformers, which of them. It may stand for some heads of that attention."""
 
     stack: str
     index: int
     part: int = 0
     parts: int = 1
+    heads: tuple[int, ...] = ()  # empty: all of them
+
+    @property
+    def whole(self) -> Layer:
+        """The same with all heads, as the network's own layers are."""
+        return replace(self, heads=()) if self.heads else self
 
     @property
     def block(self) -> str:
@@ -51,7 +59,8 @@ class Layer:
         return self.stack if self.stack == "middle" else f"{self.stack}.{self.index}"
 
     def __str__(self) -> str:
-        return self.block if self.parts == 1 else f"{self.stack}.{self.index}.{self.part}"
+        name = self.block if self.parts == 1 else f"{self.stack}.{self.index}.{self.part}"
+        return name + (":" + ",".join(f"h{run}" for run in _runs(self.heads)) if self.heads else "")
 
 
 @dataclass(frozen=True, order=True)
@@ -73,18 +82,50 @@ def parse(text: str, layers: Sequence[Layer], auto: Iterable[Layer]) -> tuple[La
     if len(text) > LONGEST:
         raise ValueError(f'layers "{shown(text)}": it is too long; at most {LONGEST:,} characters are read')
     stacks = list(dict.fromkeys(layer.stack for layer in layers))
-    chosen: set[Layer] = set()
-    for item in text.lower().split(","):
-        item = " ".join(item.split())
+    chosen: dict[Layer, set[int]] = {}  # the heads of each; none: all of them
+    for item, heads in _items(text, layers):
         if item == "auto":
-            chosen.update(auto)
+            named = auto
         elif item in ("all", "*"):
-            chosen.update(layers)
+            named = layers
         elif "." in item and (depths := FRACTION.fullmatch(item)):
-            chosen.update(_by_depth(item, text, layers, float(depths[1]), float(depths[2] or depths[1])))
+            named = _by_depth(item, text, layers, float(depths[1]), float(depths[2] or depths[1]))
         else:
-            chosen.update(_range(item, text, stacks, layers))
-    return tuple(layer for layer in layers if layer in chosen)
+            named = _range(item, text, stacks, layers)
+        for layer in named:
+            before = chosen.get(layer, heads)
+            chosen[layer] = before | heads if before and heads else set()
+    return tuple(replace(layer, heads=tuple(sorted(chosen[layer]))) for layer in layers if layer in chosen)
+
+
+def _items(text: str, layers: Sequence[Layer]) -> Iterator[tuple[str, set[int]]]:
+    """The parts of `text` between commas, each with its heads. What looks like heads belongs to the part before it, where
+    that has some."""
+    item, heads = "", set[int]()
+    for number, part in enumerate(text.lower().split(",")):
+        part = " ".join(part.split())
+        name, colon, named = (side.strip() for side in part.partition(":"))
+        match = HEADS.fullmatch(named if colon else part)
+        if colon and not match:
+            raise _unreadable(part, text, layers)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if match and last < first and (colon or heads):
+            raise _refusal(text, f'there is no "{shown(part)}"; the smaller head comes first.', layers)
+        if match and not colon and heads:
+            heads |= {*range(first, last + 1)}
+            continue
+        if number:
+            yield item, heads
+        item, heads = name, {*range(first, last + 1)} if colon else set()
+    yield item, heads
+
+
+def whole_layers(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """`layers`, which `text` names. Raises ValueError where it names heads."""
+    if headed := [layer for layer in layers if layer.heads]:
+        why = f"{headed[0]} is a part of an attention, and here blocks are taken whole. Leave the heads out."
+        raise ValueError(f'layers "{shown(text)}": {why}')
+    return layers
 
 
 def with_auto(text: str, auto: str) -> str:
@@ -104,12 +145,17 @@ def _refusal(text: str, why: str, layers: Sequence[Layer]) -> ValueError:
     return ValueError(f'layers "{shown(text)}": {why} This model has {print_layers(layers)}.')
 
 
+def _unreadable(item: str, text: str, layers: Sequence[Layer]) -> ValueError:
+    such = ", ".join(dict.fromkeys((layers[0].block, layers[-1].block)))
+    return _refusal(
+        text, f'cannot read "{shown(item)}". Write auto, all, or a comma-separated list such as {such}.', layers
+    )
+
+
 def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> list[Layer]:
     match = ITEM.fullmatch(item)
     if not match or not (match["stack"] or match["first"]) or (match["part"] and not match["stack"]):
-        such = ", ".join(dict.fromkeys((layers[0].block, layers[-1].block)))
-        why = f'cannot read "{shown(item)}". Write auto, all, or a comma-separated list such as {such}.'
-        raise _refusal(text, why, layers)
+        raise _unreadable(item, text, layers)
     stack, first, last, again = match["stack"], match["first"], match["last"], match["again"]
     if stack is None and len(stacks) > 1:
         why = f'"{shown(item)}" could be in {" or ".join(stacks)}; put the stack before it.'
@@ -133,6 +179,11 @@ def _range(item: str, text: str, stacks: list[str], layers: Sequence[Layer]) -> 
 
 def print_layers(layers: Iterable[Layer]) -> str:
     """`layers` in the language above, runs joined: "input.1-2, input.4, middle"."""
+    parts = groupby(layers, key=lambda layer: bool(layer.heads))
+    return ", ".join(", ".join(map(str, some)) if headed else _print_whole(some) for headed, some in parts)
+
+
+def _print_whole(layers: Iterable[Layer]) -> str:
     blocks = [(block, [*members]) for block, members in groupby(layers, key=lambda layer: (layer.stack, layer.index))]
 
     def run_of(numbered) -> tuple:  # whole blocks that follow one another are one run, a block in part is one by itself
@@ -153,7 +204,7 @@ def print_layers(layers: Iterable[Layer]) -> str:
     return ", ".join(texts)
 
 
-def _runs(numbers: list[int]) -> list[str]:
+def _runs(numbers: Sequence[int]) -> list[str]:
     """[1, 2, 4] → ["1-2", "4"]"""
     runs = []
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):

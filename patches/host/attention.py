@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ..base import AttentionCall, Moment, Observation, Perturbation
+from ..base import AttentionCall, Intervention, Moment, Observation, Perturbation
 from ..layout import Layout
 from .chunks import Chunks, PresentChunks, by_chunk, mark_reached
 from .tiles import Tiles, Watch
@@ -30,6 +30,7 @@ class UNetAttention:
     elsewhere."""
 
     chunks: Chunks
+    heads: Mapping[Intervention, tuple[int, ...]]  # in which something is done, where it is not all of them
     previous: Callable | None  # another pack's patch of the same layer; it expects the whole batch
     layer: str
     pictures: set | None = field(compare=False)  # of a video's network: the layers whose attention in pictures has run
@@ -92,9 +93,16 @@ class UNetAttention:
             if isinstance(acting, Observation):
                 if why_unknown is None or own_values is not None:
                     call = replace(call, why_unknown=None, grid=(height, width))
-                    _observe(self, acting, call, rows, q.shape[0], tiles.joined if tiles else None)
+                    _observe(
+                        self,
+                        acting,
+                        _in_heads(self, acting, call, self.layer),
+                        rows,
+                        q.shape[0],
+                        tiles.joined if tiles else None,
+                    )
                 return clean(rows)
-            return _from_heads(acting.attention(call))
+            return _from_heads(_perturbed(self, acting, call, self.layer))
 
         known_rows = q.shape[0] == images or tiles is not None
         unknown = None if known_rows else partial(self._unknown_rows, q.shape[0], images)
@@ -125,6 +133,7 @@ class TransformerAttention:
     beside it, such as text."""
 
     chunks: Chunks
+    heads: Mapping[Intervention, tuple[int, ...]]  # in which something is done, where it is not all of them
     previous: Callable | None  # another pack's override
     layout: Layout
     where: str  # network and layer
@@ -182,9 +191,9 @@ class TransformerAttention:
             prefix = keys - tokens if self.layout.prefix else before
             call = AttentionCall(qh, kh, vh, image, grid, scale, bias, attend, self.where, self.moment, prefix)
             if isinstance(acting, Observation):
-                _observe(self, acting, call, rows, q.shape[0])
+                _observe(self, acting, _in_heads(self, acting, call, self.where), rows, q.shape[0])
                 return clean(rows)
-            out = acting.attention(call)
+            out = _perturbed(self, acting, call, self.where)
             out = out if order is None else out[:, :, order.argsort()]
             return out if skip_output_reshape else _from_heads(out)
 
@@ -200,6 +209,25 @@ class TransformerAttention:
 
 def _named(acting: Perturbation, why: Callable[[], str]) -> str:
     return f"{acting.about.title}: {why()}"
+
+
+def _in_heads(patch, acting: Intervention, call: AttentionCall, where: str) -> AttentionCall:
+    """`call` in the heads in which something is done. Raises ValueError for heads that there are not."""
+    heads, count = patch.heads.get(acting, ()), call.q.shape[1]
+    if lacking := [head for head in heads if head >= count]:
+        title = acting.about.title if isinstance(acting, Perturbation) else "The guidance"
+        raise ValueError(f"{title}: {where} has no head h{lacking[0]}. It has {count} heads, h0 to h{count - 1}.")
+    return call.only(heads) if heads else call
+
+
+def _perturbed(patch, acting, call: AttentionCall, where: str) -> Tensor:
+    """The perturbed attention, in which other heads than those chosen have the host's own."""
+    cut = _in_heads(patch, acting, call, where)
+    if cut is call:
+        return acting.attention(call)
+    out = call.attend(call.q, slice(0, call.q.shape[2])).clone()
+    out[:, list(patch.heads[acting])] = acting.attention(cut)
+    return out
 
 
 def _observe(patch, observation: Observation, call: AttentionCall, rows: slice, batch: int, joined=None) -> None:

@@ -81,10 +81,12 @@ class Plan:
 
     def of_layers(self) -> dict[Layer, Chunks]:
         """The layers in which something is done, and what in each chunk."""
-        layers = dict.fromkeys(layer for chunk in self.chunks if chunk is not None for layer in chunk.layers)
-        return {
-            layer: tuple(c if c is not None and layer in c.layers else None for c in self.chunks) for layer in layers
-        }
+        layers = dict.fromkeys(layer.whole for chunk in self.chunks if chunk is not None for layer in chunk.layers)
+
+        def acting(chunk: Intervention | None, layer: Layer) -> Intervention | None:
+            return None if chunk is None or chunk.heads_in(layer) is None else chunk
+
+        return {layer: tuple(acting(chunk, layer) for chunk in self.chunks) for layer in layers}
 
 
 def planned(transformer_options: dict, plan: Plan) -> dict:
@@ -252,6 +254,7 @@ class NetworkCall:
             key = _place(layer)
             attn1[key] = UNetAttention(
                 only(ATTENDING, chunks),
+                _heads(layer, chunks),
                 attn1.get(key, attn1.get(key[:2])),  # the host looks for patches in this order
                 str(layer),
                 pictures,
@@ -330,6 +333,7 @@ class NetworkCall:
         module, stack = self._attending_module(layer), self.architecture.stack(layer)
         attention = TransformerAttention(
             chunks,
+            _heads(layer, chunks),
             previous,
             self._layout(layer, module),
             f"{type(self.network).__name__} {layer}",
@@ -351,6 +355,12 @@ class NetworkCall:
 def _titles(interventions: Iterable[Intervention | None]) -> str:
     """The titles of their nodes; an observation's node is not known here."""
     return titles(one for one in interventions if isinstance(one, Perturbation)) or "The guidance"
+
+
+def _heads(layer: Layer, chunks: Chunks) -> dict[Intervention, tuple[int, ...]]:
+    """The heads of `layer` in which something is done, for what is not done in all of them."""
+    found = {chunk: chunk.heads_in(layer) for chunk in chunks if chunk is not None}
+    return {chunk: heads for chunk, heads in found.items() if heads}
 
 
 def _attends(chunks: Chunks) -> bool:

@@ -28,7 +28,7 @@ from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ..base import Moment
-from ..layers import Layer
+from ..layers import Layer, whole_layers
 from .forwards import ForwardPatch, Streams, patched_forwards
 from .lookup import Blocks, architecture_in, check_layers, is_compiled, select_layers, uncompiled
 from .others import said
@@ -52,7 +52,7 @@ def with_input_noise(model, amount: float, seed: int):
 
 def with_dropout(model, amount: float, layers: str, seed: int):
     """A clone of MODEL that drops `amount` of what `layers` add; "auto" is all of them."""
-    chosen = select_layers(model, "all" if layers.strip().lower() == "auto" else layers)
+    chosen = whole_layers(layers, select_layers(model, "all" if layers.strip().lower() == "auto" else layers))
     return _wrapped(model, WorseLayers(chosen, amount, seed)) if amount else model.clone()
 
 

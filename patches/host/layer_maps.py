@@ -21,7 +21,7 @@ def layer_map(model, text: str, width: int, height: int, skip: bool = False) -> 
         (width, height),
         architecture.grids(network, spatial),
         architecture.layers(network),
-        architecture.select(text, network, skip),
+        tuple(layer.whole for layer in architecture.select(text, network, skip)),
         architecture.select("auto", network, skip),
         architecture.skip_source if skip else architecture.source,
     )

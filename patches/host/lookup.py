@@ -127,7 +127,7 @@ class Blocks:
 
 def check_layers(title: str, layers: Iterable[Layer], network, blocks: dict[Layer, Any]) -> None:
     """Raise RuntimeError where the network is no longer the one that the layers were chosen in."""
-    if not blocks.keys() >= set(layers):
+    if not blocks.keys() >= {layer.whole for layer in layers}:
         kinds = names(type(block) for block in blocks.values() if block is not None and is_anothers(type(block)))
         has = f", whose blocks are {kinds}" if kinds else ""
         raise RuntimeError(

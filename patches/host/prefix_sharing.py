@@ -175,7 +175,7 @@ def _past(at: int, acting, passed: set[Layer]) -> Hashable:
         return None
     if not acting.layers:  # a time embedding, which all layers get
         return acting
-    done = frozenset(passed.intersection(acting.layers))
+    done = frozenset(layer for layer in acting.layers if layer.whole in passed)
     if isinstance(acting, Observation):  # it reports rows of its own chunk
         return (at, done) if done else None
     if not done:

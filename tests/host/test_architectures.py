@@ -28,6 +28,7 @@ from pack.patches.architectures import ARCHITECTURES
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.base import About, Moment, TokenPerturbation
 from pack.patches.host import Plan, Proofs, architecture_of, choose_layers, planned, select_layers
+from pack.patches.host.degraded import with_dropout
 from pack.patches.host.forwards import takes_options
 from pack.patches.host.lookup import network_of
 from pack.tests.host import networks
@@ -224,6 +225,58 @@ def test_another_map_is_that_of_the_chosen_layers_image_tokens_alone(specimen, m
             picture = (map_of(call, image, image + offset) @ call.v).transpose(1, 2).flatten(2)
             expected[OURS, image] = picture[OURS]
             assert close(call.out, expected) < 1e-5
+
+
+def with_heads(layers, *heads: int):
+    return tuple(dataclasses.replace(layer, heads=heads) for layer in layers)
+
+
+def test_in_a_chosen_head_alone_the_attention_is_perturbed(specimen, model, monkeypatch):
+    name = specimen.layers[-1]
+    plain = forward(specimen, model)
+    with recorded(model, monkeypatch) as record:
+        every = forward(specimen, model, IdentityAttention(chosen(model, name)))
+    calls = [at for at, label in enumerate(specimen.calls) if label == name]
+    count = record[calls[0]].q.shape[1]
+    head = count - 1
+    with recorded(model, monkeypatch) as headed:
+        out = forward(specimen, model, IdentityAttention(with_heads(chosen(model, name), head)))
+    assert close(out[2:], plain[2:]) < 1e-5
+    assert count == 1 or (close(out[:2], plain[:2]) > 1e-7 and close(out[:2], every[:2]) > 1e-7)
+    call, whole = headed[calls[0]], record[calls[0]]  # what comes before it is not perturbed
+    expected, broken = (part.unflatten(2, (count, -1)).clone() for part in (whole.plain, whole.out))
+    expected[OURS, :, head] = broken[OURS, :, head]
+    assert close(call.out, expected.flatten(2)) < 1e-5
+    with pytest.raises(
+        ValueError, match=rf"PAG: .*{name} has no head h{count}\. It has {count} heads, h0 to h{head}\."
+    ):
+        forward(specimen, model, IdentityAttention(with_heads(chosen(model, name), 0, count)))
+
+
+def test_sag_sees_the_chosen_heads_alone(specimen, model, monkeypatch):
+    if specimen.grid is None:
+        return
+    name, seen = specimen.layers[0], {}
+
+    def report(share, observation, sums, grid):
+        seen.setdefault(share, sums)
+
+    layers = with_heads(select_layers(model, name), 0)
+    with recorded(model, monkeypatch) as record:
+        forward(specimen, model, AttentionSums(layers), report=report)
+    call, *_ = [call for label, call in zip(specimen.calls, record, strict=True) if label == name]
+    image = torch.arange(call.q.shape[2])[specimen.image_of(name)]
+    offset = call.k.shape[2] - call.q.shape[2] if specimen.prefix else 0
+    sums = call.logits().softmax(-1)[OURS, 0][:, image[:, None], image + offset].sum(1)
+    assert close(torch.cat([seen[0], seen[1]]), sums / sums.mean(1, keepdim=True)) < 1e-5
+
+
+def test_blocks_that_are_left_out_have_no_heads():
+    model = networks.sd3()
+    with pytest.raises(ValueError, match=r"double\.0:h1 is a part of an attention, and here blocks are taken whole"):
+        select_layers(model, "0:h1", skip=True)
+    with pytest.raises(ValueError, match=r"double\.0:h1 is a part of an attention"):
+        with_dropout(model, 0.1, "0:h1", 0)
 
 
 def kernel(size: int, sigma: float) -> torch.Tensor:

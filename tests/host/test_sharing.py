@@ -6,6 +6,7 @@ another, to a few times what the size of a batch does to rounding by itself, mea
 
 import logging
 import random
+from dataclasses import replace
 
 import comfy.controlnet
 import comfy.ldm.modules.attention
@@ -93,6 +94,7 @@ def drawn(rng: random.Random, model) -> tuple[tuple, tuple]:
     stacks = architecture_of(model).stacks
     can_skip = stacks and all(stack.streams for stack in stacks)
     kinds = [IdentityAttention, lambda chosen: BlurredQuery(chosen, -1.0), MaskedAttention, AttentionTemperature]
+    kinds += [lambda chosen: IdentityAttention(tuple(replace(layer, heads=(rng.randrange(2),)) for layer in chosen))]
     kinds += [SkippedLayer, lambda chosen: RandomSkippedLayer(chosen, 0.5)] if can_skip else []
     kinds += [lambda chosen: NoisyTimeEmbedding()] if architecture_of(model).time else []
 

@@ -2,9 +2,10 @@
 
 import random
 import time
+from dataclasses import replace
 
 import pytest
-from pack.patches.layers import LONGEST, Layer, parse, print_layers
+from pack.patches.layers import LONGEST, Layer, parse, print_layers, whole_layers
 from pack.patches.texts import SHOWN, shown
 
 
@@ -72,6 +73,17 @@ NETWORKS = {"parts": PARTS, "UNet": UNET, "one stack": ONE, "two stacks": TWO}
         ("two stacks", "double.7-9", "double.7 double.8 double.9"),
         ("two stacks", "single.0, double.18", "double.18 single.0"),
         ("two stacks", "double7", "double.7"),
+        ("two stacks", "single.3:h0,h5", "single.3:h0,h5"),
+        ("two stacks", "single.3:h5, h0-2, double.1", "double.1 single.3:h0-2,h5"),
+        ("two stacks", " Single . 3 : H 5 - H 7 ,h0", "single.3:h0,h5-7"),
+        ("two stacks", "single.3-4:h1", "single.3:h1 single.4:h1"),
+        ("two stacks", "double.1:h1, single.3:h0, double.1:h2", "double.1:h1-2 single.3:h0"),
+        ("two stacks", "double.1:h1, double.1", "double.1"),
+        ("two stacks", "double.1, double.1:h1", "double.1"),
+        ("UNet", "middle:h3, auto", "input.4 middle:h3 output.5"),
+        ("UNet", "auto:h3", "input.4:h3 output.5:h3"),
+        ("parts", "input.4.1:h2, m0.9:h0", "input.4.1:h2 middle.0.9:h0"),
+        ("one stack", "0.0:h1,h3", "double.0:h1,h3"),
     ],
 )
 def test_every_form_that_is_documented_selects_what_it_says(network, text, expected):
@@ -146,6 +158,16 @@ def test_a_range_may_span_blocks_that_have_no_attention_if_its_ends_have_one():
         ("one stack", "double..7", "double..7", "cannot read"),
         ("one stack", ".", ".", "cannot read"),
         ("two stacks", "auto; double.3", "auto; double.3", "cannot read"),
+        ("two stacks", "double.3:", "double.3:", "cannot read"),
+        ("two stacks", "double.3:5", "double.3:5", "cannot read"),
+        ("two stacks", "double.3:h1:h2", "double.3:h1:h2", "cannot read"),
+        ("two stacks", "double.3:h1000", "double.3:h1000", "cannot read"),
+        ("two stacks", "double.3:h1, hx", "hx", "there is no"),
+        ("two stacks", "double.3:h5-2", "double.3:h5-2", "there is no"),
+        ("two stacks", "double.3:h1,h5-2", "h5-2", "there is no"),
+        ("two stacks", "double.19:h1", "double.19", "there is no"),
+        ("two stacks", ":h1", "", "cannot read"),
+        ("two stacks", "double.3, h1", "h1", "there is no"),
     ],
 )
 def test_an_error_names_the_text_the_part_that_is_wrong_and_the_layers_that_there_are(network, text, part, what):
@@ -191,9 +213,64 @@ def test_parse_reads_what_print_layers_prints(network):
         assert parse(", ".join(map(str, draw.sample(some, len(some)))), layers, ()) == some
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_parse_reads_what_print_layers_prints_of_heads(network):
+    layers, draw = NETWORKS[network], random.Random(network)
+    for _ in range(300):
+        share = draw.random()
+        some = tuple(layer for layer in layers if draw.random() < share) or (draw.choice(layers),)
+        some = tuple(
+            replace(layer, heads=tuple(sorted(draw.sample(range(30), draw.randint(0, 6))))) for layer in some[:40]
+        )
+        assert parse(print_layers(some), layers, ()) == some
+        assert parse(", ".join(map(str, draw.sample(some, len(some)))), layers, ()) == some
+        assert tuple(layer.whole for layer in some) == tuple(layer for layer in layers if layer in {*map(whole, some)})
+
+
+def whole(layer: Layer) -> Layer:
+    return layer.whole
+
+
+def test_any_text_is_read_or_refused_with_a_sentence():
+    draw, pieces = random.Random(0), ["single", ".", "3", "-", ":", "h", "5", ",", " ", "auto", "all", "0.5", "d", "*"]
+    for _ in range(3000):
+        text = "".join(draw.choice(pieces) for _ in range(draw.randint(0, 12)))
+        found, message = (), ""
+        try:
+            found = parse(text, TWO, TWO[:2])
+        except ValueError as error:
+            message = str(error)
+        assert message.startswith(f'layers "{text}": ') or parse(print_layers(found), TWO, ()) == found
+        assert {*map(whole, found)} <= {*TWO} and bool(found) != bool(message)
+
+
+def test_a_stack_of_the_name_h_is_no_head_where_its_dot_is_written():
+    layers = [*stack("h", 0, 1, 2), *stack("single", 0)]
+    assert names(parse("single.0:h1, h.2", layers, ())) == "h.2 single.0:h1"
+    assert names(parse("h1, single.0:h1", layers, ())) == "h.1 single.0:h1"
+    assert parse(print_layers(parse("h.2, single.0:h1", layers, ())), layers, ()) == parse(
+        "h2, single.0:h1", layers, ()
+    )
+
+
+def test_where_blocks_are_taken_whole_heads_are_refused():
+    some = parse("double.1, single.3:h0,h5", TWO, ())
+    assert whole_layers("double.1", some[:1]) == some[:1]
+    with pytest.raises(ValueError) as error:
+        whole_layers("double.1, single.3:h0,h5", some)
+    assert str(error.value) == (
+        'layers "double.1, single.3:h0,h5": single.3:h0,h5 is a part of an attention, and here blocks are taken whole. '
+        "Leave the heads out."
+    )
+
+
 @pytest.mark.parametrize(
     "part",
     [
+        "h1,",
+        "h1-999,",
+        "single.3:h1,",
+        ":h1",
         " ",
         "a",
         "1",

@@ -149,6 +149,18 @@ def test_tokens_that_are_not_the_picture_get_the_hosts_own_attention(perturbatio
         assert torch.equal(out[:, :, tokens], call.attend(call.q[:, :, tokens], tokens))
 
 
+@EVERY
+@pytest.mark.parametrize(("before", "after"), PLACES)
+@pytest.mark.parametrize("bias", BIASES)
+def test_in_some_heads_it_is_what_it_is_where_there_are_no_others(perturbation, before, after, bias):
+    call, heads = attention(before, after, bias), (0, 2)
+    at = list(heads)
+    q, k, v = (part[:, at] for part in (call.q, call.k, call.v))
+    cut = call.bias if call.bias is None or call.bias.shape[1] == 1 else call.bias[:, at]
+    alone = perturbation.attention(call_of(q, k, v, before, cut))
+    torch.testing.assert_close(perturbation.attention(call.only(heads)), alone, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize(("before", "after"), PLACES)
 def test_the_others_are_all_tokens_but_the_picture(before, after):
     call = attention(before, after)
