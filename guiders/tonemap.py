@@ -3,8 +3,8 @@
 | | is the length of the channels at one position; mean and std are over the positions of one sample (and modality).
 Strong guidance is shortened most, as bright light is by Reinhard et al. 2002, "Photographic Tone Reproduction for Digital
 Images", doi:10.1145/566654.566575: nowhere does it become longer than t. Its direction stays. No paper on guidance; the
-formula is the host's, LatentOperationTonemapReinhard under LatentApplyOperationCFG. D is whatever the rules before have made. Neutral at
-amount 0.
+formula is the host's, LatentOperationTonemapReinhard under LatentApplyOperationCFG. D is whatever the rules before have
+made. Neutral at amount 0.
 
 Host: D₋ + w T(D₊ − D₋), T being this map, so that also the step from the negative to the positive is shortened. Here:
 D₊ + T(D − D₊), on the whole direction so far, because a sum of terms has no one negative; with CFG alone that is

@@ -25,7 +25,7 @@ from ..guiders.independent_condition import Pool
 from ..guiders.perp_neg import ABOUT as PERP_NEG
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
-from ..patches import PERTURBATIONS, SkippedLayer
+from ..patches import PERTURBATIONS, IdentityAttention
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TokenPerturbation
 from ..patches.host import check_time, choose_layers
@@ -161,9 +161,9 @@ PERTURBED_NEGATIVE_IN = [
     io.Combo.Input(
         "perturbation",
         options=list(LAYERED),
-        default=SkippedLayer.about.title,
+        default=IdentityAttention.about.title,
         tooltip="How the network is made worse for the negative: as the node of this name does, at its default settings. "
-        "Skip Layer needs a transformer; on a UNet take PAG.",
+        "Skip Layer needs a transformer.",
     ),
     *schema.inputs(WorseNegative),
     schema.LAYERS,

@@ -5,8 +5,8 @@ from .blurred_query import BlurredQuery
 from .identity_attention import IdentityAttention
 from .masked_attention import MaskedAttention
 from .noisy_time_embedding import NoisyTimeEmbedding
-from .shuffled_tokens import ShuffledTokens
 from .random_skipped_layer import RandomSkippedLayer
+from .shuffled_tokens import ShuffledTokens
 from .skipped_layer import SkippedLayer
 from .swapped_tokens import SwappedTokens
 

@@ -309,6 +309,7 @@ class NetworkCall:
         return ForwardPatch(
             f"entrance of {layer}", block, partial(Entrance, sliced=stack.text == "img_slice", **setting)
         )
+
     def _left_out(self, layer: Layer, chunks: Chunks) -> dict[Perturbation, Tensor]:
         """For each perturbation that leaves `layer` out in some samples: which ones. It is drawn here, since a compiled
         network would be compiled again for each draw."""

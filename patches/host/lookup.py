@@ -10,7 +10,7 @@ from torch.nn import ModuleDict, ModuleList
 
 from .. import architectures
 from ..architectures import Architecture
-from ..layers import Layer, Unread, print_layers
+from ..layers import Layer, Unread, print_layers, whole_layers
 from .others import is_anothers, names, whose
 
 
@@ -22,16 +22,18 @@ def select_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
 
 def choose_layers(model, text: str, skip: bool = False, enter: bool = False) -> tuple[Layer, ...]:
     """As select_layers; but of a network that is to be probed the text is read when it first runs. With `enter` also raises
-    ValueError for a layer of which it is not known what enters it."""
+    ValueError for a layer of which it is not known what enters it, and for heads."""
     if is_to_be_probed(network_of(model)):
         return (Unread(text, 0, skip=skip),)
     layers, architecture = select_layers(model, text, skip), architecture_of(model)
-    if unknown := [layer for layer in layers if enter and not architecture.knows_what_enters(layer)]:
+    if not enter:
+        return layers
+    if unknown := [layer for layer in layers if not architecture.knows_what_enters(layer)]:
         raise ValueError(
             f"what enters {print_layers(unknown)} of {architecture.name} is not known, so TPG and SSG do not work there. "
             f"PAG and SEG work here"
         )
-    return layers
+    return whole_layers(text, layers)
 
 
 def is_to_be_probed(network) -> bool:

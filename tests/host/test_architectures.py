@@ -18,8 +18,8 @@ from pack.patches import (
     BlurredQuery,
     IdentityAttention,
     NoisyTimeEmbedding,
-    ShuffledTokens,
     RandomSkippedLayer,
+    ShuffledTokens,
     SkippedLayer,
     SwappedTokens,
 )
@@ -438,6 +438,8 @@ def test_shuffled_and_swapped_tokens_reach_their_rows_alone(specimen, model, met
     out = forward(specimen, model, changed)
     assert close(out[2:], plain[2:]) < 1e-5 and close(out[:2], plain[:2]) > 1e-5
     assert close(forward(specimen, model, changed, seeds=ROWS[:2]), out[:2]) < 1e-4
+
+
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_blocks_that_are_left_out_by_chance_are_drawn_for_each_sample(specimen, model, supports, share):
     supports(specimen.row, "Random Skip Layer", "yes" if specimen.blocks else "no")
