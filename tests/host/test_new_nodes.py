@@ -46,7 +46,7 @@ def test_what_is_lacking_is_named_once_for_each_node_with_what_is_wrong_in_a_pag
     (repository / "README.md").write_text("## Nodes\n\n| **PAG** | To be written. |\n\n## Papers\n", "utf-8")
     lacks = completeness.lacks_of(pag, repository)
     assert [lack.what for lack in lacks if lack.is_missed] == [
-        "its help page does not name the inputs layers, start_percent, end_percent, blend, target, schedule",
+        "its help page does not name the inputs layers, start_percent, end_percent, blend, target, schedule, region",
         "its help page names inputs that it does not have: strength",
         "its help page does not name its paper, 2403.17377",
         'its help page has nothing under "Good values"',

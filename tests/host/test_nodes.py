@@ -27,7 +27,7 @@ NAN, INF = math.nan, math.inf
 WANTS_MORE = ("BeyondCFGPostHocEMA", "BeyondCFGClassifier", "BeyondCFGNoisyClassifier")  # files; a VAE and a CLIP
 WANTS_MORE += ("BeyondCFGReport", "BeyondCFGGrid")  # what was recorded; pictures
 NO_PAPER = {f"BeyondCFG{name}" for name in ("LayerMap", "Recorder", "Report", "Grid", "Options")}  # tools
-NO_PAPER.add("BeyondCFGMahiro")  # its source is the host's own node
+NO_PAPER |= {"BeyondCFGMahiro", "BeyondCFGTonemap"}  # their sources are nodes of the host
 
 
 def execute(node_id: str, **changes):
@@ -36,8 +36,8 @@ def execute(node_id: str, **changes):
     node = BY_ID[node_id]
     schema = node.define_schema()
     positive, negative = prompts("unet")
-    weak = {name: network("unet", seed=5) for name in ("weak_model", "auxiliary_model")}
-    given = {"positive": positive, "negative": negative, **weak}
+    weak = {name: network("unet", seed=5) for name in ("weak_model", "auxiliary_model", "negative_model")}
+    given = {"positive": positive, "negative": negative, "empty_conditioning": negative, **weak}
     if "model" not in changes:
         given["model"] = network("sd3" if node_id in SKIPPING else "unet")
     given |= {given.id: given.default for given in schema.inputs if hasattr(given, "default")} | changes
@@ -125,8 +125,8 @@ GUIDANCES = [*terms.GUIDANCES, *classifier.GUIDANCES]
 def test_an_input_that_came_later_is_optional_stands_last_and_has_its_default_where_a_saved_workflow_lacks_it():
     shown = {field.name: field for field in dataclasses.fields(IdentityAttention) if field.metadata.get("added")}
     for node_id in ("BeyondCFGPAG", "BeyondCFGPAGGuider"):
-        *_, blend, target, schedule = BY_ID[node_id].define_schema().inputs
-        assert [blend.id, target.id, schedule.id] == [*shown, "schedule"]
+        *_, blend, target, schedule, region = BY_ID[node_id].define_schema().inputs
+        assert [blend.id, target.id, schedule.id, region.id] == [*shown, "schedule", "region"]
         assert all(given.optional and given.default == shown[given.id].default for given in (blend, target))
     for changes in ({}, {"blend": None, "target": None}):
         (term,) = execute("BeyondCFGPAG", **changes).model_options[host.KEY]

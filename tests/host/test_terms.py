@@ -48,17 +48,17 @@ def apply(key, model, **changes):
     """The node with its defaults, over the whole of sampling."""
     given = {given.id: given.default for given in NODES[key].define_schema().inputs if hasattr(given, "default")}
     given |= {"start_percent": 0.0, "end_percent": 1.0, "model": model} | changes
-    for name in ("weak_model", "auxiliary_model"):
-        if name in [given.id for given in NODES[key].define_schema().inputs]:
-            given[name] = changes["weak"]
-    given.pop("weak", None)
+    inputs = [given.id for given in NODES[key].define_schema().inputs]
+    further = dict.fromkeys(("weak_model", "auxiliary_model", "negative_model"), given.pop("weak", None))
+    further["empty_conditioning"] = given.pop("empty", None)
+    given |= {name: value for name, value in further.items() if name in inputs}
     return NODES[key].execute(**given).result[0]
 
 
 def chain(keys, kind, model):
     weak = network(kind, seed=5)
     for key in keys:
-        model = apply(key, model, weak=weak)
+        model = apply(key, model, weak=weak, empty=networks.conditioning(kind, 3))
     return model
 
 
