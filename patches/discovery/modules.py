@@ -99,7 +99,9 @@ def stacks_of(found: dict[Layer, Found], probes: Sequence[Probe], can_skip: bool
             streams = ()
         free = _alike(parent, [one.options_free for one in of_stack])
         # Rows are computed whole: nothing proves that a block can run with some of them left out.
-        yield Stack(name, parent, streams=streams, rows=axis or 0, options_free=free, prefix_sharing=False)
+        # Probes show which tokens of an attention are the picture, and not which of those that enter the block.
+        setting = {"rows": axis or 0, "picture": None, "options_free": free, "prefix_sharing": False}
+        yield Stack(name, parent, streams=streams, **setting)
 
 
 def _axis_of_rows(base: list[tuple], others: list[list[tuple]]) -> int | None:

@@ -213,6 +213,13 @@ def test_a_network_that_exists_nowhere_is_guided(name, node):
         assert close(guided(name, node, layers=layers), plain) > 1e-3
 
 
+@pytest.mark.parametrize("node", ["BeyondCFGTPG", "BeyondCFGSSG"])
+def test_what_enters_a_block_is_not_shown_by_probes_so_that_is_refused(node):
+    title = TERM_NODES[node].about.title
+    with pytest.raises(RuntimeError, match=f"{title}: what enters .* is not known"):
+        guided("text last", node)
+
+
 @pytest.mark.parametrize("layers", ["auto", "all", "0.4-0.8"])
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("name", ROWS)
