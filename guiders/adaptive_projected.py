@@ -23,8 +23,8 @@ NORM = "Greatest length of the whole guidance, in latent units; less is calmer, 
 MOMENTUM = "Factor on the step before's guidance, which is added. 0 is off; the paper's -0.5 pushes on to other detail."
 WARM_UP = (
     "Whether momentum gathers from the first step on, also before start_percent, as for Hunyuan Image 2.1. Off: from "
+    "the first step in which it acts."
 )
-WARM_UP += "the first step in which it acts."
 
 
 @dataclass(frozen=True)

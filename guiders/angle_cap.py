@@ -28,8 +28,10 @@ from torch import Tensor
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import dot, exact, norm, project
 
-MAX_ANGLE = "How far guidance may turn the prediction away from what the prompt alone gives, in degrees. 180 is off. "
-MAX_ANGLE += "The paper uses 60; at 20 to 30 also normal cfg is calmed in the first steps."
+MAX_ANGLE = (
+    "How far guidance may turn the prediction away from what the prompt alone gives, in degrees. 180 is off. "
+    "The paper uses 60; at 20 to 30 also normal cfg is calmed in the first steps."
+)
 
 
 @dataclass(frozen=True)

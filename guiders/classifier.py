@@ -47,8 +47,10 @@ CLASSIFIER = About(
     aliases=("classifier guidance", "CLIP guidance", "guided diffusion", "zero-shot", "universal guidance", "ADM-G"),
 )
 
-ADAM = "Steadies the gradient by those of earlier steps, as the optimizer Adam does. Each number then moves by about "
-ADAM += "scale, which must be much smaller: begin at 0.05."
+ADAM = (
+    "Steadies the gradient by those of earlier steps, as the optimizer Adam does. Each number then moves by about "
+    "scale, which must be much smaller: begin at 0.05."
+)
 BETA1 = (
     "With adam: how much of the average direction of earlier steps stays. 0 is none; the authors' best have 0 to 0.4."
 )

@@ -27,12 +27,12 @@ from .linalg import exact, in_shape
 AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is all of it."
 MIMIC = (
     "The cfg whose range of numbers the result gets. Take one at which the model's colours are right. The authors use "
+    "7."
 )
-MIMIC += "7."
 PERCENTILE = (
     "The numbers above this part of all are cut off, the others are pressed together. 1 cuts off none; lower keeps "
+    "more contrast and loses the strongest colours. 0.9 to 1 are usual."
 )
-PERCENTILE += "more contrast and loses the strongest colours. 0.9 to 1 are usual."
 
 
 @dataclass(frozen=True)

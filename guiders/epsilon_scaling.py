@@ -23,8 +23,10 @@ from typing import ClassVar
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact
 
-FACTOR = "What the predicted noise is divided by (λ). 1 is off. A little more than 1 keeps more detail; the paper uses "
-FACTOR += "1.004 to 1.017 for 100 steps. Less than 1 is smoother."
+FACTOR = (
+    "What the predicted noise is divided by (λ). 1 is off. A little more than 1 keeps more detail; the paper uses "
+    "1.004 to 1.017 for 100 steps. Less than 1 is smoother."
+)
 
 
 @dataclass(frozen=True)

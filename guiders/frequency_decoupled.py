@@ -24,17 +24,21 @@ import torch
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import exact, in_shape
 
-HIGH = "Factor on the guidance's fine part: edges and texture. 1 is off. 2.25 with cfg 5 is the paper's for SDXL, "
-HIGH += "(10 - 1) / (5 - 1)."
+HIGH = (
+    "Factor on the guidance's fine part: edges and texture. 1 is off. 2.25 with cfg 5 is the paper's for SDXL, "
+    "(10 - 1) / (5 - 1)."
+)
 LOW = (
     "Factor on the guidance's coarse part: colours and composition. 1 keeps it. Less than 1 is calmer and more varied."
 )
-BANDS = "What tells coarse from fine. pyramid: what is left at half the size is coarse (FDG). fourier: what has less "
-BANDS += "waves than cutoff is coarse (FreSca)."
+BANDS = (
+    "What tells coarse from fine. pyramid: what is left at half the size is coarse (FDG). fourier: what has less "
+    "waves than cutoff is coarse (FreSca)."
+)
 CUTOFF = (
     "For fourier alone: from how many waves along the picture's side on the guidance is fine. Less means that more of "
+    "it is fine."
 )
-CUTOFF += "it is fine."
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, Step, ch
 from .linalg import exact, in_shape, project
 from .memory import Memory
 
-SCALE = "How strongly the change since earlier steps is added. 0 is off, the paper's is 1.75. With samplers of several "
-SCALE += "steps, such as dpmpp_2m, begin at 0.5."
+SCALE = (
+    "How strongly the change since earlier steps is added. 0 is off, the paper's is 1.75. With samplers of several "
+    "steps, such as dpmpp_2m, begin at 0.5."
+)
 ETA = "Factor on the change's part along the prediction itself, which saturates. 0 takes it out, 1 keeps all of it."
 ALPHA = "How fast the average of earlier steps forgets. 1 is the step before alone; the paper uses 0.5 and 0.75."
 T_MIN = "Below this noise level it does nothing. Fine detail comes there, and grows noisy. The paper uses 0.3 to 0.5."

@@ -24,8 +24,8 @@ from .linalg import exact, norm
 
 ALPHA = (
     "How strongly a large guidance is held back. 0 is off, the authors use 8 with cfg 10. More is calmer in the first "
+    "steps."
 )
-ALPHA += "steps."
 
 
 @dataclass(frozen=True)

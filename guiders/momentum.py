@@ -25,10 +25,14 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .linalg import exact
 from .memory import Memory
 
-SCALE = "How far to move away from the average direction of earlier steps. 0 is off, the paper's is 0.5, and 1 to 1.5 "
-SCALE += "at low cfg. With samplers of several steps, such as dpmpp_2m, take less."
-BETA = "How much of the average stays in each step. 0 is the step before alone, nearer to 1 looks back farther. The "
-BETA += "paper's is 0.6."
+SCALE = (
+    "How far to move away from the average direction of earlier steps. 0 is off, the paper's is 0.5, and 1 to 1.5 "
+    "at low cfg. With samplers of several steps, such as dpmpp_2m, take less."
+)
+BETA = (
+    "How much of the average stays in each step. 0 is the step before alone, nearer to 1 looks back farther. The "
+    "paper's is 0.6."
+)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,15 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_pa
 from .linalg import dot, exact, in_shape, norm
 
 AMOUNT = "How much of the cap is applied, as a fraction. 0 is off, 1 is all of it."
-NORM = "What is kept from getting longer. whole: the picture, as one. position: every place of it by itself. step: the "
-NORM += "picture, by taking back guidance alone; then use a ratio of 1.05 to 1.15."
+NORM = (
+    "What is kept from getting longer. whole: the picture, as one. position: every place of it by itself. step: the "
+    "picture, by taking back guidance alone; then use a ratio of 1.05 to 1.15."
+)
 RATIO = "How many times as long as without guidance it may be. 1 is no longer at all."
-OF = "What is measured. prediction: the picture that the model expects, as in ComfyUI's CFGNorm and RenormCFG. "
-OF += "velocity: what flow models give, as in the code of Lumina 2, Z-Image and Qwen-Image."
+OF = (
+    "What is measured. prediction: the picture that the model expects, as in ComfyUI's CFGNorm and RenormCFG. "
+    "velocity: what flow models give, as in the code of Lumina 2, Z-Image and Qwen-Image."
+)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .linalg import exact
 from .memory import Memory
 
-SCALE = "How far to move away from what the step before predicted. 0 is off and costs nothing; 3 is the authors'. Less "
-SCALE += "with few steps, where the step before is farther away."
+SCALE = (
+    "How far to move away from what the step before predicted. 0 is off and costs nothing; 3 is the authors'. Less "
+    "with few steps, where the step before is farther away."
+)
 
 
 @dataclass(frozen=True)

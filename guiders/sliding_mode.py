@@ -24,8 +24,10 @@ from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_
 from .linalg import exact
 from .memory import Memory
 
-K = "How much is taken off each number of CFG's direction; 1 is as much as the noise has. 0 is off. The authors use 0.2 "
-K += "for SD3, Flux, Qwen-Image and Wan; for SDXL and SD 1.5 begin at 0.01."
+K = (
+    "How much is taken off each number of CFG's direction; 1 is as much as the noise has. 0 is off. The authors use 0.2 "
+    "for SD3, Flux, Qwen-Image and Wan; for SDXL and SD 1.5 begin at 0.01."
+)
 LAMBDA = "How fast the guidance should die away from step to step (the paper's λ). 5 is the authors'."
 
 

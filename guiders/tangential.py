@@ -26,8 +26,10 @@ import torch
 from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import dot, exact
 
-AMOUNT = "How much of the negative's stray part is taken out, as a fraction. 0 is off, 1 is the paper's. It makes the "
-AMOUNT += "guidance weaker, so the cfg may be higher."
+AMOUNT = (
+    "How much of the negative's stray part is taken out, as a fraction. 0 is off, 1 is the paper's. It makes the "
+    "guidance weaker, so the cfg may be higher."
+)
 
 
 @dataclass(frozen=True)

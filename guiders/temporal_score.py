@@ -20,12 +20,14 @@ from typing import ClassVar
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact
 
-K = "How narrow the result is sampled around what is likely (k). 1 is off. Less gives more detail and variety, more is "
-K += "smoother. The paper uses 0.93 for pictures."
+K = (
+    "How narrow the result is sampled around what is likely (k). 1 is off. Less gives more detail and variety, more is "
+    "smoother. The paper uses 0.93 for pictures."
+)
 SIGMA = (
     "How early it acts: the spread of the data that it thinks of, in latent units. More is earlier. The paper uses 3 "
+    "for pictures."
 )
-SIGMA += "for pictures."
 
 
 @dataclass(frozen=True)

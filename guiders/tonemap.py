@@ -25,8 +25,8 @@ from .linalg import exact, in_shape, per_sample, std
 AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is all of it."
 MULTIPLIER = (
     "How strong guidance may become in a place, times what is strong in this picture. Less is calmer. 1 is usual, 100 "
+    "does next to nothing."
 )
-MULTIPLIER += "does next to nothing."
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from .linalg import exact, project
 AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is the paper's."
 ZERO_STEPS = (
     "How many first steps move nothing, since the model is least right there. 0 is none, the paper's is 1. They "
+    "only count in a run from full noise, since a run from a picture begins later."
 )
-ZERO_STEPS += "only count in a run from full noise, since a run from a picture begins later."
 
 
 @dataclass(frozen=True)
