@@ -130,8 +130,9 @@ NODES = (
     *_each("comfy_api.latest.io", "ComfyNode Schema NodeOutput Input Output Custom", "what nodes are made of"),
     *_each(
         "comfy_api.latest.io",
-        "Boolean.Input Clip.Input ClipVision.Input Combo.Input Conditioning.Input Float.Input Image.Input Image.Output "
-        "Int.Input Latent.Input Latent.Output Model.Input Model.Output String.Input String.Output Vae.Input Guider.Output",
+        "Boolean.Input Clip.Input ClipVision.Input Combo.Input Conditioning.Input Float.Input Float.Output "
+        "Image.Input Image.Output Int.Input Latent.Input Latent.Output Mask.Input "
+        "Model.Input Model.Output String.Input String.Output Vae.Input Guider.Output",
         "the kinds of what nodes take and give",
     ),
     Symbol("comfy_api.latest.ui.PreviewImage", "pictures that nodes show"),
