@@ -29,7 +29,7 @@ from ..patches import PERTURBATIONS, IdentityAttention
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TokenPerturbation
 from ..patches.host import check_time, choose_layers
-from ..patches.layers import with_auto
+from ..patches.layers import Layer, with_auto
 from . import schema
 from .guidance import Guidance, term_node
 
@@ -62,19 +62,24 @@ def guidance_away_from(method: type[Perturbation]) -> Guidance:
     """The guidance away from what the model predicts under a perturbation."""
     about = method.about
     needs_layers = not issubclass(method, TimePerturbation)
-    skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
 
     def make(model, **values):
         settings = schema.settings(method, values)
         if needs_layers:
-            text = with_auto(values["layers"], about.auto) if about.auto else values["layers"]
-            settings["layers"] = choose_layers(model, text, skip=skips, enter=enters)
+            settings["layers"] = layers_for(model, method, values["layers"])
         else:
             check_time(model)
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))
 
     inputs = [schema.strength(about), *schema.inputs(method), *([schema.LAYERS] if needs_layers else [])]
     return Guidance(about, PerturbationGuidance, inputs, make)
+
+
+def layers_for(model, method: type[Perturbation], text: str) -> tuple[Layer, ...]:
+    """The layers of `model` that `text` names, for a perturbation. Raises ValueError where that cannot act there."""
+    text = with_auto(text, method.about.auto) if method.about.auto else text
+    skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
+    return choose_layers(model, text, skip=skips, enter=enters)
 
 
 def is_complete(rule: Any) -> bool:
@@ -173,8 +178,7 @@ PERTURBED_NEGATIVE_IN = [
 def perturbed_negative(model, perturbation, amount, layers):
     """CFG whose negative prediction a perturbed network makes."""
     method: Any = LAYERED[perturbation]
-    skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
-    chosen = choose_layers(model, layers, skip=skips, enter=enters)
+    chosen = layers_for(model, method, layers)
     return model, WorseNegative(amount, Branch("negative", method(layers=chosen)))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..guiders import RULES
 from ..patches import PERTURBATIONS
 from ..patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE
-from ..patches.base import About, AttentionPerturbation, BlockPerturbation, TimePerturbation
+from ..patches.base import About, AttentionPerturbation, BlockPerturbation, TimePerturbation, TokenPerturbation
 from .places import ROOT
 
 BEGIN, END = "<!-- support: made by tools/support.py -->", "<!-- /support -->"
@@ -23,12 +23,13 @@ def inside_the_network() -> list[About]:
     after those of the attention the rules that observe it."""
     of_kind = {
         kind: [method.about for method in PERTURBATIONS if issubclass(method, kind)]
-        for kind in (AttentionPerturbation, BlockPerturbation, TimePerturbation)
+        for kind in (AttentionPerturbation, TokenPerturbation, BlockPerturbation, TimePerturbation)
     }
     observing = [
         rule.about for rule in RULES if rule.about and any(field.name == "observation" for field in fields(rule))
     ]
-    return [*of_kind[AttentionPerturbation], *observing, *of_kind[BlockPerturbation], *of_kind[TimePerturbation]]
+    others = (TokenPerturbation, BlockPerturbation, TimePerturbation)
+    return [*of_kind[AttentionPerturbation], *observing, *(about for kind in others for about in of_kind[kind])]
 
 
 def node_ids() -> set[str]:
@@ -48,7 +49,8 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
         auto, source = (row.auto_skip, row.skip_source) if skip else (row.auto, row.source)
         auto = f"`{auto}`" + " *" * (source == RULE)
         on = [version for version in versions if name in found[version]]
-        cells = [_cell({version: found[version][name].get(method, "no") for version in on}) for method in shown]
+        results = {version: found[version][name] for version in on}
+        cells = [_cell({v: of[method] for v, of in results.items() if method in of}) for method in shown]
         if skip and cells[shown.index("Skip Layer")] == "no":
             auto = ""
         lines.append(f"| {name} | {auto} | {' | '.join(cells)} | {_range(on)} |")
@@ -57,6 +59,10 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
         f"\\* `{HALF_WAY}`: {RULE}. Where the others come from, Layer Map says.",
         f"Tried on ComfyUI {', '.join(versions)}. Refused by name: {'; '.join(refused)}.",
     ]
+    for method in shown:
+        on = [version for version in versions if any(method in methods for methods in found[version].values())]
+        if on != versions:
+            notes.append(f"{method}: tried on {', '.join(on)} so far.")
     return "\n".join([*lines, "", *notes])
 
 
@@ -65,7 +71,9 @@ def _range(versions: list[str]) -> str:
 
 
 def _cell(on: dict[str, str]) -> str:
-    """One word where all versions agree, else each with its own."""
+    """One word where all versions agree that it was tried on, else each with its own."""
+    if not on:
+        return "?"
     if len(set(on.values())) == 1:
         return on.popitem()[1]
     return ", ".join(f"{can} ({version})" for version, can in on.items())
