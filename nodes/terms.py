@@ -27,12 +27,13 @@ from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
 from ..patches import PERTURBATIONS, IdentityAttention
 from ..patches.attention_sums import AttentionSums
-from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TokenPerturbation
+from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TimeShift, TokenPerturbation
 from ..patches.host import check_time, choose_layers
 from ..patches.layers import Layer, with_auto
 from . import schema
 from .guidance import Guidance, term_node
 
+OF_TIME = (TimePerturbation, TimeShift)  # act in no chosen layers
 WITHOUT_NODE = {  # of the registered rules
     ClassifierFreeGuidance: "in the host the sampler itself does it; CFG Interval says where in sampling",
 }
@@ -61,14 +62,14 @@ def guidances() -> list[Guidance]:
 def guidance_away_from(method: type[Perturbation]) -> Guidance:
     """The guidance away from what the model predicts under a perturbation."""
     about = method.about
-    needs_layers = not issubclass(method, TimePerturbation)
+    needs_layers = not issubclass(method, OF_TIME)
 
     def make(model, **values):
         settings = schema.settings(method, values)
         if needs_layers:
             settings["layers"] = layers_for(model, method, values["layers"])
         else:
-            check_time(model)
+            check_time(model, embedding=issubclass(method, TimePerturbation))
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))
 
     inputs = [schema.strength(about), *schema.inputs(method), *([schema.LAYERS] if needs_layers else [])]
@@ -160,7 +161,7 @@ def negative_model(model, negative_model, amount):
 
 
 LAYERED = {
-    method.about.title: method for method in PERTURBATIONS if not issubclass(method, TimePerturbation)
+    method.about.title: method for method in PERTURBATIONS if not issubclass(method, OF_TIME)
 }  # what can be done in chosen layers
 PERTURBED_NEGATIVE_IN = [
     io.Combo.Input(

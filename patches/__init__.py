@@ -6,6 +6,7 @@ from .identity_attention import IdentityAttention
 from .masked_attention import MaskedAttention
 from .noisy_time_embedding import NoisyTimeEmbedding
 from .random_skipped_layer import RandomSkippedLayer
+from .shifted_time import ShiftedTime
 from .shuffled_tokens import ShuffledTokens
 from .skipped_layer import SkippedLayer
 from .swapped_tokens import SwappedTokens
@@ -16,6 +17,7 @@ PERTURBATIONS = (
     MaskedAttention,
     AttentionTemperature,
     NoisyTimeEmbedding,
+    ShiftedTime,
     SkippedLayer,
     ShuffledTokens,
     SwappedTokens,

@@ -192,7 +192,7 @@ class Intervention(abc.ABC):
     the host or σ, and it never changes a tensor that it was given. It is a perturbation of one of the kinds below, or
     an observation. Two that are equal do the same."""
 
-    layers: tuple[Layer, ...]  # empty for a time embedding, which all layers get
+    layers: tuple[Layer, ...]  # empty for the time, which all layers get
 
     def heads_in(self, layer: Layer) -> tuple[int, ...] | None:
         """The heads of one of the network's layers in which it acts; empty: in all of them. None: it does not act there."""
@@ -213,7 +213,7 @@ class Observation(Intervention):
 
 
 class Perturbation(Intervention):
-    """Makes the network worse in its layers. A subclass of one of the three kinds below, and of no other."""
+    """Makes the network worse in its layers. A subclass of one of the kinds below, and of no other."""
 
     about: ClassVar[About]
 
@@ -253,6 +253,14 @@ class TimePerturbation(Perturbation):
     @abc.abstractmethod
     def time_embedding(self, embedding: Tensor, moment: Moment) -> Tensor:
         """Another embedding of the time, in the shape of `embedding`, [rows, *tokens, channels]."""
+
+
+class TimeShift(Perturbation):
+    """Changes the time that the network is told. Its input and σ stay as they are."""
+
+    @abc.abstractmethod
+    def told(self, time: Tensor, least: Tensor, largest: Tensor) -> Tensor:
+        """Another time for each row of `time`, [rows], as the network counts: from `least` without noise to `largest`."""
 
 
 def attend_to_self(call: AttentionCall) -> Tensor:

@@ -24,6 +24,7 @@ from ..base import (
     Observation,
     Perturbation,
     TimePerturbation,
+    TimeShift,
     TokenPerturbation,
 )
 from ..discovery import NotProven
@@ -31,9 +32,9 @@ from ..layers import Layer, Unread
 from ..layout import Layout
 from .attention import ATTENTION, Report, TransformerAttention, UNetAttention
 from .chunks import Chunks, PresentChunks, only, titles
-from .forwards import ForwardPatch, Inputs, Streams, patched_forwards, takes_options
+from .forwards import ForwardPatch, Inputs, Streams, parameters, patched_forwards, takes_options
 from .lookup import Blocks, architecture_in, check_layers, is_compiled, is_to_be_probed, read, time_of, uncompiled
-from .modules import AttendingModule, Entrance, SkippedBlock, TimeModule
+from .modules import AttendingModule, Entrance, SkippedBlock, TimeModule, ToldTime
 from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_attention_functions
 from .others import may_answer, said, whose
 from .prefix_sharing import PrefixSharing
@@ -119,7 +120,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     shared = plan.prefix_sharing.patches(
         architecture, compiled, inputs, options, plan.chunks, plan.copies, call.present
     )
-    forwards, options_free = call.time_patches(), []
+    forwards, options_free = call.time_patches() + call.told_time(executor.class_obj.model_sampling), []
     if architecture.stacks:
         options_free = call.options_free()
         forwards += call.transformer_patches(options.get(ATTENTION))
@@ -219,7 +220,8 @@ class NetworkCall:
             idle &= missing
         for perturbation in idle:
             layers = ", ".join(map(str, perturbation.layers))
-            what = f"none of the layers {layers} ran" if layers else "the time embedding did not run"
+            of_time = "the network" if isinstance(perturbation, TimeShift) else "the time embedding"
+            what = f"none of the layers {layers} ran" if layers else f"{of_time} did not run"
             raise RuntimeError(
                 f"{perturbation.about.title}: {what} in the host's way in {type(self.network).__name__}, so it would have "
                 f"no effect. {self.others()} Take the node out that is in the way, or choose other layers."
@@ -235,6 +237,17 @@ class NetworkCall:
         grid = self.architecture.tokens(self.network, self.shape, self.conds) if which == "tokens" else ()
         setting = {"rows": self.shape[0], "which": which, "moment": self.plan.moment, "grid": grid}
         return [ForwardPatch("time", module, partial(TimeModule, chunks=chunks, reached=self.reached, **setting))]
+
+    def told_time(self, sampling) -> list[ForwardPatch]:
+        """What stands around the network itself, if it is told another time. `sampling`: the host's model_sampling."""
+        chunks = only(TimeShift, self.plan.chunks)
+        if not any(chunks):
+            return []
+        least, largest = (sampling.timestep(sigma).float() for sigma in (sampling.sigma_min, sampling.sigma_max))
+        _, time, *_ = parameters(self.network)  # the host calls every network with (x, time, ...)
+        setting = {"least": least.clamp(max=0), "largest": largest, "rows": self.shape[0], "reached": self.reached}
+        make = partial(ToldTime, streams=Streams.of(self.network, (time,)), chunks=chunks, **setting)
+        return [ForwardPatch("told time", self.network, make)]
 
     def with_attn1_patches(self, options: dict) -> dict:
         """A copy of a UNet's transformer_options with an attention function for each layer in which something is done."""

@@ -76,11 +76,13 @@ def architecture_in(network) -> Architecture:
     return architecture
 
 
-def check_time(model) -> None:
-    """Raise ValueError where nothing is known of how MODEL's network is told the time. Of a network that is to be probed
-    that is found out when it first runs."""
+def check_time(model, embedding: bool = True) -> None:
+    """Raise ValueError where MODEL's network is not supported; with `embedding` also where it is not known which module
+    embeds the time. Of a network that is to be probed that is found out when it first runs."""
     if not is_to_be_probed(network_of(model)):
-        time_of(architecture_of(model))
+        architecture = architecture_of(model)
+        if embedding:
+            time_of(architecture)
 
 
 def time_of(architecture: Architecture) -> str:

@@ -1,4 +1,4 @@
-"""The forwards that stand around modules of a network: attention, blocks that are left out, the time embedding."""
+"""The forwards that stand around modules of a network: attention, blocks that are left out, the time."""
 
 from __future__ import annotations
 
@@ -139,6 +139,42 @@ class Entrance:
 
     def _titles(self) -> str:
         return titles(chunk for chunk in self.chunks if isinstance(chunk, Perturbation))
+
+
+@dataclass(frozen=True)
+class ToldTime:
+    """The forward of the network itself, which is told another time in some chunks of the batch."""
+
+    forward: Callable
+    streams: Streams  # the input that is the time
+    chunks: Chunks
+    rows: int  # of the batch
+    least: Tensor  # time that the network knows
+    largest: Tensor
+    reached: set = field(compare=False)
+
+    def __call__(self, *args, **kwargs):
+        mark_reached(self.reached, self.chunks)
+        args, kwargs = self.streams.replaced(args, kwargs, 0, self._told(*self.streams.read(args, kwargs)))
+        return self.forward(*args, **kwargs)
+
+    def _told(self, time: Tensor, *others: Tensor) -> Tensor:
+        who = titles(chunk for chunk in self.chunks if isinstance(chunk, Perturbation))
+        if others:  # LTX-2 takes the largest of all rows for the sound
+            raise RuntimeError(
+                f"{who}: the network is told {1 + len(others)} times, one for the picture and one for the sound. In a row "
+                f"those of all rows count, so it cannot be told another time in some. Take this guidance out."
+            )
+        if time.shape != (self.rows,):
+            raise RuntimeError(
+                f"{who}: the network is told a time for each frame or token here, {list(time.shape)}, and not one for each "
+                f"picture. A mask of what is denoised does that, as for a first frame. Take this guidance out, or the mask."
+            )
+
+        def shifted(at: slice, perturbation) -> Tensor:
+            return perturbation.told(time[at], self.least, self.largest).to(time.dtype)
+
+        return by_chunk(self.rows, self.chunks, lambda at: time[at], shifted)
 
 
 @dataclass(frozen=True)
