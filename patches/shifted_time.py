@@ -5,9 +5,9 @@ told that there is more noise in x than there is, so what it predicts is too smo
 what is unlikely at the true noise level. x, σ and the input scalings stay, so the guidance is the same in ε, v and x₀.
 
 Paper and authors' code: t counts to 1000 and t' = min(t + 10, 1000), for the positive alone where there is CFG; the scale
-is 3, for Flux 1. Here: δ is a fraction of all times that the network knows, so that it means the same where t counts to 1 or
-by log σ. A network of 1000 noise levels is told 9.99 more for δ = 0.01, since its last t is 999. Neutral at δ = 0 and at
-scale 0. TSG is its neighbour: it adds noise to the embedding of the time.
+is 3, for Flux 1. Here: δ is a fraction of all times that the network knows, so that it means the same where t counts to 1
+or by log σ. A network of 1000 noise levels is told 9.99 more for δ = 0.01, since its last t is 999. Neutral at δ = 0 and
+at scale 0. TSG is its neighbour: it adds noise to the embedding of the time.
 """
 
 from __future__ import annotations
