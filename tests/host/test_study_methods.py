@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from pack.benchmarks import high_cfg
 from pack.benchmarks.study import command as quality
 from pack.benchmarks.study import methods
 from pack.benchmarks.study.cells import Cell
@@ -119,6 +120,15 @@ def test_what_a_row_prints_is_what_its_node_is_given(rig, given, method):
         word, printed = setting(key).partition(",")[0].rsplit(" ", 1)
         assert named([*given, {"cfg": cfg}], UNITS.get(word, word)) == [float(printed)], (word, given)
         assert cfg == 1 or word == "cfg"
+
+
+@pytest.mark.parametrize("method", high_cfg.ROWS, ids=high_cfg.said)
+def test_what_a_row_of_the_high_cfg_prints_is_what_its_node_is_given(rig, given, method):
+    _, cfg = method.build(rig, rig.model, method.strengths[0])
+    inputs = {name: str(value) for name, value in given[0].items()} if given else {}
+    printed = dict(part.rsplit(" ", 1) for part in high_cfg.said(method).split(", ") if " of " not in part)
+    assert cfg == float(printed.pop("cfg"))
+    assert printed == {name: inputs[name] for name in printed}
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith(DEGRADED)], ids=by_name)
