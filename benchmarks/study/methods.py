@@ -111,8 +111,9 @@ def beside(method: Method) -> Method:
     return replace(method, adds=False)
 
 
-def attention(name: str, about: About, scales: tuple[float, ...], settings="{layers}", **fixed) -> Method:
-    return node(name, about, scales, (1, 2, 3, 5), settings=settings, layers=lambda rig: rig.layers, **fixed)
+def attention(name: str, about: About, strengths: tuple[float, ...], settings="{layers}", **fixed) -> Method:
+    usual = tuple(scale + about.off for scale in (1, 2, 3, 5))
+    return node(name, about, strengths, usual, settings=settings, layers=lambda rig: rig.layers, **fixed)
 
 
 def autoguidance(name: str, file: str, weights: tuple[float, ...]) -> Method:
@@ -176,13 +177,13 @@ METHODS = (
 )  # fmt: skip
 CFGS = (1.25, 1.5, 2)
 FIELD = tuple(map(beside, (
-    attention("TPG", ShuffledTokens.about, (0.1, 0.25, 1)),
-    attention("SSG", SwappedTokens.about, (0.25, 1, 3)),
+    attention("TPG", ShuffledTokens.about, (0.05, 0.1, 0.25)),
+    attention("SSG", SwappedTokens.about, (0.05, 0.1, 0.25)),
     node(
         "Random Skip Layer", RandomSkippedLayer.about, (0.1, 0.25, 1), (0.1, 0.25, 0.5, 1),
         settings="auto, 0.1 to 0.9 of sampling", layers="auto",
     ),
-    attention("ERG", AttentionTemperature.about, (0.1, 0.5, 2)),
+    attention("ERG", AttentionTemperature.about, (1.1, 1.25, 1.5)),
     attention("SoftPAG", IdentityAttention.about, (0.5, 1, 2), settings="{layers}, blend 0.5", blend=0.5),
     corrected("CFG-Zero*", ZeroStar.about, CFGS, zero_init_steps=0),
     corrected("Tangential CFG", TangentialCFG.about, CFGS),
