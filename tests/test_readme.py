@@ -31,9 +31,9 @@ def test_all_cells_are_of_commits_without_changes():
 
 def test_every_row_of_the_evidence_is_one_of_the_study_with_its_own_word_and_strengths():
     """Else: python dev.py benchmark study --setting NAME --again METHOD"""
-    from pack.benchmarks.study.methods import METHODS
+    from pack.benchmarks.study.methods import ALL
 
-    known = {method.name: method for method in METHODS}
+    known = {method.name: method for method in ALL}
     for path in (ROOT / "benchmarks/results").glob("quality_*.jsonl"):
         records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         for key in (record["key"] for record in records if record["kind"] == "cell"):

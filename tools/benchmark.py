@@ -14,6 +14,7 @@ from .imports import as_pack
 PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "study": "study.command",
     "toy2d": "toy2d.command",
+    "high_cfg": "high_cfg",
     "cost": "cost",
     "overhead": "overhead",
     "probes": "probes",

@@ -1,7 +1,8 @@
 """What each guidance does to pictures, and what it costs: a table from one command.
 
     python dev.py benchmark study                      the demo models, all settings; resumes where it was stopped
-    python dev.py benchmark study --setting early      some of them: early, better, unconditional, no-dropout, layers
+    python dev.py benchmark study --setting early      some of them: early, better, unconditional, no-dropout, layers,
+                                                      field
     python dev.py benchmark study --setting early --again    forgets what is in the results of a setting, samples all anew;
                                                       --again SIMS "SIMS + Classifier" only these rows
     python dev.py benchmark study --quick              few pictures, only to show that it runs
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from ..provenance import facts_of_run, named
 from .cells import CHOOSE_SEED, Progress, Results, Study
-from .methods import DEGRADATIONS, METHODS, NEGATIVE, NONE, POOL_SIZE, Method
+from .methods import ALL, DEGRADATIONS, FIELD, METHODS, NEGATIVE, NONE, POOL_SIZE, Method
 from .report import write_report
 from .rig import EMPTY, Files, Rig, start_host
 from .suites import DemoDigits, PromptFile
@@ -52,6 +53,8 @@ class Setting:
     methods: tuple[str, ...] = tuple(method.name for method in METHODS)
     conditional: bool = True
     layers: tuple[str, ...] = (LAYERS,)  # of PAG and SEG: a table for each
+    choose: int = 200  # pictures for choosing a strength
+    pictures: int = 1000  # that are reported of each seed
     reported: bool = True  # or only the strengths on the seed for choosing
 
 
@@ -92,6 +95,7 @@ SETTINGS = {
         "_early", {}, ("PAG", "SEG"), layers=("double.0", *(f"single.{at}" for at in range(6)), "auto"), reported=False
     ),
     "no-dropout": Setting("_no_dropout_early", {"weak": files("_no_dropout_weak")}, (*FEW, "SAG", "TSG")),
+    "field": Setting("_early", {}, (NONE, "CFG", *(method.name for method in FIELD)), choose=100, pictures=200),
 }  # fmt: skip
 
 
@@ -111,13 +115,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--setting", nargs="+", choices=list(SETTINGS), help="of the demo models; default: all")
     parser.add_argument("--quick", action="store_true", help="few pictures and steps: shows that it runs, and no more")
-    parser.add_argument("--methods", nargs="+", choices=[m.name for m in METHODS], metavar="NAME", help="default: all")
+    parser.add_argument("--methods", nargs="+", choices=[m.name for m in ALL], metavar="NAME", help="default: all")
     parser.add_argument(
         "--layers", nargs="+", help="of PAG and SEG: a table for each; default: auto, or the demo's best"
     )
-    parser.add_argument("--choose", type=int, default=200, metavar="N", help="pictures for choosing a strength")
+    parser.add_argument("--choose", type=int, metavar="N", help="pictures for choosing a strength; 200, in field 100")
     parser.add_argument(
-        "--report", type=int, metavar="N", help="pictures for each seed; 1000, or per prompt with yours"
+        "--report", type=int, metavar="N", help="pictures for each seed; 1000, in field 200, or per prompt with yours"
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=list(REPORT_SEEDS), help="none: choose, and no more")
     parser.add_argument("--per-prompt", type=int, default=2, metavar="N", help="pictures of each prompt")
@@ -196,7 +200,7 @@ def run(name: str, path: Path, options, made: dict) -> None:
         pool, setting.conditional, options.compute, suite.decode,
     )  # fmt: skip
     methods = chosen_methods(options.methods or setting.methods, rig, len(set(pool)))
-    count = options.report or (options.per_prompt * len(suite.lines) if options.checkpoint else 1000)
+    count = options.report or (options.per_prompt * len(suite.lines) if options.checkpoint else setting.pictures)
     seeds = options.seeds if setting.reported else []
     results = Results(path, ROOT / "output/quality" / path.stem)
     if options.again is not None:
@@ -219,7 +223,7 @@ def run(name: str, path: Path, options, made: dict) -> None:
         for layers in options.layers or setting.layers:
             rig.layers = layers
             Study(rig, suite, results, common, options.draws, progress).run(
-                methods, options.choose, count, seeds, tried
+                methods, options.choose or setting.choose, count, seeds, tried
             )
     finally:
         progress.end()
@@ -228,7 +232,7 @@ def run(name: str, path: Path, options, made: dict) -> None:
 def chosen_methods(names: Sequence[str], rig: Rig, prompts: int) -> list[Method]:
     """Those that can be sampled here; says which cannot, and why."""
     methods = []
-    for method in METHODS:
+    for method in ALL:
         if method.name not in (NONE, *names):
             continue
         missing = [need for need in method.needs if need != NEGATIVE and need not in rig.files.others]

@@ -106,12 +106,19 @@ MEASURES = (
 )
 
 
-def measured(found: dict, groups: np.ndarray, reference: Reference | None, base: dict | None, draws: int) -> dict:
+def measured(
+    found: dict,
+    groups: np.ndarray,
+    reference: Reference | None,
+    base: dict | None,
+    draws: int,
+    measures: Sequence[Measure] = MEASURES,
+) -> dict:
     """{"values": {measure: [value, low, high, standard error]}, "against_none": the same of differences}
 
     `base`: the features of the same prompts and noise without guidance."""
     values, differences = {}, {}
-    for measure in MEASURES:
+    for measure in measures:
         sure = metrics.half_samples if measure.unbroken else metrics.bootstrap
         count = max(2, draws // 4) if measure.unbroken else draws
         with contextlib.suppress(KeyError, ValueError):  # what these pictures have no such number for

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ...guiders import (
+    AngleCap,
+    FrequencyDecoupled,
+    HistoryGuidance,
+    MagnitudeAware,
+    MomentumGuidance,
+    NormCap,
+    PreviousStepGuidance,
+    SlidingModeGuidance,
+    TangentialCFG,
+    ZeroStar,
+)
 from ...guiders.base import About
 from ...guiders.independent_condition import ABOUT as ICG
 from ...guiders.self_attention import SelfAttentionGuidance
 from ...guiders.weak_model import AUTOGUIDANCE, SIMS
-from ...patches import BlurredQuery, IdentityAttention, NoisyTimeEmbedding
+from ...guiders.worse_negative import PERTURBED_NEGATIVE
+from ...patches import (
+    AttentionTemperature,
+    BlurredQuery,
+    IdentityAttention,
+    NoisyTimeEmbedding,
+    RandomSkippedLayer,
+    ShuffledTokens,
+    SwappedTokens,
+)
 from ..truncation import Truncation
 
 NONE, REAL = "none", "real pictures"
@@ -72,8 +93,27 @@ def average(rig, model, strength):
     return rig.average(strength), 1.0
 
 
-def attention(name: str, about: About, scales: tuple[float, ...]) -> Method:
-    return node(name, about, scales, (1, 2, 3, 5), settings="{layers}", layers=lambda rig: rig.layers)
+def corrected(name: str, about: About, cfgs: tuple[float, ...], **fixed) -> Method:
+    """The row of CFG with one of the pack's nodes that correct it, at the node's defaults and `fixed`. Its strength is
+    the sampler's cfg, so that each correction is tried where it is best."""
+
+    def build(rig, model, cfg):
+        given = {key: value(rig) if callable(value) else value for key, value in fixed.items()}
+        return rig.with_node(about.node_id, model, None, **given), cfg
+
+    printed = ["{layers}" if callable(value) else f"{key} {value}" for key, value in fixed.items()]
+    settings = ", ".join(printed) or "defaults"
+    return Method(name, "cfg", cfgs, (3, 5, 7, 10), build, 1.0, (NEGATIVE,), settings, adds=False, made_of=("CFG",))
+
+
+def beside(method: Method) -> Method:
+    """The same row, of which no pair is made."""
+    return replace(method, adds=False)
+
+
+def attention(name: str, about: About, strengths: tuple[float, ...], settings="{layers}", **fixed) -> Method:
+    usual = tuple(scale + about.off for scale in (1, 2, 3, 5))
+    return node(name, about, strengths, usual, settings=settings, layers=lambda rig: rig.layers, **fixed)
 
 
 def autoguidance(name: str, file: str, weights: tuple[float, ...]) -> Method:
@@ -135,6 +175,32 @@ METHODS = (
     degraded("dropout 5 %", "input noise 20 %"),
     Method("Truncation", "factor", (1.02, 1.05, 1.1, 1.2), (1.02, 1.05, 1.1, 1.2), truncation, off=1.0, adds=False),
 )  # fmt: skip
+CFGS = (1.25, 1.5, 2)
+FIELD = tuple(map(beside, (
+    attention("TPG", ShuffledTokens.about, (0.05, 0.1, 0.25)),
+    attention("SSG", SwappedTokens.about, (0.05, 0.1, 0.25)),
+    node(
+        "Random Skip Layer", RandomSkippedLayer.about, (0.1, 0.25, 1), (0.1, 0.25, 0.5, 1),
+        settings="auto, 0.1 to 0.9 of sampling", layers="auto",
+    ),
+    attention("ERG", AttentionTemperature.about, (1.1, 1.25, 1.5)),
+    attention("SoftPAG", IdentityAttention.about, (0.5, 1, 2), settings="{layers}, blend 0.5", blend=0.5),
+    corrected("CFG-Zero*", ZeroStar.about, CFGS, zero_init_steps=0),
+    corrected("Tangential CFG", TangentialCFG.about, CFGS),
+    corrected("Magnitude-Aware", MagnitudeAware.about, CFGS),
+    corrected("Frequency-Decoupled", FrequencyDecoupled.about, (1.1, 1.25, 1.5)),
+    corrected("Norm Cap", NormCap.about, CFGS),
+    corrected("Angle Cap", AngleCap.about, CFGS),
+    corrected("CFG-Ctrl", SlidingModeGuidance.about, CFGS),
+    corrected("Perturbed Negative", PERTURBED_NEGATIVE, CFGS, perturbation="PAG", layers=lambda rig: rig.layers),
+    node("HiGS", HistoryGuidance.about, (0.25, 0.75, 1.75), (0.5, 1, 1.75, 3)),
+    node("Momentum", MomentumGuidance.about, (0.25, 0.5, 1), (0.25, 0.5, 1, 1.5)),
+    node(
+        "Self-Guidance (previous)", PreviousStepGuidance.about, (0.5, 1, 3), (1, 2, 3, 5),
+        settings="0.5 to 1 of sampling",
+    ),
+)))  # fmt: skip
+ALL = (*METHODS, *FIELD)
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of both chosen strengths, for a pair
 
 

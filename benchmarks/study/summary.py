@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .cells import read_records
-from .methods import DEGRADATIONS, METHODS, REAL
+from .methods import ALL, DEGRADATIONS, REAL
 from .report import number, setting, table
 
 COLUMNS = ("accuracy", "fd", "fd_pixel", "precision", "recall", "diversity")
@@ -16,7 +16,7 @@ OVERVIEW = {  # the settings that stand side by side in the pack's own README
     "early": "under-trained", "better": "trained to the end", "unconditional": "no prompt", "no-dropout": "no empty prompt",
 }  # fmt: skip
 WORSE = tuple(DEGRADATIONS)  # the model made worse on purpose
-ORDER = {name: at for at, name in enumerate([REAL, *(method.name for method in METHODS)])}  # then what is made of two
+ORDER = {name: at for at, name in enumerate([REAL, *(method.name for method in ALL)])}  # then what is made of two
 CLEAR = 3  # paired standard errors, on each seed
 BLOCK = r"(<!-- quality: ([\w-]+) -->\n).*?(<!-- /quality -->)"
 

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from pack.benchmarks import high_cfg
 from pack.benchmarks.study import command as quality
 from pack.benchmarks.study import methods
 from pack.benchmarks.study.cells import Cell
-from pack.benchmarks.study.methods import DEGRADATIONS, METHODS, NONE, Method
+from pack.benchmarks.study.methods import ALL, DEGRADATIONS, METHODS, NONE, Method
 from pack.benchmarks.study.report import setting
 from pack.benchmarks.study.rig import Rig
 from pack.benchmarks.study.suites import Prompt
@@ -18,7 +19,7 @@ PROMPTS = [Prompt("red seven blue two", (0, 7, 2, 2)), Prompt("green one red thr
 SEED = 0
 DEGRADED = tuple(DEGRADATIONS)
 UNITS = {"σ_rel": "ema"}  # what a row calls otherwise than the node's input
-ADDING = [method for method in METHODS if method.adds]
+ADDING = [method for method in ALL if method.adds]
 
 
 def pair_of(one: Method, other: Method) -> Method | None:
@@ -92,12 +93,12 @@ def without(draw):
 
 
 def test_the_rows_without_a_neutral_strength_are_those_of_another_network():
-    assert [method.name for method in METHODS if method.off is None] == ["Post-hoc EMA", *list(DEGRADATIONS)[::2]]
+    assert [method.name for method in ALL if method.off is None] == ["Post-hoc EMA", *list(DEGRADATIONS)[::2]]
 
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=COPIES.get(m.name, ())) for m in METHODS if m.off is not None and m.name != NONE],
+    [pytest.param(m, marks=COPIES.get(m.name, ())) for m in ALL if m.off is not None and m.name != NONE],
     ids=by_name,
 )
 def test_at_its_neutral_strength_a_row_is_the_picture_without_it_and_costs_nothing(rig, draw, without, method):
@@ -107,7 +108,7 @@ def test_at_its_neutral_strength_a_row_is_the_picture_without_it_and_costs_nothi
     assert not torch.equal(weakest, expected)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=by_name)
+@pytest.mark.parametrize("method", ALL, ids=by_name)
 def test_what_a_row_prints_is_what_its_node_is_given(rig, given, method):
     for strength in dict.fromkeys((*method.strengths, *method.usual)):
         key = Cell("report", method, strength, SEED, 2).key({}, "", rig.layers)
@@ -119,6 +120,15 @@ def test_what_a_row_prints_is_what_its_node_is_given(rig, given, method):
         word, printed = setting(key).partition(",")[0].rsplit(" ", 1)
         assert named([*given, {"cfg": cfg}], UNITS.get(word, word)) == [float(printed)], (word, given)
         assert cfg == 1 or word == "cfg"
+
+
+@pytest.mark.parametrize("method", high_cfg.ROWS, ids=high_cfg.said)
+def test_what_a_row_of_the_high_cfg_prints_is_what_its_node_is_given(rig, given, method):
+    _, cfg = method.build(rig, rig.model, method.strengths[0])
+    inputs = {name: str(value) for name, value in given[0].items()} if given else {}
+    printed = dict(part.rsplit(" ", 1) for part in high_cfg.said(method).split(", ") if " of " not in part)
+    assert cfg == float(printed.pop("cfg"))
+    assert printed == {name: inputs[name] for name in printed}
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith(DEGRADED)], ids=by_name)
