@@ -199,7 +199,7 @@ def said(method: Method) -> str:
 
 def shown(row: dict, measure: str) -> str:
     """The mean over the seeds, marked where it is clearly better or worse than CFG 15 alone."""
-    text = number(np.mean([cell["values"][measure][0] for cell in row["cells"]]))
+    text = number(float(np.mean([cell["values"][measure][0] for cell in row["cells"]])))
     sign = -1 if measure == "accuracy" else 1  # more of all others is worse
     found = [cell["against_alone"].get(measure) for cell in row["cells"]]
     if None in found:
