@@ -65,11 +65,11 @@ COLUMNS = {
     "clipped": "clipped", "colour_error": "colour error", "accuracy": "accuracy", "fd": "FD", "fd_pixel": "FD pixel",
 }  # fmt: skip
 WORDS = (
-    "*clipped*: the share of the pixels' values that are 0 or 1. *colour error*: how far the colour of a digit is from the "
-    "mean of real digits of the same colour word, in RGB of 0 to 1; a digit's colour is the median of those "
-    f"{OF_DIGIT:.0%} of its half's pixels that are furthest from the half's median colour. *accuracy*, *FD*, *FD pixel*: "
-    f"as in the study. Means over the seeds. **Bold**: better than CFG {CFG:g} alone by {CLEAR} paired standard errors on "
-    "each seed; ~~struck out~~: worse by as much."
+    "*clipped*: the share of the pixels' values that are 0 or 1; less than real pictures have is no better, but flat. "
+    "*colour error*: how far the colour of a digit is from the mean of real digits of the same colour word, in RGB of 0 "
+    f"to 1; a digit's colour is the median of those {OF_DIGIT:.0%} of its half's pixels that are furthest from the half's "
+    f"median colour. *accuracy*, *FD*, *FD pixel*: as in the study. Means over the seeds. **Bold**: better than CFG "
+    f"{CFG:g} alone by {CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as much."
 )
 
 
@@ -199,7 +199,7 @@ def said(method: Method) -> str:
 
 def shown(row: dict, measure: str) -> str:
     """The mean over the seeds, marked where it is clearly better or worse than CFG 15 alone."""
-    text = number(np.mean([cell["values"][measure][0] for cell in row["cells"]]))
+    text = number(float(np.mean([cell["values"][measure][0] for cell in row["cells"]])))
     sign = -1 if measure == "accuracy" else 1  # more of all others is worse
     found = [cell["against_alone"].get(measure) for cell in row["cells"]]
     if None in found:
@@ -224,6 +224,13 @@ def facts(results: dict) -> str:
     )
 
 
+def missing(results: dict) -> list[str]:
+    """What the run was ended before."""
+    found = {(row["method"], row["setting"]) for row in results["rows"]}
+    names = [f"{method.name} ({said(method)})" for method in ROWS if (method.name, said(method)) not in found]
+    return [f"Not sampled yet, the same command goes on with them: {'; '.join(names)}.", ""] if names else []
+
+
 def page(results: dict) -> str:
     """results/high_cfg.md."""
     run = results["run"]
@@ -236,6 +243,7 @@ def page(results: dict) -> str:
         f"{STEPS} Euler steps; the same prompts and noise for every row. Those that do not help are here too.",
         "",
         *summary(results),
+        *missing(results),
         WORDS,
         "",
         "## Each seed",
@@ -256,7 +264,7 @@ def page(results: dict) -> str:
 
 def in_step(text: str, results: dict) -> str:
     """A README's text with the table made again."""
-    made = "\n".join([*summary(results), f"From `results/{RESULTS.name}`: {facts(results)}.", ""])
+    made = "\n".join([*summary(results), *missing(results), f"From `results/{RESULTS.name}`: {facts(results)}.", ""])
     block = r"(<!-- high_cfg -->\n).*?(<!-- /high_cfg -->)"
     return re.sub(block, lambda mark: mark[1] + made + mark[2], text, flags=re.DOTALL)
 

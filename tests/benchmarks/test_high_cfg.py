@@ -84,10 +84,10 @@ def results(*rows) -> dict:
 def test_the_page_and_the_readme_show_every_row_also_those_that_do_not_help():
     made = results(row("fd", -9, -9, name="good", value=0.25), row("fd", 9, 9, name="bad", value=0.75))
     page = high_cfg.page(made)
-    readme = high_cfg.in_step("a\n<!-- high_cfg -->\nold\n<!-- /high_cfg -->\nb", made)
+    readme = high_cfg.in_step("a\n<!-- high_cfg -->\nof before\n<!-- /high_cfg -->\nb", made)
     for text in (page, readme):
         assert "| good | cfg 15 | 0.250 |" in text and "| bad | cfg 15 | 0.750 |" in text and "~~0.750~~" in text
-    assert readme.startswith("a\n") and readme.endswith("\nb") and "old" not in readme
+    assert readme.startswith("a\n") and readme.endswith("\nb") and "of before" not in readme
     assert "not tried on real weights" in page and high_cfg.in_step(readme, made) == readme
 
 
