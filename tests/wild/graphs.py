@@ -289,6 +289,9 @@ class _Draw:
             return self.sampled
         if declared == "IMAGE":
             return [graph.add("VAEDecode", samples=self.sampled, vae=graph.load(self.family, "vae")), 0]
+        if declared == "MASK":
+            size = rng.choice((64, 128))
+            return [graph.add("SolidMask", value=rng.choice((0.0, 0.5, 1.0)), width=size, height=size), 0]
         if declared == "CURVE":
             return [graph.add("CurveEditor", curve=self.curve()), 0]
         for key, node in graph.nodes.items():  # an output of ours that is there

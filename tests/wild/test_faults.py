@@ -69,7 +69,7 @@ class Subject:
         self.terms = self.model
         for key in TERMS:
             if not (kind == "unet" and key in SKIPPING):
-                self.terms = apply(key, self.terms, weak=self.weak)
+                self.terms = apply(key, self.terms, weak=self.weak, empty=networks.conditioning(self.kind, 3))
         if kind == "unet":
             self.terms = guided(self.terms, whole_vae(), clip_vision(), scale=1.0)
         self.terms = with_recorder(self.terms, Recorder((0, -1)))
