@@ -2,8 +2,8 @@
 
 The rules whose interval holds σ ask for branches; the union of those is evaluated once, all together, and a second time
 only for branches whose input is made from the first predictions; then the rules fold, in the user's order. Those that
-change the negative prediction come first, and the sampler's CFG sees what they make of it. D₀ is the
-positive prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
+change the negative prediction come first, and the sampler's CFG sees what they make of it. D₀ is the positive
+prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
 D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m. At
 k = 0 a rule is left out, unless it remembers.
 """
@@ -69,9 +69,8 @@ class ActiveRules:
         """`predictions` with the negative as the rules change it."""
         if not self.of_negative:
             return predictions
-        negative = predictions[
-            POSITIVE if self.replaces_negative else NEGATIVE
-        ]  # the positive has no part in the result
+        # Where it is replaced whole, what stands here has no part in the result.
+        negative = predictions[POSITIVE if self.replaces_negative else NEGATIVE]
         for active in self.of_negative:
             negative = active(negative, predictions, step)
         return {**predictions, NEGATIVE: negative}

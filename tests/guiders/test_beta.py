@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pack.guiders import BetaCFG, ClassifierFreeGuidance, PerturbationGuidance
+from pack.guiders import BetaCFG, ClassifierFreeGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import norm
@@ -88,27 +88,6 @@ def test_no_difference_changes_nothing():
     (positive,) = several(1, 3, 4, 6, 5)
     zero = torch.zeros_like(positive)
     assert torch.equal(guided(positive, positive), positive) and torch.equal(guided(zero, zero), zero)
-
-
-def test_what_other_guidances_add_stays():
-    (x,) = several(1, 3, 4, 6, 5)
-    pag = PerturbationGuidance(2.0, Worse("a"))
-    added = folded([pag], x) - folded([], x)
-    for rules in ((pag, BetaCFG()), (BetaCFG(), pag)):
-        torch.testing.assert_close(folded(rules, x) - folded([BetaCFG()], x), added, rtol=0, atol=1e-13)
-
-
-def test_the_amount_is_how_far_it_goes():
-    (x,) = several(1, 3, 4, 6, 5)
-    expected = torch.lerp(folded([], x), folded([BetaCFG()], x), 0.3)
-    torch.testing.assert_close(folded([BetaCFG(0.3)], x), expected, rtol=0, atol=1e-14)
-
-
-def test_at_cfg_1_it_is_not_there():
-    (x,) = several(1, 3, 4, 6, 5)
-    evaluate = Toy(DENOISERS)
-    result = GuidanceRun([(BetaCFG(), ALWAYS)])(Step(x, SIGMA, SIGMA, time=0.5, cfg=1.0), evaluate)
-    assert torch.equal(result, DENOISERS[POSITIVE](x, SIGMA)) and evaluate.asked == [(POSITIVE,)]
 
 
 def test_each_modality_of_a_packed_latent_has_a_length_of_its_own():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers.guiders import MagnitudeAwareGuidance
-from pack.guiders import ClassifierFreeGuidance, MagnitudeAware, PerturbationGuidance
+from pack.guiders import ClassifierFreeGuidance, MagnitudeAware
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
@@ -79,21 +79,6 @@ def test_a_negative_without_velocity_leaves_the_positive_and_no_difference_chang
     torch.testing.assert_close(guided(x, positive, x), positive, rtol=0, atol=1e-14)
     assert torch.equal(guided(x, positive, positive), positive)
     assert torch.equal(guided(x, x, x), x)
-
-
-def test_what_other_guidances_add_stays():
-    (x,) = several(1, 3, 4, 6, 5)
-    pag = PerturbationGuidance(2.0, Worse("a"))
-    added = folded([pag], x) - folded([], x)
-    for rules in ((pag, MagnitudeAware()), (MagnitudeAware(), pag)):
-        torch.testing.assert_close(folded(rules, x) - folded([MagnitudeAware()], x), added, rtol=0, atol=1e-13)
-
-
-def test_at_cfg_1_it_is_not_there():
-    (x,) = several(1, 3, 4, 6, 5)
-    evaluate = Toy(DENOISERS)
-    result = GuidanceRun([(MagnitudeAware(), ALWAYS)])(Step(x, SIGMA, SIGMA, cfg=1.0), evaluate)
-    assert torch.equal(result, DENOISERS[POSITIVE](x, SIGMA)) and evaluate.asked == [(POSITIVE,)]
 
 
 def test_each_modality_of_a_packed_latent_has_a_weight_of_its_own():

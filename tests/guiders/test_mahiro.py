@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pack.guiders import ClassifierFreeGuidance, Mahiro, PerturbationGuidance
+from pack.guiders import ClassifierFreeGuidance, Mahiro
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
@@ -68,27 +68,6 @@ def test_zeros_are_not_alike_and_give_no_nan():
     zero = torch.zeros_like(one)
     assert torch.equal(guided(one, zero), CFG * one) and torch.equal(guided(zero, zero), zero)
     assert guided(zero, one).isfinite().all()
-
-
-def test_what_other_guidances_add_stays():
-    (x,) = several(1, 3, 4, 6, 5)
-    pag = PerturbationGuidance(2.0, Worse("a"))
-    added = folded([pag], x) - folded([], x)
-    for rules in ((pag, Mahiro()), (Mahiro(), pag)):
-        torch.testing.assert_close(folded(rules, x) - folded([Mahiro()], x), added, rtol=0, atol=1e-13)
-
-
-def test_the_amount_is_how_far_it_goes():
-    (x,) = several(1, 3, 4, 6, 5)
-    expected = torch.lerp(folded([], x), folded([Mahiro()], x), 0.3)
-    torch.testing.assert_close(folded([Mahiro(0.3)], x), expected, rtol=0, atol=1e-14)
-
-
-def test_at_cfg_1_it_is_not_there():
-    (x,) = several(1, 3, 4, 6, 5)
-    evaluate = Toy(DENOISERS)
-    result = GuidanceRun([(Mahiro(), ALWAYS)])(Step(x, SIGMA, SIGMA, cfg=1.0), evaluate)
-    assert torch.equal(result, DENOISERS[POSITIVE](x, SIGMA)) and evaluate.asked == [(POSITIVE,)]
 
 
 def test_each_sample_and_each_modality_has_a_likeness_of_its_own():

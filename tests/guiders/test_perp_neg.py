@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from pack.guiders import ClassifierFreeGuidance, PerpNeg, PerturbationGuidance
+from pack.guiders import ClassifierFreeGuidance, PerpNeg
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.independent_condition import Pool
@@ -88,9 +88,3 @@ def test_each_modality_of_a_packed_latent_is_by_itself():
     found = folded([perp_neg()], x, shapes=shapes)
     for part in (slice(None, cut), slice(cut, None)):
         torch.testing.assert_close(found[..., part], folded([perp_neg()], x[..., part]), rtol=0, atol=1e-12)
-
-
-def test_what_other_guidances_add_is_the_same():
-    x, pag = x_of(2, 4, 6, 5), PerturbationGuidance(2.0, Worse("a"))
-    added = folded([pag], x) - folded([], x)
-    torch.testing.assert_close(folded([perp_neg(), pag], x) - folded([perp_neg()], x), added, rtol=0, atol=1e-13)

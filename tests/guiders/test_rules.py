@@ -250,6 +250,43 @@ def test_equal_predictions_leave_the_result_as_it_was(rule, example):
     assert torch.equal(guided(setting, x, Toy(same)), Gaussian(1.0, 0.5)(x, SIGMA))
 
 
+OF_CFG = pytest.mark.parametrize(
+    ("rule", "example"),
+    [(rule, example) for rule, example in EXAMPLES.items() if rule.corrects_cfg],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+
+
+@OF_CFG
+def test_what_other_guidances_add_beside_a_correction_of_cfg_stays(rule, example):
+    other, setting, x = PerturbationGuidance(2.0, Worse("other")), example.of(rule), latent(6, 5)
+    evaluate = Toy({**toy(setting).denoisers, Branch(perturbation=Worse("other")): Mixture((0.2, 0.9), 0.4)})
+    cfg = ClassifierFreeGuidance(CFG)
+    added = folded((cfg, other), x, evaluate) - folded((cfg,), x, evaluate)
+    alone = folded((cfg, setting), x, evaluate)
+    for rules in ((cfg, other, setting), (cfg, setting, other)):
+        torch.testing.assert_close(folded(rules, x, evaluate) - alone, added, rtol=0, atol=1e-12)
+
+
+@OF_CFG
+def test_a_correction_of_cfg_is_not_there_without_cfg(rule, example):
+    setting, x = example.of(rule), latent(6, 5)
+    evaluate = toy(setting)
+    assert torch.equal(folded((setting,), x, evaluate), evaluate.denoisers[POSITIVE](x, SIGMA))
+    assert evaluate.asked == [(POSITIVE,)] * 2
+
+
+AMOUNTS = [(rule, example) for rule, example in EXAMPLES.items() if example.strength == "amount"]
+
+
+@pytest.mark.parametrize(("rule", "example"), AMOUNTS, ids=[rule.__name__ for rule, _ in AMOUNTS])
+def test_an_amount_is_how_far_a_rule_goes(rule, example):
+    x = latent(6, 5)
+    none = folded(example.after, x, toy(example.of(rule)))
+    whole, part = (guided(example.of(rule, amount=amount), x) for amount in (1.0, 0.3))
+    torch.testing.assert_close(part, torch.lerp(none, whole, 0.3), rtol=0, atol=1e-12)
+
+
 NUMBERS = [
     pytest.param(rule, example, field.name, id=f"{rule.__name__}-{field.name}")
     for rule, example in EXAMPLES.items()

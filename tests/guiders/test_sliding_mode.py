@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance, SlidingModeGuidance
+from pack.guiders import ClassifierFreeGuidance, SlidingModeGuidance
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
@@ -55,14 +55,6 @@ def test_it_takes_the_same_from_every_number_and_leaves_out_none_but_zero():
     difference = DENOISERS[POSITIVE](step.x, 0.7) - DENOISERS[NEGATIVE](step.x, 0.7)
     added = run_of(SlidingModeGuidance(0.2))(step, Toy(DENOISERS)) - plain(step, Toy(DENOISERS))
     torch.testing.assert_close(added, -CFG * 0.7 * 0.2 * difference.sign(), rtol=0, atol=1e-14)
-
-
-def test_what_other_guidances_add_stays():
-    step, pag = Step(noise(2, 4, 6, 5), 0.7, 0.7, cfg=CFG), PerturbationGuidance(2.0, Worse("a"))
-    added = run_of(pag)(step, Toy(DENOISERS)) - run_of()(step, Toy(DENOISERS))
-    alone = run_of(SlidingModeGuidance())(step, Toy(DENOISERS))
-    for rules in ((pag, SlidingModeGuidance()), (SlidingModeGuidance(), pag)):
-        torch.testing.assert_close(run_of(*rules)(step, Toy(DENOISERS)) - alone, added, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

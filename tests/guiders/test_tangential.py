@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from diffusers.guiders import TangentialClassifierFreeGuidance
-from pack.guiders import ClassifierFreeGuidance, PerturbationGuidance, TangentialCFG
+from pack.guiders import ClassifierFreeGuidance, TangentialCFG
 from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import project
@@ -99,27 +99,6 @@ def test_predictions_without_a_first_direction_stay():
     one[..., 0], other = 1.0, one.roll(1, -1)
     for positive, negative in ((one, other), (zero, other), (one, zero), (zero, zero)):
         assert torch.equal(negative_of(positive, negative), negative)
-
-
-def test_what_other_guidances_add_stays():
-    (x,) = several(1, 3, 4, 6, 5)
-    pag = PerturbationGuidance(2.0, Worse("a"))
-    added = folded([pag], x) - folded([], x)
-    for rules in ((pag, TangentialCFG()), (TangentialCFG(), pag)):
-        torch.testing.assert_close(folded(rules, x) - folded([TangentialCFG()], x), added, rtol=0, atol=1e-13)
-
-
-def test_the_amount_is_how_far_it_goes():
-    (x,) = several(1, 3, 4, 6, 5)
-    expected = torch.lerp(folded([], x), folded([TangentialCFG()], x), 0.3)
-    torch.testing.assert_close(folded([TangentialCFG(0.3)], x), expected, rtol=0, atol=1e-14)
-
-
-def test_at_cfg_1_it_is_not_there():
-    (x,) = several(1, 3, 4, 6, 5)
-    evaluate = Toy(DENOISERS)
-    result = GuidanceRun([(TangentialCFG(), ALWAYS)])(Step(x, SIGMA, SIGMA, cfg=1.0), evaluate)
-    assert torch.equal(result, DENOISERS[POSITIVE](x, SIGMA)) and evaluate.asked == [(POSITIVE,)]
 
 
 def test_each_modality_of_a_packed_latent_has_a_direction_of_its_own():
