@@ -5,15 +5,14 @@ import math
 import pytest
 import torch
 from pack.guiders import BetaCFG, ClassifierFreeGuidance
-from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
+from pack.guiders.base import NEGATIVE, POSITIVE, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import norm
 from pack.guiders.schedule import Interval
-from pack.tests.toy import Gaussian, Mixture, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Toy
 
 ALWAYS, CFG, SIGMA = Interval(), 6.0, 0.7
-WEAK = Branch(perturbation=Worse("a"))
-DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), WEAK: Mixture((0.2, 0.9), 0.4)}
+DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7)}
 SHAPES = ((1, 8, 2, 3, 4), (1, 4, 9))  # of a packed latent: a picture and its sound
 CUT = 8 * 24
 

@@ -10,15 +10,14 @@ from pack.guiders.compose import GuidanceRun
 from pack.guiders.independent_condition import Pool
 from pack.guiders.linalg import dot
 from pack.guiders.schedule import Interval
-from pack.tests.toy import Gaussian, Mixture, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Toy
 
 ALWAYS, CFG, SIGMA = Interval(), 6.0, 1.5
-EMPTY, WEAK = Branch(Pool()), Branch(perturbation=Worse("a"))
+EMPTY = Branch(Pool())
 DENOISERS = {
     POSITIVE: Gaussian(1.0, 0.5),
     NEGATIVE: Mixture((-1.0, 0.5), 0.7),
     EMPTY: Mixture((0.2, 0.9), 0.4),
-    WEAK: Mixture((0.1, -0.4), 0.6),
 }
 
 

@@ -6,14 +6,13 @@ import math
 import pytest
 import torch
 from pack.guiders import ClassifierFreeGuidance, SlidingModeGuidance
-from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
+from pack.guiders.base import NEGATIVE, POSITIVE, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.schedule import Interval
-from pack.tests.toy import Mixture, Toy, Worse
+from pack.tests.toy import Mixture, Toy
 
 ALWAYS, CFG = Interval(), 4.0
-WEAK = Branch(perturbation=Worse("a"))
-DENOISERS = {POSITIVE: Mixture((1.0, -0.2), 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), WEAK: Mixture((0.2, 0.9), 0.4)}
+DENOISERS = {POSITIVE: Mixture((1.0, -0.2), 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7)}
 FLOW = [1.0, 0.9, 0.75, 0.5, 0.3, 0.0]  # σ of each step
 
 

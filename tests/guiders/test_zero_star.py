@@ -4,15 +4,14 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from pack.guiders import ClassifierFreeGuidance, ZeroStar
-from pack.guiders.base import NEGATIVE, POSITIVE, Branch, Step
+from pack.guiders.base import NEGATIVE, POSITIVE, Step
 from pack.guiders.compose import GuidanceRun
 from pack.guiders.linalg import dot
 from pack.guiders.schedule import Interval
-from pack.tests.toy import Gaussian, Mixture, Toy, Worse
+from pack.tests.toy import Gaussian, Mixture, Toy
 
 ALWAYS, CFG, SIGMA = Interval(), 6.0, 0.7
-WEAK = Branch(perturbation=Worse("a"))
-DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7), WEAK: Mixture((0.2, 0.9), 0.4)}
+DENOISERS = {POSITIVE: Gaussian(1.0, 0.5), NEGATIVE: Mixture((-1.0, 0.5), 0.7)}
 
 
 def x_of(*shape: int) -> torch.Tensor:
