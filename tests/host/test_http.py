@@ -125,10 +125,13 @@ def test_every_example_compares_on_one_seed(name):
         while not (inputs := workflow[source]["inputs"]).keys() & {"seed", "noise"}:
             source, _ = inputs.get("samples") or inputs["image"]
         samplers.append(inputs)
-    assert len(samplers) > 1 and all(
-        len({str(each.get(key)) for each in samplers}) == 1 for key in ("seed", "noise", "cfg")
-    )
-    assert len({str(each.get("model") or each["guider"]) for each in samplers}) == len(samplers)
+    assert all(len({str(each.get(key)) for each in samplers}) == 1 for key in ("seed", "noise"))
+    set_by_hand = [each for each in samplers if not isinstance(each.get("cfg"), list)]
+    assert len(set_by_hand) > 1 and len({str(each.get("cfg")) for each in set_by_hand}) == 1
+    assert len({str(each.get("model") or each["guider"]) for each in set_by_hand}) == len(set_by_hand)
+    for each in (each for each in samplers if each not in set_by_hand):  # CFG alone, as strong as a report has measured
+        assert workflow[each["cfg"][0]]["class_type"] == "BeyondCFGReport"
+        assert each["model"] in [other["model"] for other in set_by_hand]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
