@@ -95,7 +95,7 @@ SETTINGS = {
         "_early", {}, ("PAG", "SEG"), layers=("double.0", *(f"single.{at}" for at in range(6)), "auto"), reported=False
     ),
     "no-dropout": Setting("_no_dropout_early", {"weak": files("_no_dropout_weak")}, (*FEW, "SAG", "TSG")),
-    "field": Setting("_early", {}, (NONE, "CFG", *(method.name for method in FIELD)), choose=100, pictures=200),
+    "field": Setting("_early", {}, (NONE, "CFG", *(method.name for method in FIELD)), choose=100, pictures=400),
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--choose", type=int, metavar="N", help="pictures for choosing a strength; 200, in field 100")
     parser.add_argument(
-        "--report", type=int, metavar="N", help="pictures for each seed; 1000, in field 200, or per prompt with yours"
+        "--report", type=int, metavar="N", help="pictures for each seed; 1000, in field 400, or per prompt with yours"
     )
     parser.add_argument("--seeds", type=int, nargs="*", default=list(REPORT_SEEDS), help="none: choose, and no more")
     parser.add_argument("--per-prompt", type=int, default=2, metavar="N", help="pictures of each prompt")
