@@ -13,11 +13,20 @@ from typing import ClassVar, Literal
 from torch import Generator, Tensor, device
 
 # A method declares itself in one way, here and in patches.
-from ..patches.base import About, Moment, Observation, Perturbation, check_params, param, strength_of
+from ..patches.base import About, Moment, Observation, Perturbation, PromptGuidance, check_params, param, strength_of
 
 __all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Conditioning", "DrawnConditioning"]
-__all__ += ["Evaluate", "GuidanceRule", "Latent", "Observation", "Perturbation", "Predictions", "Source", "Step"]
-__all__ += ["WeakModelRef", "check_params", "param", "strength_of"]
+__all__ += [
+    "Evaluate",
+    "GuidanceRule",
+    "Latent",
+    "Observation",
+    "Perturbation",
+    "Predictions",
+    "PromptGuidance",
+    "Source",
+]
+__all__ += ["Step", "WeakModelRef", "check_params", "param", "strength_of"]
 
 Latent = Tensor  # [batch, channels, *spatial], any number of spatial axes
 
@@ -95,7 +104,8 @@ class GuidanceRule(abc.ABC):
     corrects_cfg: ClassVar[bool] = (
         False  # it changes the sampler's own CFG alone, so it is left out where Step.cfg is 1
     )
-    changes: ClassVar[Literal["result", "negative"]] = "result"  # or the negative prediction, before the sampler's CFG
+    changes: ClassVar[Literal["result", "negative", "positive"]] = "result"
+    # or the negative prediction, before the sampler's CFG; or how the positive is evaluated (attended_negative.py)
     observation: Observation | None = None  # what is to be seen of the reference's attention, in Step.maps
 
     @property

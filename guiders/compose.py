@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .base import NEGATIVE, POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
 
-CHANGED = ("result", "negative")  # GuidanceRule.changes
+CHANGED = ("result", "negative", "positive")  # GuidanceRule.changes
 Strength = Callable[[float], float]  # σ at the start of a step → 0 (off) … 1 (full)
 
 
@@ -47,9 +47,10 @@ class ActiveRules:
 
     rules: tuple[ActiveRule, ...]  # those that change the result
     of_negative: tuple[ActiveRule, ...] = ()  # those that change the negative prediction
+    of_positive: tuple[ActiveRule, ...] = ()  # those that change how the positive is evaluated
 
     def __bool__(self) -> bool:
-        return bool(self.rules or self.of_negative)
+        return bool(self.rules or self.of_negative or self.of_positive)
 
     @property
     def replaces_negative(self) -> bool:
@@ -100,7 +101,7 @@ class GuidanceRun:
         rules = [ActiveRule(rule, apply, strength(start), region) for rule, apply, strength, region in terms]
         called = [active for active in rules if active.strength != 0 or active.rule.remembers]
         changing = {what: tuple(active for active in called if active.rule.changes == what) for what in CHANGED}
-        return ActiveRules(changing["result"], changing["negative"])
+        return ActiveRules(changing["result"], changing["negative"], changing["positive"])
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start, step.cfg)

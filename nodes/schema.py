@@ -21,15 +21,23 @@ POSITIVE = io.Conditioning.Input("positive", tooltip="What the picture should sh
 NEGATIVE = io.Conditioning.Input(
     "negative", optional=True, tooltip="What to move away from. Needed where cfg is not 1, unused where it is."
 )
+LIST_OF_LAYERS = (
+    "Else a list: all, middle, input.4, output.3-5, input.8.2-9 (UNets), double.7-9, single.0-3, block.12 (transformers), "
+    "7, 8, 9 where there is one stack, or by depth: 0.4-0.6."
+)
+LACKED = "A layer that the model lacks is an error that lists those it has; Layer Map shows them."
 LAYERS = io.String.Input(
     "layers",
     default="auto",
     tooltip=(
-        "Which layers are perturbed. auto: what suits the architecture. Else a list: all, middle, input.4, output.3-5, "
-        "input.8.2-9 (UNets), double.7-9, single.0-3, block.12 (transformers), 7, 8, 9 where there is one stack, or by "
-        "depth: 0.4-0.6. single.3:h0,h5 is two heads of one layer's attention. Earlier and more layers change more. A "
-        "layer that the model lacks is an error that lists those it has; Layer Map shows them."
+        f"Which layers are perturbed. auto: what suits the architecture. {LIST_OF_LAYERS} single.3:h0,h5 is two heads of "
+        f"one layer's attention. Earlier and more layers change more. {LACKED}"
     ),
+)
+PROMPT_LAYERS = io.String.Input(
+    "layers",
+    default="auto",
+    tooltip=f"In which layers' attention the negative prompt acts. auto: in all. {LIST_OF_LAYERS} {LACKED}",
 )
 
 

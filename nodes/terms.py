@@ -18,6 +18,7 @@ from ..guiders import (
     host,
 )
 from ..guiders import SelfAttentionGuidance as SAG
+from ..guiders.attended_negative import AttendedNegative
 from ..guiders.base import Branch
 from ..guiders.classifier_free import SamplerCFG
 from ..guiders.independent_condition import ABOUT as ICG
@@ -25,10 +26,10 @@ from ..guiders.independent_condition import Pool
 from ..guiders.perp_neg import ABOUT as PERP_NEG
 from ..guiders.weak_model import AUTOGUIDANCE, SIMS
 from ..guiders.worse_negative import NEGATIVE_MODEL, PERTURBED_NEGATIVE
-from ..patches import PERTURBATIONS, IdentityAttention
+from ..patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
 from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TimeShift, TokenPerturbation
-from ..patches.host import check_time, choose_layers
+from ..patches.host import check_time, choose_layers, choose_prompt_layers
 from ..patches.layers import Layer, with_auto
 from . import schema
 from .guidance import Guidance, term_node
@@ -37,6 +38,13 @@ OF_TIME = (TimePerturbation, TimeShift)  # act in no chosen layers
 WITHOUT_NODE = {  # of the registered rules
     ClassifierFreeGuidance: "in the host the sampler itself does it; CFG Interval says where in sampling",
 }
+
+
+NEGATIVE_TEXT = io.Conditioning.Input(
+    "negative",
+    optional=True,
+    tooltip="What the picture should not show. Unconnected: the sampler's own negative, which acts here at cfg 1 too.",
+)
 
 
 def guidances() -> list[Guidance]:
@@ -51,6 +59,7 @@ def guidances() -> list[Guidance]:
         Guidance(PERTURBED_NEGATIVE, WorseNegative, PERTURBED_NEGATIVE_IN, perturbed_negative),
         Guidance(ICG, IndependentConditionGuidance, [schema.strength(ICG), *CONDITIONS], independent_condition),
         Guidance(SAG.about, SAG, [*schema.inputs(SAG), schema.LAYERS], self_attention),
+        *(guidance_by_negative(method) for method in PROMPT_GUIDANCES),
         *(guidance_away_from(method) for method in PERTURBATIONS),
         *(guidance_of(rule) for rule in RULES if is_complete(rule)),
     ]
@@ -81,6 +90,17 @@ def layers_for(model, method: type[Perturbation], text: str) -> tuple[Layer, ...
     text = with_auto(text, method.about.auto) if method.about.auto else text
     skips, enters = issubclass(method, BlockPerturbation), issubclass(method, TokenPerturbation)
     return choose_layers(model, text, skip=skips, enter=enters)
+
+
+def guidance_by_negative(method: Any) -> Guidance:
+    """The guidance by a negative prompt in the attention of the main prediction."""
+
+    def make(model, layers, negative=None, **values):
+        chosen = choose_prompt_layers(model, layers)
+        prompt = "negative" if negative is None else host.one_prompt(negative, method.about.title, "negative")
+        return model, AttendedNegative(method(layers=chosen, **schema.settings(method, values)), prompt)
+
+    return Guidance(method.about, AttendedNegative, [*schema.inputs(method), schema.PROMPT_LAYERS, NEGATIVE_TEXT], make)
 
 
 def is_complete(rule: Any) -> bool:
@@ -142,7 +162,7 @@ EMPTY = io.Conditioning.Input("empty_conditioning", tooltip="A third prompt, whi
 
 def perp_neg(model, empty_conditioning, neg_scale, amount):
     """CFG whose negative takes away only what the positive does not ask for."""
-    return model, PerpNeg(neg_scale, amount, host.one_prompt(empty_conditioning, PERP_NEG.title))
+    return model, PerpNeg(neg_scale, amount, host.one_prompt(empty_conditioning, PERP_NEG.title, "empty_conditioning"))
 
 
 NEGATIVE_MODEL_IN = weak_model_input(

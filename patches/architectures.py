@@ -46,6 +46,23 @@ class Stack:
         None  # whether that attention gets no transformer_options; None: the module's inputs tell
     )
     prefix_sharing: bool = True  # whether a block can run with some rows of its inputs left out
+    prompt: tuple[str, ...] = ()  # where the text is: "first" or "last" in that attention, or what attends to it alone
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a network does with a text beside attending to it, where that is not done with each of its tokens by itself. A
+    negative prompt follows the prompt in the same text."""
+
+    apart: tuple[tuple[str, str], ...] = ()  # (module or list of modules that take it whole, their input for positions)
+    positions: str = ""  # the module that makes rotations of the positions of text and picture …
+    counted: bool = False  # … whose first axis counts the text's tokens, and then goes on with the picture …
+    first_call: bool = False  # … and whether the text's come in a first call of their own
+    embedder: str = ""  # the module after which …
+    multiple: str = ""  # … the network fills a text up to a multiple of this attribute …
+    padding: str = ""  # … with this one
+    also: tuple[str, ...] = ()  # lists of blocks beside the stacks whose attention sees it too
+    alone: tuple[str, ...] = ()  # conditionings that put other things into it, with which no negative prompt can act
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,22 @@ class Architecture:
     is_set: bool = False  # whether the tokens have no order, so that nothing can be blurred over them
     shift: Beside = none  # tokens, neither text nor picture, by which the picture begins after where it should
     across: Beside = none  # tokens of another picture that follow in each row of the grid
+    text: Text = Text()  # what happens to it, where a negative prompt can act
+    no_prompt: str = ""  # why no negative prompt can act in it
+
+    @property
+    def place_of_text(self) -> str:
+        """Where the text is in an attention of it and the picture, "first" or "last"; "keys" where it has no queries."""
+        places = {place for stack in self.stacks for place in stack.prompt}
+        return "first" if "first" in places else "last" if "last" in places else "keys"
+
+    def prompt_layers(self, network) -> tuple[Layer, ...]:
+        """The layers of `network` in whose attention a negative prompt can act, in its order."""
+        if self.no_prompt:
+            return ()
+        if not self.stacks:
+            return () if has_frames(network) else _unet_layers(network)
+        return tuple(layer for layer in self.layers(network) if self.stack(layer).prompt)
 
     def layers(self, network) -> tuple[Layer, ...]:
         """The layers of `network` with a self-attention that can be perturbed, in its order."""
@@ -107,7 +140,7 @@ class Architecture:
     def attention(self, block, layer: Layer):
         """The module in whose calls the self-attention of `layer`, which is `block`, happens."""
         path = self.stack(layer).attention
-        return _get(block, path) if path else block
+        return submodule(block, path) if path else block
 
     def layout(self, network, shape: tuple[int, ...], conds: dict, layer: Layer) -> Layout:
         """Where the picture's tokens are in the self-attention of a transformer's `layer`, in one call of `network` whose
@@ -149,12 +182,13 @@ def _auto(text: str, layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
 
 def _blocks(network, stack: Stack) -> list:
     path, nested, _ = stack.blocks.partition(".*")
-    blocks = _get(network, path)
+    blocks = submodule(network, path)
     blocks = list(blocks.values() if hasattr(blocks, "values") else blocks)
     return [block for level in blocks for block in level if hasattr(block, stack.attention)] if nested else blocks
 
 
-def _get(module, path: str):
+def submodule(module, path: str) -> Any:
+    """The module at `path` in `module`."""
     for name in path.split("."):
         module = getattr(module, name)
     return module
@@ -263,12 +297,12 @@ def _cascade_level(network, spatial, block) -> tuple[int, ...]:
 
 _WAN_STG = "diffusers' STG pipeline for Wan 2.1 14B (block 8); not tried on real weights"
 _FLUX = (
-    Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt")),
-    Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",)),
+    Stack("double", "double_blocks", image=after_text, text="txt", streams=("img", "txt"), prompt=("first",)),
+    Stack("single", "single_blocks", image=after_text, text="img_slice", streams=("x",), prompt=("first",)),
 )
 _HUNYUAN = (
-    Stack("double", "double_blocks", image=last, streams=("img", "txt")),
-    Stack("single", "single_blocks", image=last, streams=("x",)),
+    Stack("double", "double_blocks", image=last, streams=("img", "txt"), prompt=("first",)),
+    Stack("single", "single_blocks", image=last, streams=("x",), prompt=("first",)),
 )
 _QWEN_TEXT = "encoder_hidden_states"
 _QWEN = (
@@ -280,6 +314,7 @@ _QWEN = (
         text=_QWEN_TEXT,
         streams=(_QWEN_TEXT, "hidden_states"),
         picture=1,
+        prompt=("first",),
     ),
 )
 _CASCADE = (  # no time: it is embedded by no module; no skipping: a block is an attention alone; the text's keys are last
@@ -299,7 +334,7 @@ ARCHITECTURES = (
     Architecture(
         name="SD3, SD3.5",
         network="mmdit.OpenAISignatureMMDITWrapper",
-        stacks=(Stack("double", "joint_blocks", image=last, streams=("context", "x"), picture=1),),
+        stacks=(Stack("double", "joint_blocks", image=last, streams=("context", "x"), picture=1, prompt=("first",)),),
         auto="double.1",
         source="diffusers' SD3 PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
@@ -308,6 +343,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Flux",
+        text=Text(positions="pe_embedder"),
         network="flux.model.Flux",
         stacks=_FLUX,
         auto="single.0",
@@ -318,6 +354,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Chroma, Chroma Radiance",
+        text=Text(positions="pe_embedder"),
         network="chroma.model.Chroma",
         also=("chroma_radiance.model.ChromaRadiance",),
         stacks=_FLUX,
@@ -325,6 +362,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Qwen-Image",
+        text=Text(positions="pe_embedder"),
         network="qwen_image.model.QwenImageTransformer2DModel",
         stacks=_QWEN,
         time="time_text_embed.timestep_embedder",
@@ -337,14 +375,18 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Krea 2",
+        text=Text(apart=(("txtfusion", ""),)),
         network="krea2.model.SingleStreamDiT",
-        stacks=(Stack("block", "blocks", "attn", image=after_text, text="img_slice", streams=("x",)),),
+        stacks=(
+            Stack("block", "blocks", "attn", image=after_text, text="img_slice", streams=("x",), prompt=("first",)),
+        ),
         time="tmlp",
         time_rows="first call",  # the references' time has another
         grid=lambda network, spatial: patched((1, network.patch, network.patch), spatial),
     ),
     Architecture(
         name="Lens",
+        text=Text(positions="pos_embed"),
         network="lens.model.LensTransformer2DModel",
         stacks=(
             Stack(
@@ -354,6 +396,7 @@ ARCHITECTURES = (
                 image=first,
                 streams=("encoder_hidden_states", "hidden_states"),
                 picture=1,
+                prompt=("last",),
             ),
         ),
         time="time_text_embed",
@@ -361,16 +404,20 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="HiDream I1, E1",
+        no_prompt="each of its blocks gets a part of the text of its own",
         network="hidream.model.HiDreamImageTransformer2DModel",
         across=_hidream_edited,
         stacks=(
-            Stack("double", "double_stream_blocks", image=first, streams=("image_tokens", "text_tokens")),
-            Stack("single", "single_stream_blocks", image=first, streams=("image_tokens",)),
+            Stack(
+                "double", "double_stream_blocks", image=first, streams=("image_tokens", "text_tokens"), prompt=("last",)
+            ),
+            Stack("single", "single_stream_blocks", image=first, streams=("image_tokens",), prompt=("last",)),
         ),
         time="t_embedder",
     ),
     Architecture(
         name="HiDream O1",
+        no_prompt="it takes the text as numbers of tokens, in one sequence with the picture",
         network="hidream_o1.model.HiDreamO1Transformer",
         # a layer cannot be skipped: the host keeps the text's keys of each, for all rows and steps
         stacks=(Stack("block", "language_model.layers", "self_attn", image=first, prefix=True),),
@@ -379,33 +426,38 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Stable Cascade C",
+        no_prompt="its text and the pooled text of a picture are one sequence",
         network="cascade.stage_c.StageC",
         stacks=_CASCADE,
         grid=lambda network, spatial: spatial,
     ),
     Architecture(
         name="Stable Cascade B",
+        no_prompt="it gets the pooled text alone",
         network="cascade.stage_b.StageB",
         stacks=_CASCADE,
         grid=lambda network, spatial: spatial,
     ),
     Architecture(
         name="AuraFlow",
+        no_prompt="it puts tokens of its own before each text",
         network="aura.mmdit.MMDiT",
         stacks=(
-            Stack("double", "double_layers", image=last, streams=("c", "x"), picture=1),
-            Stack("single", "single_layers", image=last, streams=("cx",)),
+            Stack("double", "double_layers", image=last, streams=("c", "x"), picture=1, prompt=("first",)),
+            Stack("single", "single_layers", image=last, streams=("cx",), prompt=("first",)),
         ),
         time="t_embedder",
     ),
     Architecture(
         name="OmniGen 2",
+        no_prompt="the positions of its picture follow from the length of its text",
         network="omnigen.omnigen2.OmniGen2Transformer2DModel",
-        stacks=(Stack("block", "layers", "attn", image=last, streams=("hidden_states",)),),
+        stacks=(Stack("block", "layers", "attn", image=last, streams=("hidden_states",), prompt=("first",)),),
         time="time_caption_embed.timestep_embedder",
     ),
     Architecture(
         name="Boogu",
+        no_prompt="the positions of its picture follow from the length of its text",
         network="boogu.model.BooguTransformer2DModel",
         stacks=(
             Stack(  # it has two attentions, one of the text and the picture and one of the picture alone
@@ -417,6 +469,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Wan",
+        text=Text(also=("vace_blocks",)),
         network="wan.model.WanModel",
         also=(
             "wan.model.VaceWanModel",
@@ -427,7 +480,7 @@ ARCHITECTURES = (
             "wan.model_animate.AnimateWanModel",
             "wan.model_wandancer.WanDancerModel",
         ),
-        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",), prompt=("cross_attn",)),),
         time="time_embedding",
         time_rows="tokens",
         auto_skip="block.8",
@@ -437,14 +490,16 @@ ARCHITECTURES = (
     Architecture(
         name="Wan S2V",
         network="wan.model.WanModel_S2V",  # its references have times of their own among the video's
-        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",)),),
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x",), prompt=("cross_attn",)),),
         auto_skip="block.8",
         skip_source=_WAN_STG,
     ),
     Architecture(
         name="LTX-Video",
         network="lightricks.model.LTXVModel",
-        stacks=(Stack("block", "transformer_blocks", "attn1", image=first, streams=("x",), parts=True),),
+        stacks=(
+            Stack("block", "transformer_blocks", "attn1", image=first, streams=("x",), parts=True, prompt=("attn2",)),
+        ),
         auto="block.14, block.19",
         source="the default of Lightricks' own nodes for it (STG: 14, 19)",
         time="adaln_single.emb",
@@ -458,7 +513,15 @@ ARCHITECTURES = (
         name="LTX-2",
         network="lightricks.av_model.LTXAVModel",
         stacks=(  # the video's attention alone; a block that is skipped is skipped for the sound too
-            Stack("block", "transformer_blocks", "attn1", image=first, streams=("x",), parts=True),
+            Stack(
+                "block",
+                "transformer_blocks",
+                "attn1",
+                image=first,
+                streams=("x",),
+                parts=True,
+                prompt=("attn2", "audio_attn2"),
+            ),
         ),
         auto="block.29",
         source="Lightricks' own pipelines for it (STG: 29, or 28 for LTX-2.3), which perturb the sound too",
@@ -470,7 +533,17 @@ ARCHITECTURES = (
     Architecture(
         name="Cosmos 1",
         network="cosmos.model.GeneralDIT",
-        stacks=(Stack("block", "blocks", "blocks.0.block.attn", image=first, streams=("x",), rows=3),),
+        stacks=(
+            Stack(
+                "block",
+                "blocks",
+                "blocks.0.block.attn",
+                image=first,
+                streams=("x",),
+                rows=3,
+                prompt=("blocks.1.block.attn",),
+            ),
+        ),
         time="t_embedder.0",  # what follows gives two tensors
         grid=_cosmos_grid,
     ),
@@ -478,29 +551,42 @@ ARCHITECTURES = (
         name="Cosmos-Predict2, Anima",
         network="cosmos.predict2.MiniTrainDIT",
         also=("anima.model.Anima",),
-        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x_B_T_H_W_D",)),),
+        stacks=(Stack("block", "blocks", "self_attn", image=first, streams=("x_B_T_H_W_D",), prompt=("cross_attn",)),),
         time="t_embedder.0",
         time_rows="tokens",
         grid=_cosmos_grid,
     ),
     Architecture(
         name="Mochi",
+        no_prompt="it cuts its text to the number of its tokens",
         network="genmo.joint_model.asymm_models_joint.AsymmDiTJoint",
-        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x", "y")),),
+        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x", "y"), prompt=("last",)),),
         time="t_embedder",
         auto_skip="block.34",
         skip_source="the STG authors' own example for it (block 34); not tried on real weights",
     ),
     Architecture(
         name="Kandinsky 5",
+        text=Text(apart=(("text_transformer_blocks", "freqs"),)),
         network="kandinsky5.model.Kandinsky5",
-        stacks=(Stack("block", "visual_transformer_blocks", "self_attention", image=first, streams=("visual_embed",)),),
+        stacks=(
+            Stack(
+                "block",
+                "visual_transformer_blocks",
+                "self_attention",
+                image=first,
+                streams=("visual_embed",),
+                prompt=("cross_attention",),
+            ),
+        ),
         time="time_embeddings",
     ),
     Architecture(
         name="CogVideoX",
         network="cogvideo.model.CogVideoXTransformer3DModel",
-        stacks=(Stack("block", "blocks", image=last, streams=("hidden_states", "encoder_hidden_states")),),
+        stacks=(
+            Stack("block", "blocks", image=last, streams=("hidden_states", "encoder_hidden_states"), prompt=("first",)),
+        ),
         time="time_embedding_linear_2",
         auto_skip="block.11",
         skip_source="the STG authors' own example for CogVideoX-2b (block 11); not tried on real weights",
@@ -512,12 +598,13 @@ ARCHITECTURES = (
         name="Stable Audio",
         network="audio.dit.AudioDiffusionTransformer",
         stacks=(  # version 3 takes one attention from another: both are perturbed
-            Stack("block", "transformer.layers", "self_attn", image=last, streams=("x",)),
+            Stack("block", "transformer.layers", "self_attn", image=last, streams=("x",), prompt=("cross_attn",)),
         ),
         time="to_timestep_embed",
     ),
     Architecture(
         name="HunyuanVideo",
+        text=Text(apart=(("txt_in", ""),), alone=("txt_byt5", "clip_fea", "guiding_frame_index")),
         network="hunyuan_video.model.HunyuanVideo",
         stacks=_HUNYUAN,
         time="time_in",
@@ -527,49 +614,66 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="Lumina 2, Z-Image",
+        text=Text(
+            apart=(("context_refiner", "freqs_cis"),),
+            positions="rope_embedder",
+            counted=True,
+            first_call=True,
+            embedder="cap_embedder",
+            multiple="pad_tokens_multiple",
+            padding="cap_pad_token",
+            alone=("ref_latents", "ref_contexts", "siglip_feats"),
+        ),
         network="lumina.model.NextDiT",
         also=("lumina.model.NextDiTPixelSpace",),
-        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
+        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",), prompt=("first",)),),
         time="t_embedder",
         time_rows="last",  # the references' time comes first
         shift=_after_the_picture,
     ),
     Architecture(
         name="PixArt",
+        no_prompt="the text of all rows is one sequence",
         network="pixart.pixartms.PixArtMS",
         # the text of all rows is one sequence
-        stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",), prefix_sharing=False),),
+        stacks=(
+            Stack("block", "blocks", "attn", image=first, streams=("x",), prefix_sharing=False, prompt=("cross_attn",)),
+        ),
         auto="block.1",
         source="diffusers' PixArt-Σ PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
     ),
     Architecture(
         name="HunyuanDiT",
+        no_prompt="its text has a length of its own, with learned padding",
         network="hydit.models.HunYuanDiT",
-        stacks=(Stack("block", "blocks", "attn1", image=first, streams=("x",)),),
+        stacks=(Stack("block", "blocks", "attn1", image=first, streams=("x",), prompt=("attn2",)),),
         auto="block.1",
         source="diffusers' HunyuanDiT PAG pipeline (blocks.1); not tried on real weights",
         time="t_embedder",
     ),
     Architecture(
         name="Ernie-Image",
+        text=Text(positions="pos_embed", counted=True),
         network="ernie.model.ErnieImageModel",
-        stacks=(Stack("block", "layers", "self_attention", image=first, streams=("x",)),),
+        stacks=(Stack("block", "layers", "self_attention", image=first, streams=("x",), prompt=("last",)),),
         time="time_embedding",
     ),
     Architecture(
         name="Ideogram 4",
+        no_prompt="nothing outside its forward tells the positions of its text",
         network="ideogram4.model.Ideogram4Transformer2DModel",
-        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",)),),
+        stacks=(Stack("block", "layers", "attention", image=last, streams=("x",), prompt=("first",)),),
         time="t_embedding",
         grid=lambda network, spatial: spatial,
     ),
     Architecture(
         name="PixelDiT, PiD",
+        no_prompt="nothing outside its forward tells the positions of its text",
         network="pixeldit.model.PixDiT_T2I",
         also=("pixeldit.pid.PidNet",),
         stacks=(
-            Stack("patch", "patch_blocks", "attn", image=last, streams=("x", "y")),
+            Stack("patch", "patch_blocks", "attn", image=last, streams=("x", "y"), prompt=("first",)),
             Stack("pixel", "pixel_blocks", "attn", image=first, streams=("x",), picture=None),
         ),
         time="t_embedder",
@@ -578,12 +682,20 @@ ARCHITECTURES = (
         name="JoyImage",
         network="joyimage.model.JoyImageTransformer3DModel",
         stacks=(
-            Stack("block", "double_blocks", "attn", image=first, streams=("hidden_states", "encoder_hidden_states")),
+            Stack(
+                "block",
+                "double_blocks",
+                "attn",
+                image=first,
+                streams=("hidden_states", "encoder_hidden_states"),
+                prompt=("last",),
+            ),
         ),
         time="condition_embedder.time_embedder",
     ),
     Architecture(
         name="Hunyuan3D 2",
+        no_prompt="it gets a picture and no text",
         network="hunyuan3d.model.Hunyuan3Dv2",
         stacks=_HUNYUAN,
         time="time_in",
@@ -592,6 +704,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         name="TripoSplat",
+        no_prompt="it gets pictures and no text",
         network="triposplat.model.LatentSeqMMFlowModel",
         stacks=(Stack("block", "blocks", "attn", image=first, streams=("x",)),),
         time="t_embedder",

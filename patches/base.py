@@ -175,6 +175,18 @@ class AttentionCall:
 
 
 @dataclasses.dataclass(frozen=True)
+class PromptCall:
+    """One attention of the picture to its prompt, cut down to the rows of one chunk, with a negative prompt beside it. Each
+    function gives the picture's part of an output, [rows, heads, tokens, head_dim], and costs one attention."""
+
+    positive: Callable[[], Tensor]  # Z₊, with the prompt: what the host gives
+    negative: Callable[[], Tensor]  # Z₋, with the negative prompt in its place
+    joined: Callable[
+        [float, float], Tensor
+    ]  # (factor, bias) → with both: the negative's values times factor, logits + bias
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenCall:
     """What enters one block of the network, cut down to the rows of one branch and to the picture."""
 
@@ -189,8 +201,8 @@ def _around(part: slice, size: int) -> list[slice]:
 
 class Intervention(abc.ABC):
     """A frozen setting of what is done in chosen layers of the network. It sees the rows of one branch, never the batch,
-    the host or σ, and it never changes a tensor that it was given. It is a perturbation of one of the kinds below, or
-    an observation. Two that are equal do the same."""
+    the host or σ, and it never changes a tensor that it was given. It is a perturbation of one of the kinds below, an
+    observation or a prompt guidance. Two that are equal do the same."""
 
     layers: tuple[Layer, ...]  # empty for the time, which all layers get
 
@@ -210,6 +222,21 @@ class Observation(Intervention):
     @abc.abstractmethod
     def observe(self, call: AttentionCall) -> Tensor:
         """What there is to report, [rows, image tokens]."""
+
+
+class PromptGuidance(Intervention):
+    """Lets a negative prompt act on the picture, in the attention of its layers. The main prediction is made with it."""
+
+    about: ClassVar[About]
+
+    @property
+    def neutral(self) -> bool:
+        """Whether its settings change nothing, so that the negative prompt need not be there."""
+        return False
+
+    @abc.abstractmethod
+    def attention(self, call: PromptCall) -> Tensor:
+        """The picture's attention in place of call.positive(), [rows, heads, tokens, head_dim]."""
 
 
 class Perturbation(Intervention):

@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...patches.base import Moment
-from ...patches.host import KEY, Chunks, Plan, planned
+from ...patches.host import KEY, Chunks, Plan, planned, titles
 from ...patches.host.log import warn_once
 from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Observation, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
@@ -27,6 +27,7 @@ from ..independent_condition import Pool
 from .attention_maps import Found, assembled
 from .call_info import CallInfo, CallResult
 from .context import RunContext
+from .negatives import negative_prompt
 from .quirks import combines_by_cfg
 from .trace import record
 
@@ -78,6 +79,7 @@ class ModelCall:
         """The host's sampler_calc_cond_batch_function: the predictions of the guider's own conditionings."""
         model, conds, x, options = args["model"], args["conds"], args["input"], args["model_options"]
         if self._previous_slot:
+            self._refuse_negative_prompt("another node evaluates the prompts in a way of its own")
             found = self._previous_slot(args)
             if self.result.predictions is None:
                 negative = {NEGATIVE: found[1]} if conds[1] and found[1] is not None else {}
@@ -128,6 +130,7 @@ class ModelCall:
             hides_attention=windowed or "model_function_wrapper" in options,
             shares_prefixes=not windowed and "multigpu_clones" not in options,
         )
+        call = replace(call, negative=negative_prompt(self._context, self._active, call))
         if known:
             known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
         kept = [None if entries is negative and self._active.replaces_negative else entries for entries in conds]
@@ -137,6 +140,12 @@ class ModelCall:
         changed = negative is not None and bool(self._active.of_negative)
         own = zip(conds, evaluator.own, strict=True)
         return [predictions[NEGATIVE] if changed and entries is negative else value for entries, value in own]
+
+    def _refuse_negative_prompt(self, why: str) -> None:
+        """Raise ValueError where a negative prompt should act in the attention."""
+        if self._active.of_positive:
+            nodes = ", ".join(self._context.node_of(one.rule) for one in self._active.of_positive)
+            raise ValueError(f"{nodes}: {why}, so a negative prompt cannot act in its attention. Take the node out.")
 
     def post_cfg(self, args: dict) -> Latent:
         """The host's first sampler_post_cfg_function."""
@@ -148,6 +157,8 @@ class ModelCall:
 
     def _fold(self, denoised: Latent, options: dict) -> Latent:
         context, active, result = self._context, self._active, self.result
+        if result.predictions is None:
+            self._refuse_negative_prompt(f"{type(context.guider).__name__} evaluates the prompt in a way of its own")
         if result.predictions is None and active:  # no call of the host's has carried the rules' rows
             self._evaluate([context.conditionings.positive], context.guider.inner_model, self._step.x, options)
         result.folded = True
@@ -291,9 +302,16 @@ class HostEvaluator:
             if found is not None:
                 found.setdefault(uuids[chunk], (sums, grid))  # of a block's several transformers the first
 
-        if any(chunks):
+        negatives = tuple(call.negative if conditionings.is_positive(key) else None for key in uuids)
+        if wrapper and any(negatives) and not all(negatives):
+            raise RuntimeError(
+                f"{titles(one.guidance for one in negatives if one)}: another node cuts the batch in a way of its own, and "
+                f"here the batch holds other predictions beside the positive. Set cfg to 1, or take that node out."
+            )
+        if any(chunks) or any(negatives):
             copies = conditionings.copies(options) if call.shares_prefixes else ()
             of_run = {"prefix_sharing": context.prefix_sharing, "blocks": context.blocks, "checks": context.checks}
+            of_run["negatives"] = negatives if any(negatives) else ()
             options = planned(options, Plan(chunks, context.proofs, call.moment, report, copies, **of_run))
         c = {**args["c"], "transformer_options": options}
         args = {**args, "c": c, "cond_or_uncond": options["cond_or_uncond"]}

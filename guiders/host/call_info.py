@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ...patches.base import Moment
+from ...patches.host import NegativePrompt
 from ..base import Latent, Observation, Predictions, Step
 
 
@@ -21,6 +22,7 @@ class CallInfo:
     asked: tuple[list[dict] | None, ...]  # the guider's conditionings in the host's own call
     reference: Literal["positive", "negative"] = "positive"  # what REFERENCE stands for
     observation: Observation | None = None  # what is observed of the reference's attention
+    negative: NegativePrompt | None = None  # what acts in the attention of the positive
     hides_attention: bool = False  # whether tiles or windows keep the attention map of the whole latent from being seen
     shares_prefixes: bool = True  # whether rows that are copies may be computed once as long as they are equal
 

@@ -40,11 +40,11 @@ def prompts(conditioning: list, seed: int) -> Pool:
     return Pool(tuple((prompt,) for prompt in conditioning), seed)
 
 
-def one_prompt(conditioning: list, node: str) -> Pool:
-    """The prompt in `conditioning`, the same in every step, for the node of this title. Raises ValueError where it joins
-    several."""
+def one_prompt(conditioning: list, node: str, name: str) -> Pool:
+    """The prompt in `conditioning`, which is the input `name` of the node of this title; the same in every step. Raises
+    ValueError where it joins several."""
     if len(conditioning) != 1:
-        raise ValueError(f"empty_conditioning joins {len(conditioning)} prompts; it must be one, such as an empty text")
+        raise ValueError(f"{name} joins {len(conditioning)} prompts; it must be one")
     return Pool(((conditioning[0],),), node=node)
 
 

@@ -6,12 +6,23 @@ import uuid
 from collections.abc import Hashable, Iterable
 
 import comfy.samplers
+import torch
 
 from ..base import REFERENCE, Branch
 from ..independent_condition import Pool
 from .call_info import CallInfo
 from .condition_pools import ConditionPools
 from .controls import ControlWithRoles
+
+
+def acts_at(entry: dict, sigma: float) -> bool:
+    """Whether an entry is inside its own range of time."""
+    return _float32(entry.get("timestep_end", 0.0)) <= sigma <= _float32(entry.get("timestep_start", float("inf")))
+
+
+def _float32(value: float) -> float:
+    """As the host compares it with the sampler's σ."""
+    return torch.tensor(value, dtype=torch.float32).item()
 
 
 class Conditionings:
@@ -98,6 +109,11 @@ class Conditionings:
             {**entry, "control": self._controls[id(entry["control"])]} if "control" in entry else entry
             for entry in entries
         ]
+
+    def is_positive(self, key: uuid.UUID) -> bool:
+        """Whether an entry is the guider's positive, or a copy of it with its own text."""
+        pool, source = self._source_of.get(key, (None, key))
+        return pool is None and any(entry["uuid"] == source for entry in self.positive)
 
     def branches(self, transformer_options: dict) -> tuple[Branch | None, ...]:
         """The branch of each chunk of a network call's batch; None where the chunk is the guider's own."""

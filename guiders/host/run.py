@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
-import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...patches.base import Moment
 from ...patches.host import KEY, Blocks, PrefixSharing, Proofs, others, uncompiled
 from ...patches.host.log import LOG, warn, warn_once
+from ..attended_negative import AttendedNegative
 from ..base import Observation, Step, WeakModelRef
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
@@ -25,7 +25,7 @@ from .attention_maps import LastMap
 from .call import ModelCall
 from .comfy_compiler import compiler_off
 from .condition_pools import ConditionPools
-from .conditionings import Conditionings
+from .conditionings import Conditionings, acts_at
 from .context import RunContext
 from .quirks import churns, combines_by_cfg, mixture, reads_cfg, sampler_name
 from .recorder import RECORDERS
@@ -85,7 +85,8 @@ class Run:
         self._recorders = guider.model_options.get(RECORDERS, ())
         self._observation = _observation_of(terms, len(self._shapes))
         branches = {branch: term.node for term in terms for branch in term.branches}
-        self._perturbations = {branch.perturbation for branch in branches}
+        in_attention = {term.rule.guidance for term in terms if isinstance(term.rule, AttendedNegative)}
+        self._to_be_proven = {branch.perturbation for branch in branches} | in_attention
         self._pools = ConditionPools({b.conditioning for b in branches if isinstance(b.conditioning, Pool)})
         nodes: dict[WeakModelRef, str] = {b.model: node for b, node in branches.items() if b.model is not None}
         # It copies the guider's conditionings here, before the host processes them for the main model.
@@ -93,7 +94,7 @@ class Run:
         self._prefix_sharing = PrefixSharing(guider.model_options.get(PREFIX_SHARING) != "off")
         self._conditionings = Conditionings(guider, self._pools, self._prefix_sharing.on)
         self._steps = StepTracker([float("inf")])
-        self.reaches_into_the_network = self._observation is not None or any(self._perturbations)
+        self.reaches_into_the_network = self._observation is not None or any(self._to_be_proven)
         self._context: RunContext | None = None  # made in `sample`
         self._in_reach: set[Term] = set()  # terms whose schedule was not 0 in some step
         self._mattered: set[Term] = set()  # those of them that could change the step
@@ -127,7 +128,7 @@ class Run:
             recorders=self._recorders,
             observation=self._observation,
             last_map=LastMap(),
-            proofs=Proofs(self._perturbations),
+            proofs=Proofs(self._to_be_proven),
             prefix_sharing=self._prefix_sharing,
             checks=self._guider.model_options.get(CHECK) != "off",
             blocks=blocks,
@@ -205,10 +206,7 @@ class Run:
 
     def _positive_acts(self, sigma: float) -> bool:
         """Whether any of the positive is inside its own timestep range; the host's prediction is 0 where none is."""
-        return any(
-            _float32(entry.get("timestep_end", 0.0)) <= sigma <= _float32(entry.get("timestep_start", float("inf")))
-            for entry in self._conditionings.positive
-        )
+        return any(acts_at(entry, sigma) for entry in self._conditionings.positive)
 
 
 def _observation_of(terms: tuple[Term, ...], latents: int) -> Observation | None:
@@ -224,8 +222,3 @@ def _observation_of(terms: tuple[Term, ...], latents: int) -> Observation | None
             )
         return observation
     return None
-
-
-def _float32(value: float) -> float:
-    """As the host compares it with the sampler's σ."""
-    return torch.tensor(value, dtype=torch.float32).item()

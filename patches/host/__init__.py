@@ -18,7 +18,7 @@ What is replaced for the length of a call, and why no hook of the host serves:
 """
 
 from .call import KEY, Plan, Proofs, planned
-from .chunks import Chunks
+from .chunks import Chunks, titles
 from .forwards import ForwardPatch, Streams, patched_forwards
 from .layer_maps import layer_map
 from .lookup import (
@@ -27,12 +27,14 @@ from .lookup import (
     check_layers,
     check_time,
     choose_layers,
+    choose_prompt_layers,
     is_compiled,
     select_layers,
     uncompiled,
 )
 from .prefix_sharing import PrefixSharing
+from .prompts import NegativePrompt
 
-__all__ = ["KEY", "Blocks", "Chunks", "ForwardPatch", "Plan", "PrefixSharing", "Proofs", "Streams", "architecture_of"]
-__all__ += ["check_layers", "check_time", "choose_layers", "is_compiled", "layer_map", "patched_forwards", "planned"]
-__all__ += ["select_layers", "uncompiled"]
+__all__ = ["KEY", "Blocks", "Chunks", "ForwardPatch", "NegativePrompt", "Plan", "PrefixSharing", "Proofs", "Streams"]
+__all__ += ["architecture_of", "check_layers", "check_time", "choose_layers", "choose_prompt_layers", "is_compiled"]
+__all__ += ["layer_map", "patched_forwards", "planned", "select_layers", "titles", "uncompiled"]

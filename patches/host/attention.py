@@ -167,7 +167,7 @@ class TransformerAttention:
 
         def clean(rows: slice) -> Tensor:
             form = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
-            return run(q[rows], k[rows], v[rows], heads, mask=_mask_of(mask, rows, q), **form, **kw)
+            return run(q[rows], k[rows], v[rows], heads, mask=mask_of(mask, rows, q), **form, **kw)
 
         if image is None:
             return clean(slice(None))
@@ -175,7 +175,7 @@ class TransformerAttention:
         def changed(rows: slice, acting) -> Tensor:
             qh, kh, vh = (part[rows] if skip_reshape else _to_heads(part[rows], heads) for part in (q, k, v))
             kh, vh = (part.repeat_interleave(heads // part.shape[1], 1) for part in (kh, vh))  # those that heads share
-            bias = _bias(_mask_of(mask, rows, q), qh.dtype)
+            bias = bias_of(mask_of(mask, rows, q), qh.dtype)
             order = self.layout.order(image, qh.shape[2], qh.device)
             if order is not None:
                 qh, kh, vh = (part[:, :, order] for part in (qh, kh, vh))
@@ -256,11 +256,12 @@ def _from_heads(tokens: Tensor) -> Tensor:
     return tokens.transpose(1, 2).flatten(2)
 
 
-def _mask_of(mask: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+def mask_of(mask: Tensor | None, rows: slice, q: Tensor) -> Tensor | None:
+    """What of `mask` is for these rows of the queries `q`."""
     return mask[rows] if mask is not None and mask.ndim > 2 and mask.shape[0] == q.shape[0] else mask
 
 
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """What the host's attention adds to its logits, as [rows or 1, heads or 1, tokens or 1, tokens]."""
     if mask is None:
         return None

@@ -23,6 +23,7 @@ from ..base import (
     Moment,
     Observation,
     Perturbation,
+    PromptGuidance,
     TimePerturbation,
     TimeShift,
     TokenPerturbation,
@@ -39,10 +40,12 @@ from .options_free import OptionsFreeModule, OptionsFreeOverride, replaced_atten
 from .others import may_answer, said, whose
 from .prefix_sharing import PrefixSharing
 from .probe import Pictures, discovered, is_checked, mark_checked, pictures
+from .prompts import Negatives, PromptAttention, Prompts, UNetPromptAttention
 from .tiles import Watch
 
 KEY = "beyond_cfg"  # of everything that the pack puts into the host's options
 ATTENDING = (AttentionPerturbation, Observation)
+PROVEN = (Perturbation, PromptGuidance)  # what has to be seen to act
 
 
 class Proofs:
@@ -50,13 +53,13 @@ class Proofs:
     one that does not act in a later call, unless something of others may have answered for the network, as a cache does."""
 
     def __init__(self, perturbations: Iterable[Intervention | None]):
-        self._missing = {one for one in perturbations if isinstance(one, Perturbation)}
+        self._missing = {one for one in perturbations if isinstance(one, PROVEN)}
 
-    def missing(self, chunks: Chunks) -> set[Perturbation]:
-        """Those of `chunks` that have not been seen to act."""
-        return self._missing.intersection(chunks)
+    def missing(self, acting: Iterable[Intervention | None]) -> set[Perturbation | PromptGuidance]:
+        """Those of `acting` that have not been seen to act."""
+        return self._missing.intersection(acting)
 
-    def settle(self, perturbations: set[Perturbation]) -> None:
+    def settle(self, perturbations: set[Perturbation | PromptGuidance]) -> None:
         """These need no proof any more."""
         self._missing -= perturbations
 
@@ -73,6 +76,12 @@ class Plan:
     prefix_sharing: PrefixSharing = field(default_factory=PrefixSharing)  # of the run
     blocks: Blocks = field(default_factory=Blocks)  # of the network when the run began
     checks: bool = True  # whether the table of networks is checked by a probe
+    negatives: Negatives = ()  # for each chunk the negative prompt that acts in its attention; empty: none
+
+    @property
+    def acting(self) -> tuple[Intervention | None, ...]:
+        """All that is done in some chunk."""
+        return (*self.chunks, *(negative and negative.guidance for negative in self.negatives))
 
     @property
     def moment_if_random(self) -> Moment:
@@ -109,25 +118,31 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     options = {key: value for key, value in given.items() if key != KEY}  # compiled networks guard them
     inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
     architecture = _architecture(executor.class_obj, network, inputs, options, plan)
-    asked = {_read(one, architecture, network): one for one in plan.proofs.missing(plan.chunks)}
+    asked = {_read(one, architecture, network): one for one in plan.proofs.missing(plan.acting)}
     plan = dataclasses.replace(plan, chunks=tuple(one and _read(one, architecture, network) for one in plan.chunks))
     blocks, missing = plan.blocks.now(network, architecture), set(asked)
     for perturbation in missing:
         check_layers(perturbation.about.title, perturbation.layers, network, blocks)
     seen = _pictures(executor.class_obj, network, architecture, blocks, inputs, options, plan)
     others = partial(said, network, options)
-    call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, others, seen or {})
+    prompts = None
+    if any(plan.negatives):
+        titles = _titles(one and one.guidance for one in plan.negatives)
+        prompts = Prompts.of(plan.negatives, c_crossattn, kwargs, architecture, titles)
+        c_crossattn, kwargs = prompts.inputs(kwargs)
+        inputs |= {"c_crossattn": c_crossattn, **kwargs}
+    call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, others, seen or {}, prompts)
     shared = plan.prefix_sharing.patches(
         architecture, compiled, inputs, options, plan.chunks, plan.copies, call.present
     )
     forwards, options_free = call.time_patches() + call.told_time(executor.class_obj.model_sampling), []
     if architecture.stacks:
         options_free = call.options_free()
-        forwards += call.transformer_patches(options.get(ATTENTION))
+        forwards += call.transformer_patches(options.get(ATTENTION)) + call.prompt_patches(options.get(ATTENTION))
         if options_free:
             options = {**options, ATTENTION: OptionsFreeOverride(options.get(ATTENTION))}
     else:
-        options = call.with_attn1_patches(options)
+        options = call.with_attn2_patches(call.with_attn1_patches(options))
         forwards += call.token_patches_of_unet()
     with replaced_attention_functions(options_free), patched_forwards(forwards + shared, options) as options:
         denoised = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
@@ -209,13 +224,14 @@ class NetworkCall:
     plan: Plan
     others: Callable[[], str]  # a sentence of what other nodes have put into the network
     pictures: Pictures  # where a probe has seen the picture, to check the table by
+    prompts: Prompts | None = None  # the negative prompts that act in its attention
     reached: set[Intervention | None] = field(default_factory=set)  # what has come to where it acts
     present: PresentChunks = field(default_factory=PresentChunks)
 
-    def check_effect(self, missing: set[Perturbation], options: dict) -> None:
+    def check_effect(self, missing: set[Perturbation | PromptGuidance], options: dict) -> None:
         """Raise RuntimeError where a perturbation has not come to where it acts. One that is not `missing` any more has
         done so in an earlier call; something of others may have answered for the network now."""
-        idle = {chunk for chunk in self.plan.chunks if isinstance(chunk, Perturbation)} - self.reached
+        idle = {one for one in self.plan.acting if isinstance(one, PROVEN)} - self.reached
         if idle - missing and may_answer(self.network, options):
             idle &= missing
         for perturbation in idle:
@@ -284,6 +300,7 @@ class NetworkCall:
         """The attending modules of a transformer that the host gives no options."""
         layers = [layer for layer, chunks in self.plan.of_layers().items() if _attends(chunks)]
         modules = [(layer, self._attending_module(layer)) for layer in layers]
+        modules += [(layer, module) for layer in self._prompt_layers() for module, _ in self._prompt_modules(layer)]
         return [module for layer, module in modules if self._is_options_free(layer, module)]
 
     def transformer_patches(self, previous: Callable | None) -> list[ForwardPatch]:
@@ -301,6 +318,65 @@ class NetworkCall:
             if any(changed := only(TokenPerturbation, chunks)):
                 found.append(self._entrance(layer, changed))
         return found
+
+    def prompt_patches(self, previous: Callable | None) -> list[ForwardPatch]:
+        """What stands around the modules of a transformer in whose attention the prompt is, and nothing else is done."""
+        done = {layer for layer, chunks in self.plan.of_layers().items() if _attends(chunks)}
+        found = self.prompts.patches(self.architecture, self.network) if self.prompts else []
+        for layer in self._prompt_layers():
+            for module, place in self._prompt_modules(layer):
+                if place == "keys" or layer not in done:
+                    attention = self._prompt_attention(layer, previous, place)
+                    make = partial(OptionsFreeModule, attention=attention)
+                    if not self._is_options_free(layer, module):
+                        make = partial(AttendingModule, attention=attention, text=None)
+                    found.append(ForwardPatch(f"prompt {len(found)} of {layer}", module, make))
+        return found
+
+    def with_attn2_patches(self, options: dict) -> dict:
+        """A copy of a UNet's transformer_options with a function for each attention to the prompt."""
+        layers = self._prompt_layers()
+        if not layers:
+            return options
+        replace = {kind: dict(patches) for kind, patches in options.get("patches_replace", {}).items()}
+        attn2 = replace.setdefault("attn2", {})
+        for layer in layers:
+            key, attention = _place(layer), self._prompt_attention(layer, None, "keys")
+            attn2[key] = UNetPromptAttention(attention, attn2.get(key, attn2.get(key[:2])))
+        return {**options, "patches_replace": replace}
+
+    def _prompt_layers(self) -> tuple[Layer, ...]:
+        """The layers in whose attention the negative's tokens are to be told from the prompt's."""
+        return self.architecture.prompt_layers(self.network) if self.prompts else ()
+
+    def _prompt_modules(self, layer: Layer) -> list[tuple[Any, str]]:
+        """The modules of a transformer in whose attention the prompt of `layer` is, and where in it."""
+        place = self.architecture.place_of_text
+        if place != "keys":
+            return [(self._attending_module(layer), place)]
+        paths, block = self.architecture.stack(layer).prompt, self.blocks[layer]
+        blocks = [block]
+        for name in self.architecture.text.also:
+            lists = getattr(self.network, name, ())
+            blocks += lists if layer == self._prompt_layers()[0] else ()
+        return [(architectures.submodule(one, path), "keys") for one in blocks for path in paths]
+
+    def _prompt_attention(self, layer: Layer, inner: Callable | None, place: str) -> PromptAttention:
+        guides = any(one.guidance.heads_in(layer) is not None for one in self.plan.negatives if one)
+        prompts = cast(Prompts, self.prompts)
+        return PromptAttention(
+            inner,
+            prompts.negatives,
+            guides,
+            prompts.lengths,
+            place,
+            f"{type(self.network).__name__} {layer}",
+            self.architecture.layout(self.network, self.shape, self.conds, layer)
+            if self.architecture.stacks
+            else Layout(()),
+            self.reached,
+            self.present,
+        )
 
     def token_patches_of_unet(self) -> list[ForwardPatch]:
         """What stands around the transformers of a UNet whose tokens are changed as they enter."""
@@ -357,6 +433,8 @@ class NetworkCall:
             self.present,
             self.others,
         )
+        if self.prompts and self.architecture.place_of_text != "keys":
+            attention = self._prompt_attention(layer, attention, self.architecture.place_of_text)
         if not self._is_options_free(layer, module):
             sliced = stack.text == "img_slice"
             text = Inputs.of(module, (stack.text,)) if stack.text and not sliced else None
@@ -368,7 +446,7 @@ class NetworkCall:
 
 def _titles(interventions: Iterable[Intervention | None]) -> str:
     """The titles of their nodes; an observation's node is not known here."""
-    return titles(one for one in interventions if isinstance(one, Perturbation)) or "The guidance"
+    return titles(one for one in interventions if isinstance(one, PROVEN)) or "The guidance"
 
 
 def _heads(layer: Layer, chunks: Chunks) -> dict[Intervention, tuple[int, ...]]:

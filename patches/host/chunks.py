@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..base import Intervention, Perturbation
+from ..base import Intervention, Perturbation, PromptGuidance
 
 Chunks = tuple[Intervention | None, ...]  # what is done in each chunk, in the batch's order; None: what the host does
 
@@ -23,11 +23,11 @@ class PresentChunks:
     @contextlib.contextmanager
     def limited_to(self, kept: tuple[int, ...]) -> Iterator[None]:
         """Within this context only the chunks with these numbers are there."""
-        self._kept = kept
+        before, self._kept = self._kept, kept
         try:
             yield
         finally:
-            self._kept = None
+            self._kept = before
 
     def of(self, chunks: tuple) -> tuple:
         """The entries of `chunks`, which has one for each chunk of the batch, for the chunks that are there."""
@@ -74,7 +74,7 @@ def only(kinds: type | tuple[type, ...], chunks: Chunks) -> Chunks:
     return tuple(chunk if isinstance(chunk, kinds) else None for chunk in chunks)
 
 
-def titles(perturbations: Iterable[Perturbation]) -> str:
+def titles(perturbations: Iterable[Perturbation | PromptGuidance]) -> str:
     """The titles of their nodes, each once."""
     return ", ".join(sorted({perturbation.about.title for perturbation in perturbations}))
 

@@ -10,7 +10,7 @@ from torch.nn import ModuleDict, ModuleList
 
 from .. import architectures
 from ..architectures import Architecture
-from ..layers import Layer, Unread, print_layers, whole_layers
+from ..layers import Layer, Unread, parse, print_layers, whole_layers
 from .others import is_anothers, names, whose
 
 
@@ -34,6 +34,23 @@ def choose_layers(model, text: str, skip: bool = False, enter: bool = False) -> 
             f"PAG and SEG work here"
         )
     return whole_layers(text, layers)
+
+
+def choose_prompt_layers(model, text: str) -> tuple[Layer, ...]:
+    """The layers of MODEL that `text` names, for a negative prompt to act in their attention; "auto" is all. Raises
+    ValueError as select_layers does, and where no negative prompt can act."""
+    network = network_of(model)
+    if is_to_be_probed(network):
+        raise ValueError(
+            f"{type(network).__name__} is a network that this pack has no row for, and probes do not tell which of its "
+            f"tokens are text. CFG works here"
+        )
+    architecture = architecture_of(model)
+    layers = architecture.prompt_layers(network)
+    if not layers:
+        why = architecture.no_prompt or "it attends to a picture and not to a text"
+        raise ValueError(f"no negative prompt can act in the attention of {architecture.name}: {why}. CFG works here")
+    return whole_layers(text, parse(text, layers, auto=layers))
 
 
 def is_to_be_probed(network) -> bool:

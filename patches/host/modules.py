@@ -14,6 +14,7 @@ from ..layout import Layout
 from .attention import ADVICE, ATTENTION, PARTS, TEXT, TransformerAttention
 from .chunks import Chunks, PresentChunks, by_chunk, mark_reached, titles
 from .forwards import Inputs, Streams
+from .prompts import PromptAttention
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class AttendingModule:
     """The forward of a module of a transformer. Within it the host's attention override is `attention`."""
 
     forward: Callable
-    attention: TransformerAttention
+    attention: TransformerAttention | PromptAttention
     text: Inputs | None  # the input that holds the text, which comes first
     parts: bool = False  # whether it attends in several calls
     sliced: bool = False  # whether the host's "img_slice" says how much text there is

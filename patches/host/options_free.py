@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .attention import ATTENTION, TransformerAttention
+from .attention import ATTENTION
 from .forwards import OF_THIS_CALL
 
 FUNCTIONS = ("optimized_attention", "optimized_attention_masked")
@@ -27,7 +27,7 @@ class OptionsFreeModule:
     """The forward of such a module: within it the attention function finds `attention` as its override."""
 
     forward: Callable
-    attention: TransformerAttention
+    attention: Callable
 
     def __call__(self, *args, **kwargs):
         token = OF_THIS_CALL.set({**(OF_THIS_CALL.get() or {}), ATTENTION: self.attention})

@@ -1,0 +1,443 @@
+"""A negative prompt inside the network: its tokens follow those of the prompt, as one text, and the attention tells them
+apart.
+
+What a network does with text between attentions, it does with each token by itself. So the text of a row becomes the
+prompt's tokens and after them the negative's. In each attention in which text is, the host's attention runs once without
+the negative's tokens, which is what the row would be without a negative, and once without the prompt's. The picture gets
+what the PromptGuidance makes of both, and each text what it gets in its own. Only the negative's tokens are computed in
+addition, and the picture's queries attend twice. What other nodes have put around the attention sees texts of usual length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+
+import comfy.ldm.modules.attention
+import torch
+from torch import Tensor
+from torch.nn import Module, ModuleList
+from torch.nn.functional import interpolate
+
+from ..architectures import Architecture, Text, submodule
+from ..base import PromptCall, PromptGuidance
+from ..layout import Layout
+from .attention import ADVICE, TEXT, TransformerAttention, bias_of, mask_of
+from .chunks import PresentChunks, mark_reached
+from .forwards import ForwardPatch, parameters
+
+
+@dataclass(frozen=True, eq=False)
+class NegativePrompt:
+    """What a negative prompt does in one chunk of a network call's batch."""
+
+    guidance: PromptGuidance
+    text: Tensor  # its tokens, [rows of the chunk, tokens, channels]
+    mask: Tensor | None = None  # which of them are text and no padding, [rows of the chunk, tokens]
+    strength: float = 1.0  # how far the attention goes of the way from the host's own to the guidance's
+    region: Tensor | None = None  # the same at each place of the latent, [1 or rows, 1, *spatial]; None: 1 everywhere
+
+    def mask_like(self, mask: Tensor) -> Tensor:
+        """Which of its tokens are text, [rows, tokens], as `mask` says it of the prompt's."""
+        own = self.mask if self.mask is not None else torch.ones(self.text.shape[:2], device=mask.device)
+        return own.to(mask)
+
+
+Negatives = tuple[NegativePrompt | None, ...]  # for each chunk of the batch
+
+
+@dataclass
+class Lengths:
+    """How many tokens of a row's text are the prompt's, and how many the negative's, which follow."""
+
+    own: int
+    negative: int
+
+    @property
+    def both(self) -> int:
+        """All tokens of a row's text."""
+        return self.own + self.negative
+
+
+def with_negatives(text: Tensor, negatives: Negatives, of: Callable[[NegativePrompt], Tensor]) -> Tensor:
+    """`text`, [batch, tokens, ...], with of(negative) after the tokens of each row; zeros where a chunk has none."""
+    size = text.shape[0] // len(negatives)
+    longest = max(of(negative).shape[1] for negative in negatives if negative)
+    added = text.new_zeros(text.shape[0], longest, *text.shape[2:])
+    for at, negative in enumerate(negatives):
+        if negative:
+            added[at * size : (at + 1) * size] = of(negative).to(text)
+    return torch.cat([text, added], 1)
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """The host's attention override in a module in whose attention texts are that hold a negative prompt."""
+
+    inner: Callable | None  # the override that would be there without it
+    negatives: Negatives
+    guides: bool  # whether the negative acts on the picture here
+    lengths: Lengths
+    place: str  # where the text is among the tokens, "first" or "last"; "keys" where it has no queries here
+    where: str  # network and layer
+    layout: Layout  # of the picture's tokens
+    reached: set = field(compare=False)  # what has come to where it acts
+    present: PresentChunks = field(compare=False)
+
+    def __call__(
+        self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
+    ) -> Tensor:
+        kw |= {
+            "attn_precision": attn_precision,
+            "skip_reshape": skip_reshape,
+            "skip_output_reshape": skip_output_reshape,
+        }
+        axis, out_axis = 2 if skip_reshape else 1, 2 if skip_output_reshape else 1
+        call = _Call(self, func, (q, k, v), heads, mask, axis, out_axis, kw)
+        keys, both = k.shape[axis], self.lengths.both
+        if keys < both or (
+            self.place == "keys" and keys != both
+        ):  # other keys, such as a picture's in its own attention
+            return call.whole()
+        start = keys - both if self.place == "last" else 0
+        own = slice(start, start + self.lengths.own)
+        negative = slice(own.stop, own.stop + self.lengths.negative)
+        plain = call.without(negative, slice(None), self.lengths.own)
+        parts = [self._guided(call, plain, rows, acting, own, negative) for rows, acting in self._shares(q.shape[0])]
+        if self.place == "keys":
+            return torch.cat([picture for picture, _ in parts])
+        picture, text = (torch.cat(some) for some in zip(*parts, strict=True))
+        before, after = _cut(picture, out_axis, own.stop)
+        return torch.cat([before, text, after], out_axis)
+
+    def refusal(self, what: str) -> RuntimeError:
+        """An error that says what is in the way in this layer."""
+        if isinstance(self.inner, TransformerAttention):
+            return self.inner.refusal(what)
+        return RuntimeError(f"{self.where}: {what} {ADVICE}")
+
+    def _shares(self, batch: int) -> Iterator[tuple[slice, tuple[tuple[int, ...], NegativePrompt | None]]]:
+        """(rows, (chunks, what acts in them)) of what is there; neighbouring chunks with the same negative are one."""
+        chunks = self.present.of(tuple(enumerate(self.negatives)))
+        size, start = batch // len(chunks), 0
+        for end in range(1, len(chunks) + 1):
+            if end == len(chunks) or chunks[end][1] is not chunks[start][1]:
+                yield slice(start * size, end * size), (tuple(at for at, _ in chunks[start:end]), chunks[start][1])
+                start = end
+
+    def _guided(self, call: _Call, plain: Tensor, rows: slice, share, own: slice, negative: slice):
+        """(the attention of these rows' tokens but for the negative's, that of the negative's)."""
+        chunks, acting = share
+        out, count = plain[rows], negative.stop - negative.start
+        if acting is None:
+            shape = [count if at == call.out_axis else size for at, size in enumerate(out.shape)]
+            return out, out.new_zeros(shape)
+        with self.present.limited_to(chunks):
+            beside = cache(lambda: call.without(own, rows, self.lengths.negative))
+            text = out if self.place == "keys" else _part(beside(), call.out_axis, slice(own.start, own.start + count))
+            if not self.guides:
+                return out, text
+            mark_reached(self.reached, (acting.guidance,))
+
+            def picture(of: Tensor, text: int) -> Tensor:
+                if self.place != "keys":
+                    of = _without(of, call.out_axis, slice(own.start, own.start + text))
+                return call.to_heads(of)
+
+            of_call = PromptCall(
+                lambda: picture(out, self.lengths.own),
+                lambda: picture(beside(), self.lengths.negative),
+                lambda factor, bias: picture(call.joined(rows, negative, factor, bias), self.lengths.own),
+            )
+            guided = acting.guidance.attention(of_call)
+            if acting.strength != 1 or acting.region is not None:
+                weight = torch.full((), acting.strength, dtype=guided.dtype, device=guided.device)
+                if acting.region is not None:
+                    weight = weight * self._places_of(acting.region, guided.shape[2]).to(guided)
+                guided = torch.lerp(of_call.positive(), guided, weight)
+            guided = call.from_heads(guided)
+            if self.place == "keys":
+                return guided, text
+            of_text = _part(out, call.out_axis, own)
+            order = [guided, of_text] if self.place == "last" else [of_text, guided]
+            return torch.cat(order, call.out_axis), text
+
+    def _places_of(self, region: Tensor, tokens: int) -> Tensor:
+        """What `region` is at each of the picture's tokens here, [1 or rows, 1, tokens, 1]; 0 at those of references."""
+        before = self.lengths.own if self.place == "first" else 0
+        own = 0 if self.place == "keys" else self.lengths.own
+        try:
+            image = self.layout.image(tokens + own, tokens + own, own)
+        except LookupError as error:
+            raise self.refusal(str(error)) from None
+        grid = self.layout.grid
+        if image is None or self.layout.is_set or len(grid) != region.ndim - 2:
+            raise self.refusal("nothing tells where in the picture its tokens are, so a region cannot act.")
+        places = region.new_zeros(len(region), tokens)
+        places[:, image.start - before : image.stop - before] = interpolate(region, grid, mode="area").flatten(1)
+        return places[:, None, :, None]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the host's attention function."""
+
+    attention: PromptAttention
+    func: Callable
+    qkv: tuple[Tensor, Tensor, Tensor]
+    heads: int
+    mask: Tensor | None
+    axis: int  # of the tokens in q, k and v
+    out_axis: int  # … and in what it gives
+    kw: dict
+
+    def whole(self) -> Tensor:
+        """The attention as it would be without a negative in the text."""
+        return self._run(*self.qkv, self.mask, self.kw)
+
+    def without(self, gone: slice, rows: slice, text: int) -> Tensor:
+        """The attention of these rows as if the tokens `gone` were not there, and its text were `text` tokens."""
+        q, k, v = (part[rows] for part in self.qkv)
+        k, v = (_without(part, self.axis, gone) for part in (k, v))
+        mask = mask_of(self.mask, rows, self.qkv[0])
+        if mask is not None:
+            if mask.shape[-1] > 1:
+                mask = _without(mask, mask.ndim - 1, gone)
+            if self.attention.place != "keys" and mask.shape[-2] > 1:
+                mask = _without(mask, mask.ndim - 2, gone)
+        if self.attention.place != "keys":
+            q = _without(q, self.axis, gone)
+        kw, options = self.kw, self.kw.get("transformer_options", {})
+        if TEXT in options:
+            kw = {**kw, "transformer_options": {**options, TEXT: text}}
+        return self._run(q, k, v, mask, kw)
+
+    def joined(self, rows: slice, negative: slice, factor: float, bias: float) -> Tensor:
+        """The attention of these rows' tokens but for the negative's to all keys: those of the negative have their values
+        times `factor`, and `bias` is added to their logits."""
+        inner = self.attention.inner
+        if isinstance(inner, TransformerAttention) and any(self.attention.present.of(inner.chunks)):
+            raise RuntimeError(
+                f"{self.attention.where}: flipped values of a negative prompt and a perturbation cannot act in one "
+                f"attention. Use NAG in place of VSF, or choose other layers for one of them."
+            )
+        q, k, v = (part[rows] for part in self.qkv)
+        if self.attention.place != "keys":
+            q = _without(q, self.axis, negative)
+        weights = torch.ones(k.shape[self.axis], dtype=v.dtype, device=v.device)
+        weights[negative] = factor
+        v = v * weights.view([-1 if at == self.axis else 1 for at in range(v.ndim)])
+        added = torch.zeros(k.shape[self.axis], dtype=q.dtype, device=q.device)
+        added[negative] = bias
+        mask = bias_of(mask_of(self.mask, rows, self.qkv[0]), q.dtype)
+        if mask is None:
+            mask = added.expand(1, 1, q.shape[self.axis], -1)
+        else:
+            if self.attention.place != "keys" and mask.shape[-2] > 1:
+                mask = _without(mask, 2, negative)
+            mask = mask + added
+        return self._run(q, k, v, mask, self.kw)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kw: dict) -> Tensor:
+        inner = self.attention.inner
+        if inner is None:
+            return self.func(q, k, v, self.heads, mask=mask, **kw)
+        return inner(self.func, q, k, v, self.heads, mask=mask, **kw)
+
+    def to_heads(self, out: Tensor) -> Tensor:
+        """[rows, tokens, channels], or what the host was asked to give → [rows, heads, tokens, head_dim]"""
+        return out if self.out_axis == 2 else out.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def from_heads(self, out: Tensor) -> Tensor:
+        """The reverse of `to_heads`."""
+        return out if self.out_axis == 2 else out.transpose(1, 2).flatten(2)
+
+
+def _part(tokens: Tensor, axis: int, which: slice) -> Tensor:
+    return tokens.narrow(axis, which.start, which.stop - which.start)
+
+
+def _cut(tokens: Tensor, axis: int, at: int) -> tuple[Tensor, Tensor]:
+    return tokens.narrow(axis, 0, at), tokens.narrow(axis, at, tokens.shape[axis] - at)
+
+
+def _without(tokens: Tensor, axis: int, gone: slice) -> Tensor:
+    before, _ = _cut(tokens, axis, gone.start)
+    _, after = _cut(tokens, axis, gone.stop)
+    return torch.cat([before, after], axis)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The negative prompts of one network call."""
+
+    negatives: Negatives
+    text: Tensor  # of the call as the host made it
+    lengths: Lengths
+
+    @classmethod
+    def of(
+        cls, negatives: Negatives, text: Tensor | None, conds: dict, architecture: Architecture, titles: str
+    ) -> Prompts:
+        """Those of a call with this text, [batch, tokens, channels]. Raises RuntimeError where no negative can act."""
+        if reason := architecture.no_prompt or ("" if text is None else _beside(architecture.text, conds)):
+            raise RuntimeError(f"{titles}: no negative prompt can act in {architecture.name} here: {reason}. Use CFG.")
+        first = next(negative for negative in negatives if negative)
+        if text is None:
+            raise RuntimeError(f"{titles}: the network gets no text here, so no negative prompt can act in it.")
+        if text.shape[-1] != first.text.shape[-1]:
+            raise RuntimeError(
+                f"{titles}: the negative prompt has {first.text.shape[-1]} numbers for each token and the prompt has "
+                f"{text.shape[-1]}. Encode both with the CLIP of this model."
+            )
+        return cls(negatives, text, Lengths(text.shape[1], first.text.shape[1]))
+
+    def inputs(self, conds: dict) -> tuple[Tensor, dict]:
+        """(text, conditionings) of the call, with the negative's tokens after the prompt's."""
+        if (mask := conds.get("attention_mask")) is not None:
+            masks = with_negatives(mask, self.negatives, lambda one: one.mask_like(mask))
+            conds = {**conds, "attention_mask": masks}
+        if "num_tokens" in conds:
+            conds = {**conds, "num_tokens": conds["num_tokens"] + self.lengths.negative}
+        return with_negatives(self.text, self.negatives, lambda one: one.text), conds
+
+    def patches(self, architecture: Architecture, network: Module) -> list[ForwardPatch]:
+        """What stands around the modules of `network` that do something with a text and do not attend to it with the
+        picture."""
+        text, found = architecture.text, []
+        for path, positions in text.apart:
+            whole = submodule(network, path)
+            for at, module in enumerate(whole if isinstance(whole, ModuleList) else [whole]):
+                make = partial(TextModule, inputs=tuple(parameters(module)), lengths=self.lengths, positions=positions)
+                found.append(ForwardPatch(f"text {path} {at}", module, make))
+        if text.positions:
+            setting = {
+                "last": architecture.place_of_text == "last",
+                "counted": text.counted,
+                "first_call": text.first_call,
+            }
+            make = partial(PositionsModule, lengths=self.lengths, **setting)
+            found.append(ForwardPatch("positions", submodule(network, text.positions), make))
+        if text.embedder and (multiple := getattr(network, text.multiple)):
+            setting = {"multiple": multiple, "padding": getattr(network, text.padding)}
+            make = partial(FilledUpText, lengths=self.lengths, **setting)
+            found.append(ForwardPatch("filled up text", submodule(network, text.embedder), make))
+        return found
+
+
+def _beside(text: Text, conds: dict) -> str:
+    """What of the conditionings a text is put together with; "" for nothing."""
+    found = [name for name in text.alone if isinstance(conds.get(name), Tensor) or conds.get(name)]
+    return f"its text is put together with {', '.join(found)}" if found else ""
+
+
+@dataclass(frozen=True)
+class TextModule:
+    """The forward of a module that takes a text whole: prompt and negative go through it one after the other."""
+
+    forward: Callable
+    inputs: tuple[str, ...]  # the names of its inputs, of which the first is the text
+    lengths: Lengths
+    positions: str  # the input that says where in its text each token is; "": none
+
+    def __call__(self, text: Tensor, *args, **kwargs):
+        given = {**dict(zip(self.inputs[1:], args, strict=False)), **kwargs}
+        both = slice(self.lengths.own, self.lengths.both)
+
+        def made(tokens: slice, places: slice) -> Tensor:
+            parts = {
+                name: _of_tokens(one, self.lengths.both, places if name == self.positions else tokens)
+                for name, one in given.items()
+            }
+            return self.forward(text[:, tokens], **parts)
+
+        own = made(slice(0, both.start), slice(0, both.start))
+        return torch.cat([own, made(both, slice(0, self.lengths.negative))], 1)
+
+
+def _of_tokens(given, count: int, tokens: slice):
+    """`given` for these of `count` tokens, where it is a tensor with an axis of so many after its first."""
+    axes = [axis for axis in range(1, given.ndim) if given.shape[axis] == count] if isinstance(given, Tensor) else []
+    return _part(given, axes[0], tokens) if axes else given
+
+
+@dataclass(frozen=True)
+class PositionsModule:
+    """The forward of a module that gets the positions of tokens, [rows, tokens, axes]: the negative's tokens have those
+    that they would have in a text of their own, and the picture those that it would have after the prompt alone."""
+
+    forward: Callable
+    lengths: Lengths
+    last: bool  # whether the text comes last
+    counted: bool  # whether the first axis counts the text's tokens, and then goes on with the picture
+    first_call: bool  # whether the text's positions come in a first call of their own
+    called: list = field(default_factory=list, compare=False)  # not empty once it has been called
+
+    def __call__(self, positions: Tensor, *args, **kwargs):
+        own, negative, both = self.lengths.own, self.lengths.negative, self.lengths.both
+        has_text = not (self.first_call and self.called)
+        self.called.append(True)
+        count = both if has_text else 0
+        before, rest = _cut(positions, 1, positions.shape[1] - count if self.last else 0)
+        text, after = _cut(rest, 1, count)
+        if has_text:
+            text = torch.cat([text[:, :own], text[:, :negative]], 1)
+        before, after = (self._counted(part) for part in (before, after))
+        return self.forward(torch.cat([before, text, after], 1), *args, **kwargs)
+
+    def _counted(self, picture: Tensor) -> Tensor:
+        if not self.counted:
+            return picture
+        counts = torch.zeros_like(picture)
+        counts[..., 0] = self.lengths.negative
+        return torch.where(picture[..., :1] == 0, picture, picture - counts)  # what fills a picture up has position 0
+
+
+@dataclass(frozen=True)
+class FilledUpText:
+    """The forward of the module after which the network fills a text up: here each prompt is filled up by itself."""
+
+    forward: Callable
+    lengths: Lengths
+    multiple: int
+    padding: Tensor  # [1, channels]
+
+    def __call__(self, text: Tensor, *args, **kwargs):
+        tokens = self.forward(text, *args, **kwargs)
+        parts = [self._filled_up(part) for part in _cut(tokens, 1, self.lengths.own)]
+        self.lengths.own, self.lengths.negative = (part.shape[1] for part in parts)
+        return torch.cat(parts, 1)
+
+    def _filled_up(self, tokens: Tensor) -> Tensor:
+        padding = self.padding.to(tokens).expand(tokens.shape[0], -tokens.shape[1] % self.multiple, -1)
+        return torch.cat([tokens, padding], 1)
+
+
+@dataclass(frozen=True)
+class UNetPromptAttention:
+    """The UNet's attn2 replace patch of one layer."""
+
+    attention: PromptAttention
+    previous: Callable | None  # another pack's patch of the same layer
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, extra: dict) -> Tensor:  # [batch, tokens, channels]
+        run = comfy.ldm.modules.attention.optimized_attention
+
+        def func(q, k, v, heads, mask=None, **_kw):
+            if self.previous is not None and mask is not None:
+                raise self.attention.refusal(
+                    "another node attends to the prompt here, which cannot take flipped values."
+                )
+            if self.previous is not None:
+                return self.previous(q, k, v, self._of_present(extra))
+            return run(q, k, v, heads, mask=mask, attn_precision=extra.get("attn_precision"), transformer_options=extra)
+
+        layout = Layout(tuple(extra["activations_shape"][2:]))
+        return replace(self.attention, layout=layout)(func, q, k, v, extra["n_heads"])
+
+    def _of_present(self, extra: dict) -> dict:
+        """The host's options for the chunks that are there: other packs find by them what is whose."""
+        at = self.attention.present.of(tuple(range(len(self.attention.negatives))))
+        lists = {key: [extra[key][chunk] for chunk in at] for key in ("cond_or_uncond", "uuids") if key in extra}
+        return {**extra, **lists}

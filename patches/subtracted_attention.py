@@ -1,0 +1,53 @@
+"""Negative-Away Steer Attention.   Z = Z₊ − α Z₋
+
+Nguyen et al. 2024, "SNOOPI: Supercharged One-step Diffusion Distillation with Proper Guidance", arXiv:2412.02687 (NASA),
+for models of one step. Z₊ is what the picture's tokens get of the prompt in one attention, Z₋ the same with the negative
+prompt in its place. Z becomes shorter by about α, which the paper leaves so. Neutral at α = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import About, PromptCall, PromptGuidance, check_params, param
+from .layers import Layer
+
+
+@dataclass(frozen=True)
+class SubtractedAttention(PromptGuidance):
+    """Z₊ − α Z₋. Raises ValueError for a scale out of range."""
+
+    layers: tuple[Layer, ...]
+    scale: float = param(
+        0.2,
+        "How much of the negative prompt's attention is taken away. 0 is off and costs nothing; 0.1 to 0.5 is usual.",
+        low=0.0,
+        high=10.0,
+        step=0.01,
+        off=0.0,
+    )
+
+    about: ClassVar[About] = About(
+        node_id="BeyondCFGNASA",
+        title="NASA",
+        summary=(
+            "Negative-Away Steer Attention: takes the negative prompt's attention away from the prompt's. A negative "
+            "prompt at cfg 1 for models of one or two steps; NAG holds the length and suits others. Unconnected, negative "
+            "is the sampler's own."
+        ),
+        paper="arXiv:2412.02687",
+        aliases=("nasa", "negative-away steer attention", "snoopi", "negative prompt one step", "negative at cfg 1"),
+    )
+
+    def __post_init__(self):
+        check_params(self)
+
+    @property
+    def neutral(self) -> bool:
+        return self.scale == 0
+
+    def attention(self, call: PromptCall) -> Tensor:
+        return call.positive() - self.scale * call.negative()
