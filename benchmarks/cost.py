@@ -40,7 +40,7 @@ FORKS = {  # where each network's perturbations are in the count: PAG, SEG, Skip
 
 def counted(name: str) -> list[dict]:
     """Lines {"run", "rows", "forwards", "flops"} of one step of a network of full size."""
-    from ..patches import BlurredQuery, IdentityAttention, SkippedLayer
+    from ..patches import BlurredQuery, FlippedValues, IdentityAttention, NormalizedAttention, SkippedLayer
     from ..tests.host import full_size
 
     step = full_size.Step(name)
@@ -66,6 +66,8 @@ def counted(name: str) -> list[dict]:
         (f"CFG + PAG + SEG{more}, rows computed whole", 2 + len(all_three), 1, whole(True, *all_three)),
         (f"CFG + PAG + SEG{more}", 2 + len(all_three), 1, step.shared(True, *all_three)),
         ("CFG + Autoguidance by a network of this size", 3, 2, two + one),
+        ("NAG", 1, 1, step.negative(NormalizedAttention)),
+        ("VSF", 1, 1, step.negative(FlippedValues)),
     ]
     return [dict(zip(("run", "rows", "forwards", "flops"), line, strict=True)) for line in lines]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property, partial
 
 import comfy.ldm.modules.attention
 import torch
@@ -88,28 +88,14 @@ class PromptAttention:
     def __call__(
         self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
     ) -> Tensor:
-        kw |= {
-            "attn_precision": attn_precision,
-            "skip_reshape": skip_reshape,
-            "skip_output_reshape": skip_output_reshape,
-        }
-        axis, out_axis = 2 if skip_reshape else 1, 2 if skip_output_reshape else 1
-        call = _Call(self, func, (q, k, v), heads, mask, axis, out_axis, kw)
-        keys, both = k.shape[axis], self.lengths.both
-        if keys < both or (
-            self.place == "keys" and keys != both
-        ):  # other keys, such as a picture's in its own attention
+        kw |= {"attn_precision": attn_precision, "skip_reshape": skip_reshape}
+        kw |= {"skip_output_reshape": skip_output_reshape}
+        call = _Call(self, func, (q, k, v), heads, mask, 2 if skip_reshape else 1, 2 if skip_output_reshape else 1, kw)
+        keys, both = k.shape[call.axis], self.lengths.both
+        if keys < both or (self.place == "keys" and keys != both):  # such as those of a picture, beside the text's
             return call.whole()
-        start = keys - both if self.place == "last" else 0
-        own = slice(start, start + self.lengths.own)
-        negative = slice(own.stop, own.stop + self.lengths.negative)
-        plain = call.without(negative, slice(None), self.lengths.own)
-        parts = [self._guided(call, plain, rows, acting, own, negative) for rows, acting in self._shares(q.shape[0])]
-        if self.place == "keys":
-            return torch.cat([picture for picture, _ in parts])
-        picture, text = (torch.cat(some) for some in zip(*parts, strict=True))
-        before, after = _cut(picture, out_axis, own.stop)
-        return torch.cat([before, text, after], out_axis)
+        parts = zip(*(share.parts() for share in self._shares(call)), strict=True)
+        return torch.cat([torch.cat(part) for part in parts], call.out_axis)
 
     def refusal(self, what: str) -> RuntimeError:
         """An error that says what is in the way in this layer."""
@@ -117,53 +103,17 @@ class PromptAttention:
             return self.inner.refusal(what)
         return RuntimeError(f"{self.where}: {what} {ADVICE}")
 
-    def _shares(self, batch: int) -> Iterator[tuple[slice, tuple[tuple[int, ...], NegativePrompt | None]]]:
-        """(rows, (chunks, what acts in them)) of what is there; neighbouring chunks with the same negative are one."""
+    def _shares(self, call: _Call) -> Iterator[_Share]:
+        """The rows that are there; those of neighbouring chunks with the same negative at once."""
         chunks = self.present.of(tuple(enumerate(self.negatives)))
-        size, start = batch // len(chunks), 0
+        size, start = call.qkv[0].shape[0] // len(chunks), 0
         for end in range(1, len(chunks) + 1):
-            if end == len(chunks) or chunks[end][1] is not chunks[start][1]:
-                yield slice(start * size, end * size), (tuple(at for at, _ in chunks[start:end]), chunks[start][1])
+            acting = chunks[start][1]
+            if end == len(chunks) or chunks[end][1] is not acting:
+                yield _Share(call, slice(start * size, end * size), tuple(at for at, _ in chunks[start:end]), acting)
                 start = end
 
-    def _guided(self, call: _Call, plain: Tensor, rows: slice, share, own: slice, negative: slice):
-        """(the attention of these rows' tokens but for the negative's, that of the negative's)."""
-        chunks, acting = share
-        out, count = plain[rows], negative.stop - negative.start
-        if acting is None:
-            shape = [count if at == call.out_axis else size for at, size in enumerate(out.shape)]
-            return out, out.new_zeros(shape)
-        with self.present.limited_to(chunks):
-            beside = cache(lambda: call.without(own, rows, self.lengths.negative))
-            text = out if self.place == "keys" else _part(beside(), call.out_axis, slice(own.start, own.start + count))
-            if not self.guides:
-                return out, text
-            mark_reached(self.reached, (acting.guidance,))
-
-            def picture(of: Tensor, text: int) -> Tensor:
-                if self.place != "keys":
-                    of = _without(of, call.out_axis, slice(own.start, own.start + text))
-                return call.to_heads(of)
-
-            of_call = PromptCall(
-                lambda: picture(out, self.lengths.own),
-                lambda: picture(beside(), self.lengths.negative),
-                lambda factor, bias: picture(call.joined(rows, negative, factor, bias), self.lengths.own),
-            )
-            guided = acting.guidance.attention(of_call)
-            if acting.strength != 1 or acting.region is not None:
-                weight = torch.full((), acting.strength, dtype=guided.dtype, device=guided.device)
-                if acting.region is not None:
-                    weight = weight * self._places_of(acting.region, guided.shape[2]).to(guided)
-                guided = torch.lerp(of_call.positive(), guided, weight)
-            guided = call.from_heads(guided)
-            if self.place == "keys":
-                return guided, text
-            of_text = _part(out, call.out_axis, own)
-            order = [guided, of_text] if self.place == "last" else [of_text, guided]
-            return torch.cat(order, call.out_axis), text
-
-    def _places_of(self, region: Tensor, tokens: int) -> Tensor:
+    def places_of(self, region: Tensor, tokens: int) -> Tensor:
         """What `region` is at each of the picture's tokens here, [1 or rows, 1, tokens, 1]; 0 at those of references."""
         before = self.lengths.own if self.place == "first" else 0
         own = 0 if self.place == "keys" else self.lengths.own
@@ -179,6 +129,78 @@ class PromptAttention:
         return places[:, None, :, None]
 
 
+@dataclass
+class _Share:
+    """The rows of neighbouring chunks in which the same negative acts, or none, in one call of the attention function."""
+
+    call: _Call
+    rows: slice
+    chunks: tuple[int, ...]
+    acting: NegativePrompt | None
+
+    def parts(self) -> list[Tensor]:
+        """What the rows' tokens get, in pieces in their order."""
+        with self.call.attention.present.limited_to(self.chunks):
+            picture = self._picture()
+            if self.call.attention.place == "keys":
+                return [picture]
+            own = self._text("with_prompt", self.call.own, self.call.negative)
+            texts = [own, self._nothing_like(own)]
+            if self.acting is not None:
+                texts[1] = self._text("with_negative", self.call.negative, self.call.own)
+        return [picture, *texts] if self.call.attention.place == "last" else [*texts, picture]
+
+    @cached_property
+    def with_prompt(self) -> Tensor:
+        """The attention as if the negative were not there."""
+        return self.call.without(self.call.negative, self.rows, self.call.attention.lengths.own)
+
+    @cached_property
+    def with_negative(self) -> Tensor:
+        """The attention as if the negative stood in the prompt's place."""
+        return self.call.without(self.call.own, self.rows, self.call.attention.lengths.negative)
+
+    def _picture(self) -> Tensor:
+        attention, acting, lengths = self.call.attention, self.acting, self.call.attention.lengths
+        if acting is None or not attention.guides:
+            return self._picture_of(self.with_prompt, lengths.own)
+        mark_reached(attention.reached, (acting.guidance,))
+
+        def headed(out: Tensor) -> Tensor:
+            return self.call.to_heads(out)
+
+        prompts = PromptCall(
+            lambda: headed(self._picture_of(self.with_prompt, lengths.own)),
+            lambda: headed(self._picture_of(self.with_negative, lengths.negative)),
+            lambda factor, bias: headed(self.call.joined(self.rows, factor, bias)),
+        )
+        guided = acting.guidance.attention(prompts)
+        if acting.strength != 1 or acting.region is not None:
+            weight = torch.full((), acting.strength, dtype=guided.dtype, device=guided.device)
+            if acting.region is not None:
+                weight = weight * attention.places_of(acting.region, guided.shape[2]).to(guided)
+            guided = torch.lerp(prompts.positive(), guided, weight)
+        return self.call.from_heads(guided)
+
+    def _picture_of(self, out: Tensor, text: int) -> Tensor:
+        """The picture's part of the attention in which the text has so many tokens."""
+        if self.call.attention.place == "keys":
+            return out
+        return _without(out, self.call.out_axis, slice(self.call.own.start, self.call.own.start + text))
+
+    def _text(self, name: str, of: slice, without: slice) -> Tensor:
+        """What the tokens `of` a text get where the other text, `without`, is not there."""
+        start, count = self.call.own.start, of.stop - of.start
+        if name not in vars(self) and not isinstance(self.call.attention.inner, TransformerAttention):
+            return self.call.without(without, self.rows, count, queries=of)
+        return _part(getattr(self, name), self.call.out_axis, slice(start, start + count))
+
+    def _nothing_like(self, own: Tensor) -> Tensor:
+        """Zeros for the negative's tokens."""
+        count, axis = self.call.attention.lengths.negative, self.call.out_axis
+        return own.new_zeros([count if at == axis else size for at, size in enumerate(own.shape)])
+
+
 @dataclass(frozen=True)
 class _Call:
     """One call of the host's attention function."""
@@ -192,30 +214,45 @@ class _Call:
     out_axis: int  # … and in what it gives
     kw: dict
 
+    @property
+    def own(self) -> slice:
+        """The keys of the prompt."""
+        attention, keys = self.attention, self.qkv[1].shape[self.axis]
+        start = keys - attention.lengths.both if attention.place == "last" else 0
+        return slice(start, start + attention.lengths.own)
+
+    @property
+    def negative(self) -> slice:
+        """The keys of the negative."""
+        return slice(self.own.stop, self.own.stop + self.attention.lengths.negative)
+
     def whole(self) -> Tensor:
         """The attention as it would be without a negative in the text."""
         return self._run(*self.qkv, self.mask, self.kw)
 
-    def without(self, gone: slice, rows: slice, text: int) -> Tensor:
-        """The attention of these rows as if the tokens `gone` were not there, and its text were `text` tokens."""
+    def without(self, gone: slice, rows: slice, text: int, queries: slice | None = None) -> Tensor:
+        """The attention of these rows as if the tokens `gone` were not there, and its text were `text` tokens; of these
+        `queries` alone, where they are given."""
         q, k, v = (part[rows] for part in self.qkv)
         k, v = (_without(part, self.axis, gone) for part in (k, v))
+        q = self._queries(q, self.axis, gone, queries)
         mask = mask_of(self.mask, rows, self.qkv[0])
         if mask is not None:
-            if mask.shape[-1] > 1:
-                mask = _without(mask, mask.ndim - 1, gone)
-            if self.attention.place != "keys" and mask.shape[-2] > 1:
-                mask = _without(mask, mask.ndim - 2, gone)
-        if self.attention.place != "keys":
-            q = _without(q, self.axis, gone)
+            mask = _without(mask, mask.ndim - 1, gone) if mask.shape[-1] > 1 else mask
+            mask = self._queries(mask, mask.ndim - 2, gone, queries) if mask.shape[-2] > 1 else mask
         kw, options = self.kw, self.kw.get("transformer_options", {})
         if TEXT in options:
             kw = {**kw, "transformer_options": {**options, TEXT: text}}
         return self._run(q, k, v, mask, kw)
 
-    def joined(self, rows: slice, negative: slice, factor: float, bias: float) -> Tensor:
-        """The attention of these rows' tokens but for the negative's to all keys: those of the negative have their values
-        times `factor`, and `bias` is added to their logits."""
+    def _queries(self, of: Tensor, axis: int, gone: slice, queries: slice | None) -> Tensor:
+        if self.attention.place == "keys":
+            return of
+        return _without(of, axis, gone) if queries is None else _part(of, axis, queries)
+
+    def joined(self, rows: slice, factor: float, bias: float) -> Tensor:
+        """The attention of the picture in these rows to all keys: those of the negative have their values times `factor`,
+        and `bias` is added to their logits."""
         inner = self.attention.inner
         if isinstance(inner, TransformerAttention) and any(self.attention.present.of(inner.chunks)):
             raise RuntimeError(
@@ -223,27 +260,26 @@ class _Call:
                 f"attention. Use NAG in place of VSF, or choose other layers for one of them."
             )
         q, k, v = (part[rows] for part in self.qkv)
-        if self.attention.place != "keys":
-            q = _without(q, self.axis, negative)
-        weights = torch.ones(k.shape[self.axis], dtype=v.dtype, device=v.device)
-        weights[negative] = factor
-        v = v * weights.view([-1 if at == self.axis else 1 for at in range(v.ndim)])
+        texts = slice(self.own.start, self.negative.stop)
+        q = self._queries(q, self.axis, texts, None)
+        factors = torch.ones(k.shape[self.axis], dtype=v.dtype, device=v.device)
+        factors[self.negative] = factor
+        v = v * factors.view([-1 if at == self.axis else 1 for at in range(v.ndim)])
         added = torch.zeros(k.shape[self.axis], dtype=q.dtype, device=q.device)
-        added[negative] = bias
+        added[self.negative] = bias
         mask = bias_of(mask_of(self.mask, rows, self.qkv[0]), q.dtype)
         if mask is None:
             mask = added.expand(1, 1, q.shape[self.axis], -1)
         else:
-            if self.attention.place != "keys" and mask.shape[-2] > 1:
-                mask = _without(mask, 2, negative)
-            mask = mask + added
-        return self._run(q, k, v, mask, self.kw)
+            mask = (self._queries(mask, 2, texts, None) if mask.shape[2] > 1 else mask) + added
+        previous = inner.previous if isinstance(inner, TransformerAttention) else inner
+        return self._run(q, k, v, mask, self.kw, previous)
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kw: dict) -> Tensor:
-        inner = self.attention.inner
-        if inner is None:
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kw: dict, *inner: Callable | None) -> Tensor:
+        (override,) = inner or (self.attention.inner,)
+        if override is None:
             return self.func(q, k, v, self.heads, mask=mask, **kw)
-        return inner(self.func, q, k, v, self.heads, mask=mask, **kw)
+        return override(self.func, q, k, v, self.heads, mask=mask, **kw)
 
     def to_heads(self, out: Tensor) -> Tensor:
         """[rows, tokens, channels], or what the host was asked to give → [rows, heads, tokens, head_dim]"""

@@ -10,7 +10,7 @@ import comfy.supported_models
 import torch
 from pack.patches.architectures import find
 from pack.patches.base import Moment
-from pack.patches.host import Plan, PrefixSharing, Proofs, planned, probe
+from pack.patches.host import Blocks, NegativePrompt, Plan, PrefixSharing, Proofs, planned, probe
 from torch.utils.flop_counter import FlopCounterMode
 
 SD15 = {
@@ -109,17 +109,25 @@ class Step:
         config.custom_operations = comfy.ops.disable_weight_init
         self.model = getattr(comfy.model_base, model_class)(config, device="meta").to("meta")
 
+    def negative(self, guidance: type) -> int:
+        """A row with a negative prompt in all of its attention to the prompt."""
+        layers = find(self.model.diffusion_model).prompt_layers(self.model.diffusion_model)
+        return self.forward((None,), guidance=guidance(layers))
+
     def layers(self, text: str):
         return find(self.model.diffusion_model).select(text, self.model.diffusion_model)
 
-    def forward(self, shares: tuple, copies: tuple = (), attention: bool = True) -> int:
-        """attention: whether it is computed; else it gives zeros."""
+    def forward(self, shares: tuple, copies: tuple = (), attention: bool = True, guidance=None) -> int:
+        """attention: whether it is computed; else it gives zeros. guidance: by a negative prompt in the attention of all
+        rows, of as many tokens as the prompt."""
         options = {"cond_or_uncond": [0] * len(shares), "uuids": [*range(len(shares))]}
         if not attention:
             options["optimized_attention_override"] = lambda _, *given, **more: probe.zeros(*given, **more)
-        if any(shares):
-            plan = Plan(shares, Proofs(shares), Moment(), None, copies, PrefixSharing(), checks=False)
-            options = planned(options, plan)
+        if any(shares) or guidance:
+            text = torch.zeros(1, *self.conds["c_crossattn"], device="meta")
+            negatives = tuple(NegativePrompt(guidance, text) for _ in shares) if guidance else ()
+            run = (PrefixSharing(), Blocks(), False, negatives)
+            options = planned(options, Plan(shares, Proofs(shares), Moment(), None, copies, *run))
         x = torch.zeros(len(shares), *self.latent, device="meta")
         conds = {
             key: torch.zeros(len(shares), *value, device="meta") if isinstance(value, tuple) else value
