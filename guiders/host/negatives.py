@@ -39,12 +39,16 @@ def _of(active: ActiveRule, node: str, context: RunContext, call: CallInfo) -> N
         raise ValueError(
             f"{node}: {type(context.guider).__name__} has no negative prompt. Connect one to negative here."
         )
-    there = [entry for entry in source if acts_at(entry, call.step.sigma)]
+    there = {}  # one of each text: for an area of the positive the host adds an entry of the same text, in that area
+    for entry in source:
+        text = id(entry["model_conds"].get(TEXT))
+        if acts_at(entry, call.step.sigma) and ("area" not in entry or text not in there):
+            there[text] = entry
     if not there:
         return None  # its range of time is over
     if len(there) > 1:
         raise ValueError(f"{node}: the negative joins {len(there)} prompts, and only one can act in the attention")
-    (entry,) = there
+    (entry,) = there.values()
     if placed := [key for key in ("area", "mask") if key in entry]:
         raise ValueError(f"{node}: the negative has a place ({', '.join(placed)}). Give this node a region instead.")
     if len(call.step.shapes) > 1 and active.region is not None:

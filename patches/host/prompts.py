@@ -191,7 +191,7 @@ class _Share:
     def _text(self, name: str, of: slice, without: slice) -> Tensor:
         """What the tokens `of` a text get where the other text, `without`, is not there."""
         start, count = self.call.own.start, of.stop - of.start
-        if name not in vars(self) and not isinstance(self.call.attention.inner, TransformerAttention):
+        if name not in vars(self) and not self.call.is_perturbed:
             return self.call.without(without, self.rows, count, queries=of)
         return _part(getattr(self, name), self.call.out_axis, slice(start, start + count))
 
@@ -253,15 +253,10 @@ class _Call:
     def joined(self, rows: slice, factor: float, bias: float) -> Tensor:
         """The attention of the picture in these rows to all keys: those of the negative have their values times `factor`,
         and `bias` is added to their logits."""
-        inner = self.attention.inner
-        if isinstance(inner, TransformerAttention) and any(self.attention.present.of(inner.chunks)):
-            raise RuntimeError(
-                f"{self.attention.where}: flipped values of a negative prompt and a perturbation cannot act in one "
-                f"attention. Use NAG in place of VSF, or choose other layers for one of them."
-            )
         q, k, v = (part[rows] for part in self.qkv)
-        texts = slice(self.own.start, self.negative.stop)
-        q = self._queries(q, self.axis, texts, None)
+        # A perturbation needs the text's queries too; both texts are one to it.
+        cut = slice(0, 0) if self.is_perturbed else slice(self.own.start, self.negative.stop)
+        q = self._queries(q, self.axis, cut, None)
         factors = torch.ones(k.shape[self.axis], dtype=v.dtype, device=v.device)
         factors[self.negative] = factor
         v = v * factors.view([-1 if at == self.axis else 1 for at in range(v.ndim)])
@@ -271,15 +266,20 @@ class _Call:
         if mask is None:
             mask = added.expand(1, 1, q.shape[self.axis], -1)
         else:
-            mask = (self._queries(mask, 2, texts, None) if mask.shape[2] > 1 else mask) + added
-        previous = inner.previous if isinstance(inner, TransformerAttention) else inner
-        return self._run(q, k, v, mask, self.kw, previous)
+            mask = (self._queries(mask, 2, cut, None) if mask.shape[2] > 1 else mask) + added
+        out = self._run(q, k, v, mask, self.kw)
+        return _without(out, self.out_axis, slice(self.own.start, self.negative.stop)) if self.is_perturbed else out
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kw: dict, *inner: Callable | None) -> Tensor:
-        (override,) = inner or (self.attention.inner,)
-        if override is None:
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether something else than a negative prompt is done in this attention, in some row."""
+        return isinstance(self.attention.inner, TransformerAttention)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kw: dict) -> Tensor:
+        inner = self.attention.inner
+        if inner is None:
             return self.func(q, k, v, self.heads, mask=mask, **kw)
-        return override(self.func, q, k, v, self.heads, mask=mask, **kw)
+        return inner(self.func, q, k, v, self.heads, mask=mask, **kw)
 
     def to_heads(self, out: Tensor) -> Tensor:
         """[rows, tokens, channels], or what the host was asked to give → [rows, heads, tokens, head_dim]"""

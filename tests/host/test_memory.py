@@ -21,7 +21,7 @@ from pack.tests.host.classifiers import guided, whole_vae
 from pack.tests.host.harness import SKIPPING, network, prompts, run, sample
 from pack.tests.host.test_http_models import free
 from pack.tests.host.test_sharing import Residuals
-from pack.tests.host.test_terms import TERMS, apply, chain
+from pack.tests.host.test_terms import TOGETHER, apply, chain
 from pack.tools.places import MODELS
 
 HERE = ("pack.guiders", "pack.patches", "pack.nodes")
@@ -61,7 +61,7 @@ def traces(model) -> dict:
 @pytest.mark.parametrize("kind", ["unet", "sd3"])
 def test_nothing_of_a_run_with_every_term_outlives_the_outputs_of_its_nodes(kind, classifier_folder):
     model, latent = network(kind), networks.latent(kind, 1, 8, 8)
-    keys = [key for key in TERMS if "Classifier" not in key and not (kind == "unet" and key in SKIPPING)]
+    keys = [key for key in TOGETHER if "Classifier" not in key and not (kind == "unet" and key in SKIPPING)]
     sample(model, kind, latent=latent, steps=1)  # the host's own first load leaves marks
     comfy.model_management.unload_all_models()
     as_it_was, before, after = traces(model), counted(), []

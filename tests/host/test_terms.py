@@ -12,7 +12,7 @@ from pack.guiders import host
 from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Curve, Schedule
 from pack.nodes.extension import BeyondCFG
-from pack.patches import NoisyTimeEmbedding, SkippedLayer
+from pack.patches import PROMPT_GUIDANCES, NoisyTimeEmbedding, SkippedLayer
 from pack.patches.host import select_layers
 from pack.tests.host import networks
 from pack.tests.host.harness import SKIPPING, Counter, close, network, pag, prompts, run, sample, sigmas_of
@@ -30,6 +30,10 @@ TERMS = sorted(
 )
 
 
+NEGATIVES = [method.about.node_id for method in PROMPT_GUIDANCES]  # one of them can act at a time
+TOGETHER = [key for key in TERMS if key not in NEGATIVES[1:]]
+
+
 def on_kinds(*groups, kinds=KINDS) -> list:
     """Each group of terms on each network it can be on; a UNet has no layer to skip, which test_nodes.py shows refused."""
     pairs = ((group, kind) for group in groups for kind in kinds)
@@ -42,7 +46,8 @@ def on_kinds(*groups, kinds=KINDS) -> list:
 
 def pairs_on_kinds() -> list:
     """Every two terms, on one network each; the long form has them on all others too."""
-    pairs = on_kinds(*itertools.combinations(TERMS, 2), kinds=(*KINDS, "wan"))
+    able = (pair for pair in itertools.combinations(TERMS, 2) if not {*pair} <= {*NEGATIVES})
+    pairs = on_kinds(*able, kinds=(*KINDS, "wan"))
     shown, found = set(), []
     for pair in sorted(pairs, key=lambda pair: hashlib.sha256(pair.id.encode()).digest()):
         marks = [pytest.mark.slow] if pair.values[0] in shown else []

@@ -21,7 +21,7 @@ from pack.tests.host import networks
 from pack.tests.host.classifiers import clip_vision, guided, save, whole_vae
 from pack.tests.host.harness import SKIPPING, network, sample
 from pack.tests.host.test_memory import traces
-from pack.tests.host.test_terms import TERMS, apply
+from pack.tests.host.test_terms import TOGETHER, apply
 from pack.tests.host.zoo.others import pixart
 from pack.tests.wild.faults import At, Operations, on_stack
 
@@ -67,7 +67,7 @@ class Subject:
         weak = {"degradation": "dropout", "amount": 0.2, "layers": "auto", "bits": 4, "seed": 1}
         self.weak = DegradedModel.execute(model=other, **weak).result[0]
         self.terms = self.model
-        for key in TERMS:
+        for key in TOGETHER:
             if not (kind == "unet" and key in SKIPPING):
                 self.terms = apply(key, self.terms, weak=self.weak, empty=networks.conditioning(self.kind, 3))
         if kind == "unet":
