@@ -1,6 +1,6 @@
 """The table of what works on which architecture, from the tests' results into README.md and the nodes' help pages.
 
-python dev.py test --update-support -k test_architectures     on each host version; then
+python dev.py test --update-support tests/host/test_architectures.py tests/host/test_prompts.py   on each host version; then
 python dev.py docs
 """
 
@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..guiders import RULES
-from ..patches import PERTURBATIONS
+from ..patches import PERTURBATIONS, PROMPT_GUIDANCES
 from ..patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE
 from ..patches.base import About, AttentionPerturbation, BlockPerturbation, TimePerturbation, TokenPerturbation
 from .places import ROOT
@@ -29,7 +29,13 @@ def inside_the_network() -> list[About]:
         rule.about for rule in RULES if rule.about and any(field.name == "observation" for field in fields(rule))
     ]
     others = (TokenPerturbation, BlockPerturbation, TimePerturbation)
-    return [*of_kind[AttentionPerturbation], *observing, *(about for kind in others for about in of_kind[kind])]
+    negative = PROMPT_GUIDANCES[0].about  # where it acts, all of its kind do
+    return [
+        *of_kind[AttentionPerturbation],
+        *observing,
+        *(about for kind in others for about in of_kind[kind]),
+        negative,
+    ]
 
 
 def node_ids() -> set[str]:
@@ -59,6 +65,9 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
         f"\\* `{HALF_WAY}`: {RULE}. Where the others come from, Layer Map says.",
         f"Tried on ComfyUI {', '.join(versions)}. Refused by name: {'; '.join(refused)}.",
     ]
+    names = [method.about.title for method in PROMPT_GUIDANCES]
+    if names[0] in shown:
+        notes.append(f"{', '.join(names[1:])}: as {names[0]}.")
     for method in shown:
         on = [version for version in versions if any(method in methods for methods in found[version].values())]
         if on != versions:

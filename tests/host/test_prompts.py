@@ -4,15 +4,17 @@ the picture of both rows tied to one another in every attention by the authors' 
 import contextlib
 import dataclasses
 import functools
+import re
 import sys
 
 import pytest
 import torch
 from pack.patches import NormalizedAttention
 from pack.patches.architectures import ARCHITECTURES
-from pack.patches.host import Plan, Proofs, architecture_of, planned
+from pack.patches.host import Plan, Proofs, architecture_of, choose_prompt_layers, planned
 from pack.patches.host.lookup import network_of
 from pack.patches.host.prompts import NegativePrompt
+from pack.tests.host import invented, networks
 from pack.tests.host.harness import close
 from pack.tests.host.zoo import SPECIMENS
 from pack.tests.host.zoo.specimen import has
@@ -144,8 +146,59 @@ def layers_of(model):
     return architecture_of(model).prompt_layers(network_of(model))
 
 
-def test_nag_is_the_authors_formula_with_each_prompt_in_a_row_of_its_own(specimen, model, monkeypatch):
+def test_nag_is_the_authors_formula_with_each_prompt_in_a_row_of_its_own(specimen, model, monkeypatch, supports):
+    supports(specimen.row, "NAG", "yes")
     guidance = NormalizedAttention(layers_of(model), 4.0, 1.5, 0.5)
     plain = call(model, *specimen.inputs([POSITIVE]))
     ours, theirs = together(specimen, model, guidance), apart(specimen, model, guidance, monkeypatch)
     assert close(ours, theirs) < 1e-5 < 1e-3 < close(ours, plain)
+
+
+def test_rows_of_others_are_what_they_are_and_a_region_is_where_the_picture_is(specimen, model):
+    guidance = NormalizedAttention(layers_of(model), 4.0, 1.5, 0.5)
+    inputs = specimen.inputs([OTHER, POSITIVE])
+    plain, alone = call(model, *inputs), together(specimen, model, guidance, tokens=6)
+    negatives = (None, negative_of(specimen, guidance, tokens=6))
+    both = call(model, *inputs, Plan((None, None), Proofs([guidance]), None, negatives=negatives))
+    assert close(both[:1], plain[:1]) < 1e-5 and close(both[1:], alone) < 1e-5
+    if "latent_shapes" in specimen.conds or len(specimen.latent) < 3:
+        return  # a region is of one latent, and of a picture
+    ones = torch.ones(1, 1, *specimen.latent[1:])
+    everywhere, nowhere = (together(specimen, model, guidance, tokens=6, region=ones * at) for at in (1, 0))
+    assert close(nowhere, plain[1:]) < 1e-5
+    beside = {"ref_latents", "reference_latent", "keyframe_idxs", "context_latents"} & specimen.conds.keys()
+    if not beside and not getattr(network_of(model), "pad_tokens_multiple", None):
+        assert close(everywhere, alone) < 1e-5  # else a region leaves the tokens of references and padding alone
+
+
+REFUSED = {row.name: row for row in ARCHITECTURES if row.no_prompt}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_network_in_which_no_negative_can_act_is_refused_with_the_reason(name, supports):
+    specimen = next(one for one in SPECIMENS if one.row == name)
+    if specimen.since and not has(specimen.since):
+        pytest.skip(f"this host has no {specimen.since}")
+    supports(name, "NAG", "no")
+    with pytest.raises(
+        ValueError, match=re.escape(f"in the attention of {name}: {REFUSED[name].no_prompt}. CFG works here")
+    ):
+        choose_prompt_layers(specimen.build(), "auto")
+
+
+@pytest.mark.parametrize("name", sorted(BESIDE))
+def test_a_text_that_holds_other_things_is_refused_when_it_comes(name):
+    specimen = next(one for one in SPECIMENS if one.name == name)
+    if specimen.since and not has(specimen.since):
+        pytest.skip(f"this host has no {specimen.since}")
+    model = specimen.build()
+    guidance = NormalizedAttention(layers_of(model), 4.0, 1.5, 0.5)
+    with pytest.raises(RuntimeError, match=r"NAG: no negative prompt can act in .*: its text is put together with"):
+        together(specimen, model, guidance)
+
+
+def test_a_network_without_a_row_and_one_that_attends_to_pictures_are_refused():
+    with pytest.raises(ValueError, match=r"probes do not tell which of its tokens are text\. CFG works here"):
+        choose_prompt_layers(invented.model("text last"), "auto")
+    with pytest.raises(ValueError, match=r"it attends to a picture and not to a text\. CFG works here"):
+        choose_prompt_layers(networks.svd(), "auto")
