@@ -20,6 +20,7 @@ from .previous_step import PreviousStepGuidance
 from .rescale import GuidanceRescale
 from .self_attention import SelfAttentionGuidance
 from .sliding_mode import SlidingModeGuidance
+from .sliding_window import SlidingWindowGuidance
 from .tangential import TangentialCFG
 from .temporal_score import TemporalScoreRescaling
 from .tonemap import Tonemap
@@ -55,4 +56,5 @@ RULES = (
     MomentumGuidance,
     SlidingModeGuidance,
     PreviousStepGuidance,
+    SlidingWindowGuidance,
 )

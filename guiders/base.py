@@ -14,19 +14,11 @@ from torch import Generator, Tensor, device
 
 # A method declares itself in one way, here and in patches.
 from ..patches.base import About, Moment, Observation, Perturbation, PromptGuidance, check_params, param, strength_of
+from .windows import Windows
 
 __all__ = ["NEGATIVE", "POSITIVE", "REFERENCE", "About", "Apply", "Branch", "Conditioning", "DrawnConditioning"]
-__all__ += [
-    "Evaluate",
-    "GuidanceRule",
-    "Latent",
-    "Observation",
-    "Perturbation",
-    "Predictions",
-    "PromptGuidance",
-    "Source",
-]
-__all__ += ["Step", "WeakModelRef", "check_params", "param", "strength_of"]
+__all__ += ["Evaluate", "GuidanceRule", "Latent", "Observation", "Perturbation", "Predictions", "PromptGuidance"]
+__all__ += ["Source", "Step", "WeakModelRef", "check_params", "param", "strength_of"]
 
 Latent = Tensor  # [batch, channels, *spatial], any number of spatial axes
 
@@ -79,6 +71,11 @@ class Branch:
     perturbation: Perturbation | None = None
     model: WeakModelRef | None = None  # None: the model that is sampled
     source: Source | None = None  # what makes another x; None: the sampler's own x
+    windows: Windows | None = None  # the network sees them one by one, each as a whole picture; not of another model
+
+    def __post_init__(self):
+        if self.windows is not None and self.model is not None:
+            raise ValueError("a weak model is not shown windows of the picture")
 
 
 POSITIVE = Branch()

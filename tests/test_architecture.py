@@ -60,13 +60,23 @@ def methods(folder: str) -> list[Path]:
     }
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments"}  # no rule and no perturbation
     frame |= {"attended_negative"}  # for any of the prompt guidances
+    frame |= {
+        "post_hoc_ema",
+        "attention_sums",
+        "noisy_network",
+        "memory",
+        "moments",
+        "windows",
+    }  # no rule and no perturbation
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
 METHODS = methods("guiders") + methods("patches")
 MAY = {  # what a file of the pack may import of the pack, beyond what its kind may
     "__init__": {"nodes.extension", "nodes.routes"},
-    "guiders.base": {"patches.base"},
+    "guiders.base": {"patches.base", "guiders.windows"},
+    "guiders.windows": set(),
+    "guiders.sliding_window": {"guiders.base", "guiders.windows"},
     "guiders.schedule": {"patches.texts"},
     "guiders.region": set(),
     "guiders.linalg": {"guiders.base"},

@@ -240,7 +240,7 @@ class HostEvaluator:
                 self._result.count(x.shape[0])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:
-            context.check(branch, call)
+            context.check(branch, call, self._options)
         conditionings.set_roles(conds, branches, call)
         wrapper = self._options.get("model_function_wrapper")
         alone = [b for b in branches if context.replaced_forwards or (wrapper and b.perturbation is not None)]
@@ -269,7 +269,7 @@ class HostEvaluator:
         what it copies would, and the others are copies with the same perturbation."""
         context, call, conditionings = self._context, self._call, self._context.conditionings
         alone: tuple[int, Conds] = 0, [conditionings.copy(branch, call)]
-        if not context.replaced_forwards:
+        if not context.replaced_forwards or branch.windows is not None:  # windows are areas, which nobody has two of
             return alone
         copied = conditionings.source(POSITIVE if isinstance(branch.conditioning, Pool) else branch, call)
         names = {id(entries): name for name, entries in context.guider.conds.items()}

@@ -10,9 +10,11 @@ import torch
 
 from ..base import REFERENCE, Branch
 from ..independent_condition import Pool
+from ..windows import Window
 from .call_info import CallInfo
 from .condition_pools import ConditionPools
 from .controls import ControlWithRoles
+from .windowed import windowed
 
 
 def acts_at(entry: dict, sigma: float) -> bool:
@@ -36,9 +38,9 @@ class Conditionings:
     def __init__(self, guider, pools: ConditionPools, computes_copies_once: bool):
         self._guider, self._pools, self._computes_copies_once = guider, pools, computes_copies_once
         self._uuids: dict[Branch, list[uuid.UUID]] = {}
-        self._copies: dict[Branch, tuple[list, list]] = {}  # branch → (the guider's conditioning, its copy)
+        self._copies: dict[Branch, tuple[list, tuple, list]] = {}  # → (the guider's conditioning, shape of x, its copy)
         self._branch_of: dict[uuid.UUID, Branch] = {}
-        self._source_of: dict[uuid.UUID, tuple[Pool | None, uuid.UUID]] = {}
+        self._source_of: dict[uuid.UUID, tuple[Pool | None, uuid.UUID, Window | None]] = {}
         self._role_of: dict[uuid.UUID, int] = {}
         self._controls: dict[int, ControlWithRoles] = {}
 
@@ -60,15 +62,20 @@ class Conditionings:
         source = self.source(branch, call)
         if source is None:
             raise LookupError(f"there is no {branch.conditioning} conditioning")
-        if branch not in self._copies or self._copies[branch][0] is not source:
+        kept, shape, copies = self._copies.get(branch, (None, None, []))
+        if kept is not source or shape != call.step.x.shape:
+            whole = [(entry, None) for entry in source]
+            parts = whole if branch.windows is None else [*windowed(source, branch.windows, call.step.x)]
             uuids = self._uuids.setdefault(branch, [])
-            uuids.extend(uuid.uuid4() for _ in source[len(uuids) :])
+            uuids.extend(uuid.uuid4() for _ in parts[len(uuids) :])
             self._branch_of.update((key, branch) for key in uuids)
             drawn = branch.conditioning if isinstance(branch.conditioning, Pool) else None
-            self._source_of.update((key, (drawn, entry["uuid"])) for key, entry in zip(uuids, source, strict=False))
-            copies = [{**entry, "uuid": key} for entry, key in zip(source, uuids, strict=False)]
-            self._copies[branch] = (source, copies)
-        return self._copies[branch][1]
+            copies = []
+            for key, (entry, window) in zip(uuids, parts, strict=False):
+                self._source_of[key] = (drawn, entry["uuid"], window)
+                copies.append({**entry, "uuid": key})
+            self._copies[branch] = (source, call.step.x.shape, copies)
+        return copies
 
     def end(self) -> None:
         """Let go of the controls, whose proxies hold this object, so that nothing waits for a garbage collector."""
@@ -122,7 +129,7 @@ class Conditionings:
     def copies(self, transformer_options: dict) -> tuple[Hashable, ...]:
         """A key for each chunk of a network call's batch. Chunks with equal keys have equal inputs."""
         guiders = [entry["uuid"] for entries in self._guider.conds.values() for entry in entries]
-        sources = [self._source_of.get(key, (None, key)) for key in transformer_options["uuids"]]
+        sources = [self._source_of.get(key, (None, key, None)) for key in transformer_options["uuids"]]
         # The host adds entries for areas under the uuid of their source, so a uuid that occurs twice identifies nothing.
         return tuple(source if guiders.count(source[1]) == 1 else at for at, source in enumerate(sources))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from comfy.samplers import CFGGuider
 
-from ...patches.host import Blocks, PrefixSharing, Proofs
+from ...patches.host import Blocks, PrefixSharing, Proofs, uncompiled
 from ..base import Branch, GuidanceRule, Latent, Observation
 from .attention_maps import LastMap
 from .call_info import CallInfo
@@ -15,6 +15,7 @@ from .conditionings import Conditionings
 from .recorder import Recorder
 from .term import Fold, Term
 from .weak_models import WeakModels
+from .windowed import why_not_windowed
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,20 @@ class RunContext:
         """The title of the node that made `rule`."""
         return next(fold.node for fold in self.folds if fold.rule is rule)
 
-    def check(self, branch: Branch, call: CallInfo) -> None:
-        """Raise ValueError, naming the node, where the guider has no conditioning for `branch`."""
-        if self.conditionings.source(branch, call) is None:
-            nodes = ", ".join(term.node for term in self.terms if branch in term.branches)
+    def check(self, branch: Branch, call: CallInfo, options: dict) -> None:
+        """Raise ValueError, naming the node, where the guider has no conditioning for `branch`, or one that cannot be cut
+        into its windows. `options`: the host's model_options."""
+        source = self.conditionings.source(branch, call)
+        if source is None:
             raise ValueError(
-                f"{nodes}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
+                f"{self._nodes_of(branch)}: needs a {branch.conditioning} prompt, and {type(self.guider).__name__} has "
                 f"{', '.join(self.guider.conds)}. Use a guider that takes one."
             )
+        if branch.windows is not None:
+            network = uncompiled(self.guider.inner_model.diffusion_model)
+            why = why_not_windowed(source, branch.windows, call.step.x, call.step.shapes, options, network)
+            if why:
+                raise ValueError(f"{self._nodes_of(branch)}: {why}.")
+
+    def _nodes_of(self, branch: Branch) -> str:
+        return ", ".join(term.node for term in self.terms if branch in term.branches)
