@@ -10,13 +10,13 @@ x₀, though the network sees another input.
 
 With `masked` the difference counts only where windows overlap, which the third version calls M-SWG.
 
-Which windows: windows.py, as the authors' code has them, evenly from edge to edge. Their best on EDM2 and DiT are 2 × 2
-windows of 5/8 of each side. The node SlidingWindowGuidanceAdvanced of sd-perturbed-attention reads its default as tiles of
-768 pixels that overlap by 256. It sets them 768 pixels apart, each 1024 wide and cut off at the edge: at 1024 pixels the
-first is the whole picture and the others are strips. Here a window is what its size says, and none is cut off.
+Which windows: windows.py. They stand evenly from edge to edge as in the authors' code, which has 2 × 2 of 5/8 of each
+side on EDM2 and DiT, in all steps. The node SlidingWindowGuidanceAdvanced of sd-perturbed-attention has tiles of 768
+pixels that overlap by 256. It sets them 768 pixels apart, each 1024 wide and cut off at the edge: at 1024 pixels the first
+is the whole picture and the others are strips. Here a window is what its size says, and none is cut off.
 
-A size is a fraction of the sides, as in the paper: it means the same for every picture and every latent, and can never be
-the whole picture by mistake, as 768 pixels are for SD 1.5. 0.75 is 768 of 1024 pixels.
+A size is a fraction of the sides. It means the same for every picture and every latent, and cannot be the whole picture
+by mistake, as 768 pixels are for SD 1.5. 0.75 is 768 of 1024 pixels, and 0.33 of that about 256.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .windows import Windows
 
 SCALE = (
-    "How far to move away from what the model predicts window by window. 0 is off and costs nothing. The paper has 0.2 to "
-    "1.5, beside CFG 0.1 to 0.5."
+    "How far to move away from what the model predicts window by window. 0 is off and costs nothing. The authors use 0.2 "
+    "to 1.5, beside CFG 0.1 to 0.5."
 )
 WINDOW = (
-    "Size of a window, as a fraction of the picture's height and width. 0.75 is 768 of 1024 pixels, 0.625 is the paper's. "
-    "Smaller hides more of the picture from the model."
+    "Size of a window, as a fraction of the picture's height and width, in eighths. 0.75 is 768 of 1024 pixels, the "
+    "authors use 0.625. Smaller hides more of the picture from the model."
 )
 OVERLAP = "How much neighbouring windows overlap at least, as a fraction of the window. More makes more windows."
 MASKED = (
@@ -46,8 +46,8 @@ class SlidingWindowGuidance(GuidanceRule):
     """Away from what the network predicts without the long-range view. Raises ValueError for a parameter out of range."""
 
     scale: float = param(1.0, SCALE, low=0.0, high=100.0, step=0.1, off=0.0)
-    window: float = param(0.75, WINDOW, low=0.2, high=0.95, step=0.05)
-    overlap: float = param(0.33, OVERLAP, low=0.0, high=0.75, step=0.05)
+    window: float = param(0.75, WINDOW, low=0.25, high=0.875, step=0.125)
+    overlap: float = param(0.33, OVERLAP, low=0.0, high=0.75, step=0.01)
     masked: bool = param(False, MASKED)
 
     about: ClassVar[About] = About(

@@ -5,8 +5,9 @@ least that lets neighbours overlap as much as is asked for:
 
     n = 1 + ⌈(S − k) / (k − o)⌉,        window i begins at i (S − k) / (n − 1).
 
-So they are as in Kaiser et al., arXiv:2411.10257: of one size, with one stride, ending where the picture ends. Sizes and
-places are rounded to a power of two that divides S, so that they are multiples of a network's patch where S is.
+So they are as in the code of arXiv:2411.10257: of one size, with one stride, ending where the picture ends. Sizes and
+places are rounded to a power of two that divides S and is at most S / 8, so that they are multiples of a network's patch
+where S is.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Windows:
         """(begin, length) of each window along a side."""
         grain = math.gcd(side, grain_of(side))
         cells = side // grain
-        size = min(cells, max(1, round(self.size * cells)))
+        size = max(1, min(cells - 1, round(self.size * cells)))
         stride = max(1, math.floor(size * (1 - self.overlap) + 1e-9))
         count = 1 + math.ceil((cells - size) / stride)
         begins = [round(i * (cells - size) / max(1, count - 1)) for i in range(count)]

@@ -66,8 +66,8 @@ def why_not_windowed(entries: list[dict], windows: Windows, x: Latent, shapes: t
     height, width = x.shape[-2:]
     if len(windows.of(height, width)) == 1:
         return (
-            f"window is {windows.size:g}, which is all of this picture of {height} x {width} cells of the latent. Choose a "
-            f"smaller window, or a larger picture"
+            f"window is {windows.size:g}, and no part of this picture of {height} x {width} cells of the latent is smaller "
+            f"than all of it. Choose a larger picture"
         )
     for entry in entries:
         if found := _what_has_a_place(entry, x):

@@ -48,6 +48,7 @@ SAMPLING = (
     Symbol("comfy.sampler_helpers.prepare_model_patcher", "a weak model's hooks", ("model", "conds", "model_options")),
     Symbol("comfy.conds.CONDRegular", "ICG tells a text that others share from one that it may draw"),
     Symbol("comfy.conds.CONDList", "ICG tells a text that others share from one that it may draw"),
+    Symbol("comfy.conds.CONDNoiseShape", "what lies over the picture, and is cut with it into SWG's windows"),
     Symbol("comfy.model_sampling.CONST", "what the network's x is a mixture of"),
     Symbol("comfy.model_sampling.EPS", "what the network's x is a mixture of"),
     Symbol("comfy.model_management.in_training", "guidance is left out of training"),

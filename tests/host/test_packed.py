@@ -5,7 +5,13 @@ import comfy.samplers
 import pytest
 import torch
 from pack.guiders import RULES as REGISTERED
-from pack.guiders import AdaptiveProjectedGuidance, AngleCap, DynamicThresholding, GuidanceRescale
+from pack.guiders import (
+    AdaptiveProjectedGuidance,
+    AngleCap,
+    DynamicThresholding,
+    GuidanceRescale,
+    SlidingWindowGuidance,
+)
 from pack.guiders.host import Term, add_term
 from pack.guiders.independent_condition import IndependentConditionGuidance
 from pack.guiders.schedule import Schedule
@@ -23,13 +29,15 @@ RULES = {
     "ICG and both": [IndependentConditionGuidance(2.0), AdaptiveProjectedGuidance(0.0, 2.0, 0.5), GuidanceRescale(1.0)],
 }
 ACTS = {AngleCap: {"max_angle": 5.0}, DynamicThresholding: {"mimic_scale": 1.0}}  # their defaults leave so small a cfg
-FOLDS = [rule for rule in REGISTERED if terms.is_complete(rule)]  # at the defaults of their nodes
+OF_PICTURES = [SlidingWindowGuidance]  # not of latents that are packed, nor of exact networks, which see no neighbours
+FOLDS = [rule for rule in REGISTERED if terms.is_complete(rule) and rule not in OF_PICTURES]  # at their nodes' defaults
 RULES |= {rule.about.title: [rule(**ACTS.get(rule, {}))] for rule in FOLDS}
 EVERY = pytest.mark.parametrize("rules", RULES)
+OF_VIDEOS = RULES | {rule.about.title: [rule()] for rule in OF_PICTURES}
 
 
 def with_rules(model, rules):
-    for rule in RULES[rules]:
+    for rule in OF_VIDEOS[rules]:
         model = add_term(model, Term(rule, Schedule(), "test"))
     return model
 
@@ -98,7 +106,15 @@ def test_a_weak_model_of_pictures_with_sound_is_given_both_unpacked(monkeypatch)
         assert close(result, sampled(model, noise)) < 1e-5 < close(result, sampled(main, noise))
 
 
-@EVERY
+def test_latents_of_several_kinds_have_no_windows_in_common_and_sound_has_none():
+    model = with_rules(exact("flow"), "SWG")
+    with pytest.raises(ValueError, match=r"^test: this latent packs several, such as video and sound"):
+        sampled(model, noises(PICTURE, SOUND))
+    with pytest.raises(ValueError, match=r"^test: this latent has no height and width, but \[28\]"):
+        sampled(model, *noises((3, 28)))
+
+
+@pytest.mark.parametrize("rules", OF_VIDEOS)
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 def test_of_two_videos_another_changes_no_bit_of_ones_own(rules, cfg):
     """A network that mixes frames and tokens of a sample, of the host's own."""

@@ -283,9 +283,9 @@ def test_context_windows_are_refused_by_name():
         sample(in_context(swg(network("unet"))), latent=networks.latent("unet", 4), steps=1)
 
 
-def test_a_window_that_is_the_whole_picture_is_refused_with_its_value():
+def test_a_picture_of_one_cell_is_refused_with_the_windows_size():
     latent = networks.latent("unet", 1, 1, 1)
-    with pytest.raises(ValueError, match=r"^SWG: window is 0.75, which is all of this picture of 1 x 1 cells"):
+    with pytest.raises(ValueError, match=r"^SWG: window is 0.75, and no part of this picture of 1 x 1 cells"):
         sample(swg(network("unet")), latent=latent, steps=1)
 
 

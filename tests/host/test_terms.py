@@ -57,8 +57,8 @@ def pairs_on_kinds() -> list:
 
 
 def further_forwards(*keys) -> int:
-    """A branch whose x is made from the first predictions has to wait for them."""
-    return keys.count("BeyondCFGSAG")
+    """A branch whose x is made from the first predictions has to wait for them, and windows are of another size."""
+    return keys.count("BeyondCFGSAG") + keys.count("BeyondCFGSlidingWindow")
 
 
 def apply(key, model, **changes):
