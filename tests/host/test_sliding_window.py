@@ -297,8 +297,7 @@ def test_a_network_whose_forwards_share_a_cache_is_refused_by_name(monkeypatch):
         sample(swg(network("unet")), steps=1)
 
 
-def test_the_recorder_and_two_terms_count_each_window_once():
-    """Two nodes with equal windows ask for one evaluation."""
+def test_windows_that_two_nodes_have_in_common_are_evaluated_once():
     model = network("unet")
     counter = Counter(swg(swg(model, 1.0), 1.0))
     assert close(sample(counter.model, steps=2), sample(swg(model, 2.0), steps=2)) < 1e-6
