@@ -119,7 +119,7 @@ class Conditionings:
 
     def is_positive(self, key: uuid.UUID) -> bool:
         """Whether an entry is the guider's positive, or a copy of it with its own text."""
-        pool, source = self._source_of.get(key, (None, key))
+        pool, source, *_ = self._source_of.get(key, (None, key))
         return pool is None and any(entry["uuid"] == source for entry in self.positive)
 
     def branches(self, transformer_options: dict) -> tuple[Branch | None, ...]:

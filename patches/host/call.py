@@ -128,7 +128,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     prompts = None
     if any(plan.negatives):
         titles = _titles(one and one.guidance for one in plan.negatives)
-        prompts = Prompts.of(plan.negatives, c_crossattn, kwargs, architecture, titles)
+        prompts = Prompts.of(plan.negatives, c_crossattn, x.shape[2:], kwargs, architecture, titles)
         c_crossattn, kwargs = prompts.inputs(kwargs)
         inputs |= {"c_crossattn": c_crossattn, **kwargs}
     call = NetworkCall(architecture, network, blocks, tuple(x.shape), kwargs, plan, others, seen or {}, prompts)

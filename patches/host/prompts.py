@@ -314,12 +314,24 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, negatives: Negatives, text: Tensor | None, conds: dict, architecture: Architecture, titles: str
+        cls,
+        negatives: Negatives,
+        text: Tensor | None,
+        size: tuple[int, ...],
+        conds: dict,
+        architecture: Architecture,
+        titles: str,
     ) -> Prompts:
-        """Those of a call with this text, [batch, tokens, channels]. Raises RuntimeError where no negative can act."""
+        """Those of a call with this text, [batch, tokens, channels], and an x of this size. Raises RuntimeError where no
+        negative can act."""
         if reason := architecture.no_prompt or ("" if text is None else _beside(architecture.text, conds)):
             raise RuntimeError(f"{titles}: no negative prompt can act in {architecture.name} here: {reason}. Use CFG.")
         first = next(negative for negative in negatives if negative)
+        if first.region is not None and first.region.shape[2:] != size:
+            raise RuntimeError(
+                f"{titles}: the network gets {[*size]} of a latent of {[*first.region.shape[2:]]}, such as an area or a "
+                f"window, and a region is of the whole. Take the region out."
+            )
         if text is None:
             raise RuntimeError(f"{titles}: the network gets no text here, so no negative prompt can act in it.")
         if text.shape[-1] != first.text.shape[-1]:

@@ -192,6 +192,8 @@ def test_each_of_several_positives_has_it():
     plain = sample(network("unet"), conds=conds, cfg=1.0, steps=1)
     change = (sample(with_negative(network("unet")), conds=conds, cfg=1.0, steps=1) - plain).abs()
     assert change[..., :8].max() > 1e-3 < change[..., 8:].max()
+    with pytest.raises(RuntimeError, match="such as an area or a window, and a region is of the whole"):
+        sample(with_negative(network("unet"), region=torch.ones(1, 128, 128)), conds=conds, cfg=1.0, steps=1)
 
 
 def test_a_negative_of_another_length_acts_by_its_tokens():
