@@ -37,7 +37,7 @@ LAYERS = io.String.Input(
 PROMPT_LAYERS = io.String.Input(
     "layers",
     default="auto",
-    tooltip=f"In which layers' attention the negative prompt acts. auto: in all. {LIST_OF_LAYERS} {LACKED}",
+    tooltip=f"In which layers the negative prompt acts. auto: in all that attend to a prompt. {LIST_OF_LAYERS} {LACKED}",
 )
 
 

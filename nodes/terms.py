@@ -43,7 +43,8 @@ WITHOUT_NODE = {  # of the registered rules
 NEGATIVE_TEXT = io.Conditioning.Input(
     "negative",
     optional=True,
-    tooltip="What the picture should not show. Unconnected: the sampler's own negative, which acts here at cfg 1 too.",
+    tooltip="What the picture should not show. Unconnected: the sampler's own negative, which acts here at cfg 1 too. "
+    "A guider without one, such as BasicGuider, needs it here.",
 )
 
 

@@ -28,8 +28,8 @@ class FlippedValues(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         3.5,
-        "How strongly the negative prompt's values are subtracted. 0 is off and costs nothing; the paper has 3.5 for "
-        "pictures and 1.7 for Wan.",
+        "How strongly the negative prompt is taken away. 0 is off and costs nothing; the authors use 3.5 for SD3.5, 6 for "
+        "Flux Schnell and 1.7 for Wan.",
         low=0.0,
         high=100.0,
         step=0.1,
@@ -37,8 +37,8 @@ class FlippedValues(PromptGuidance):
     )
     offset: float = param(
         0.1,
-        "How much less the picture looks at the negative prompt than at the prompt. The paper has 0.1 for pictures and "
-        "0.2 for Wan. Higher keeps more of the picture.",
+        "How much less the picture looks at the negative prompt than at the prompt. The authors use 0.1 for SD3.5 and 0.2 "
+        "for Wan. More keeps more of the picture.",
         low=-100.0,
         high=100.0,
         step=0.05,
@@ -48,8 +48,8 @@ class FlippedValues(PromptGuidance):
         node_id="BeyondCFGVSF",
         title="VSF",
         summary=(
-            "Value Sign Flip: a negative prompt at cfg 1 that acts most where the picture shows what it names. Cheaper "
-            "than NAG: one attention, to both prompts. For models of few steps. Unconnected, negative is the sampler's own."
+            "Value Sign Flip: a negative prompt that acts at cfg 1, most where the picture would show what it names. For "
+            "models of few steps, such as SD3.5 Turbo and Flux Schnell. It costs only a part of a row."
         ),
         paper="arXiv:2508.10931",
         aliases=("vsf", "value sign flip", "negative prompt without cfg", "negative at cfg 1", "negative for turbo"),

@@ -25,7 +25,7 @@ class OrthogonalAttention(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         4.0,
-        "How much of what only the negative prompt asks for is taken away. 0 is off and costs nothing; the paper has 4.",
+        "How much of what only the negative prompt asks for is taken away. 0 is off and costs nothing; the paper uses 4.",
         low=0.0,
         high=100.0,
         step=0.1,
@@ -36,8 +36,8 @@ class OrthogonalAttention(PromptGuidance):
         node_id="BeyondCFGOrthogonalNegative",
         title="Orthogonal Negative",
         summary=(
-            "A negative prompt at cfg 1 that takes away only what the prompt does not ask for too, in the attention to it. "
-            "Keeps more of the picture than NAG. Unconnected, negative is the sampler's own."
+            "A negative prompt that acts at cfg 1, and takes away only what the prompt does not ask for too. For negatives "
+            "that have something in common with the prompt. It acts in the attention, so it costs only a part of a row."
         ),
         paper="arXiv:2605.29390",
         aliases=("orthogonal negative guidance", "ong", "negative prompt without cfg", "negative at cfg 1"),

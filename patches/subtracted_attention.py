@@ -23,7 +23,8 @@ class SubtractedAttention(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         0.2,
-        "How much of the negative prompt's attention is taken away. 0 is off and costs nothing; 0.1 to 0.5 is usual.",
+        "How much of the negative prompt's attention is taken away. 0 is off and costs nothing; 0.2 is a good start. "
+        "Too much breaks the picture.",
         low=0.0,
         high=10.0,
         step=0.01,
@@ -34,9 +35,9 @@ class SubtractedAttention(PromptGuidance):
         node_id="BeyondCFGNASA",
         title="NASA",
         summary=(
-            "Negative-Away Steer Attention: takes the negative prompt's attention away from the prompt's. A negative "
-            "prompt at cfg 1 for models of one or two steps; NAG holds the length and suits others. Unconnected, negative "
-            "is the sampler's own."
+            "Negative-Away Steer Attention: a negative prompt that acts at cfg 1, for models of one step. It takes the "
+            "attention to the negative prompt away from that to the prompt; for more steps use NAG. It costs only a part "
+            "of a row."
         ),
         paper="arXiv:2412.02687",
         aliases=("nasa", "negative-away steer attention", "snoopi", "negative prompt one step", "negative at cfg 1"),
