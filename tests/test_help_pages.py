@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from pack.patches.architectures import ARCHITECTURES
 from pack.tools import support
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,3 +31,10 @@ def test_a_page_shows_the_picture_of_its_own_node_and_every_picture_is_shown():
 
 def test_pages_of_what_depends_on_the_architecture_have_the_table():
     assert {node_id for node_id, page in PAGES.items() if support.BEGIN in page} == support.node_ids()
+
+
+def test_the_page_of_nag_names_every_network_that_no_negative_prompt_can_act_in():
+    rows = [f"| {row.name} | {row.no_prompt} |" for row in ARCHITECTURES if row.no_prompt]
+    assert [row for row in rows if row not in PAGES["BeyondCFGNAG"]] == []
+    beside = {name for row in ARCHITECTURES for name in row.text.alone}
+    assert {name for name in beside if f"`{name}`" not in PAGES["BeyondCFGNAG"]} == set()
