@@ -38,7 +38,7 @@ class FlippedValues(PromptGuidance):
     offset: float = param(
         0.1,
         "How much less the picture looks at the negative prompt than at the prompt. The authors use 0.1 for SD3.5 and 0.2 "
-        "for Wan. More keeps more of the picture.",
+        "for Wan. A higher value keeps more of the picture.",
         low=-100.0,
         high=100.0,
         step=0.05,
