@@ -138,7 +138,10 @@ def pytest_terminal_summary(terminalreporter, config):
                 can = can if outcome == "passed" else "no"
                 methods[method] = can if methods.get(method, "yes") == "yes" else methods[method]
     known = json.loads(SUPPORT.read_text("utf-8")) if SUPPORT.exists() else {}
-    SUPPORT.write_text(json.dumps(known | {HOST_VERSION: found}, indent=1, sort_keys=True) + "\n", "utf-8")
+    of_host = known.setdefault(HOST_VERSION, {})
+    for architecture, methods in found.items():  # of a part of the tests, the rest stays
+        of_host[architecture] = of_host.get(architecture, {}) | methods
+    SUPPORT.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 @pytest.fixture
