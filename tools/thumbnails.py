@@ -45,6 +45,7 @@ PERTURBED, SKIPPED = {"scale": 1, **AT}, {"scale": 1, **AT, "end_percent": 0.9}
 AVERAGE = {"snapshots": SNAPSHOTS, "snapshot_ema": 0.05}
 OWN = {"Load Checkpoint": {"unet_name": EARLY}, "BeyondCFGSIMS": {"scale": 1}}  # what it is trained on, EARLY has drawn
 RED_SEVEN = {"classifier": "demo_left.safetensors", "label": "red seven", "scale": 8}
+WITHOUT_BLUE = {"Positive prompt": {"text": "the seven the two"}, "Negative prompt": {"text": "blue the blue the"}}
 EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or title what is set besides
     "autoguidance": (1, 1, ["Autoguidance 2", "no guidance"], {"BeyondCFGAutoguidanceGuider": {"weight": 2}}),
     "cfg": (9, 3, ["CFG 3", "no guidance"], {}),
@@ -64,6 +65,9 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "layer_map": (1, 1, [], {"BeyondCFGLayerMap": {"layers": "single.2-3", "width": 128, "height": 128}}),
     "masked_attention": (5, 1, ["Masked Attention 6, single.2", "no guidance"],
                          {"BeyondCFGMaskedAttention": {**AT, "scale": 6}}),
+    "negative_flux": (7, 1, ["NAG 3, without blue", "no guidance"], {"BeyondCFGNAG": {"scale": 3}, **WITHOUT_BLUE}),
+    "negative_turbo": (5, 1, ["NAG 3, without blue", "no guidance"], {"BeyondCFGNAG": {"scale": 3}, **WITHOUT_BLUE}),
+    "negative_wan": (3, 1, ["NAG 3, without blue", "no guidance"], {"BeyondCFGNAG": {"scale": 3}, **WITHOUT_BLUE}),
     "noisy_classifier": (9, 1, ["Classifier 8, red seven", "no guidance"], {"BeyondCFGNoisyClassifier": RED_SEVEN}),
     "pag_flux": (9, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAG": PERTURBED}),
     "pag_guider": (7, 1, ["PAG 1, single.2", "no guidance"], {"BeyondCFGPAGGuider": PERTURBED}),
@@ -90,7 +94,7 @@ SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrat
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
     "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
-    "noisy_classifier": ("NoisyClassifier",), "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
+    "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",), "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
     "post_hoc_ema": ("PostHocEMA",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
     "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",), "sweep": ("Grid",), "tsg": ("TSG",),
 }  # fmt: skip
