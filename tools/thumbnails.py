@@ -94,7 +94,8 @@ SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrat
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
     "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
-    "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",), "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
+    "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
+    "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
     "post_hoc_ema": ("PostHocEMA",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
     "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",), "sweep": ("Grid",), "tsg": ("TSG",),
 }  # fmt: skip
