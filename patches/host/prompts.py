@@ -11,8 +11,8 @@ addition, and the picture's queries attend twice. What other nodes have put arou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.ldm.modules.attention
 import torch
@@ -81,16 +81,31 @@ class PromptAttention:
     lengths: Lengths
     place: str  # where the text is among the tokens, "first" or "last"; "keys" where it has no queries here
     where: str  # network and layer
-    layout: Layout  # of the picture's tokens
+    layout: Layout  # of the picture's tokens, where the call does not say its grid
     reached: set = field(compare=False)  # what has come to where it acts
     present: PresentChunks = field(compare=False)
 
     def __call__(
-        self, func, q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, skip_output_reshape=False, **kw
+        self,
+        func,
+        q,
+        k,
+        v,
+        heads,
+        mask=None,
+        attn_precision=None,
+        skip_reshape=False,
+        skip_output_reshape=False,
+        grid=None,
+        **kw,
     ) -> Tensor:
         kw |= {"attn_precision": attn_precision, "skip_reshape": skip_reshape}
         kw |= {"skip_output_reshape": skip_output_reshape}
-        call = _Call(self, func, (q, k, v), heads, mask, 2 if skip_reshape else 1, 2 if skip_output_reshape else 1, kw)
+        axes, layout = (
+            (2 if skip_reshape else 1, 2 if skip_output_reshape else 1),
+            Layout(grid) if grid else self.layout,
+        )
+        call = _Call(self, func, (q, k, v), heads, mask, *axes, layout, kw)
         keys, both = k.shape[call.axis], self.lengths.both
         if keys < both or (self.place == "keys" and keys != both):  # such as those of a picture, beside the text's
             return call.whole()
@@ -113,16 +128,16 @@ class PromptAttention:
                 yield _Share(call, slice(start * size, end * size), tuple(at for at, _ in chunks[start:end]), acting)
                 start = end
 
-    def places_of(self, region: Tensor, tokens: int) -> Tensor:
+    def places_of(self, region: Tensor, layout: Layout, tokens: int) -> Tensor:
         """What `region` is at each of the picture's tokens here, [1 or rows, 1, tokens, 1]; 0 at those of references."""
         before = self.lengths.own if self.place == "first" else 0
         own = 0 if self.place == "keys" else self.lengths.own
         try:
-            image = self.layout.image(tokens + own, tokens + own, own)
+            image = layout.image(tokens + own, tokens + own, own)
         except LookupError as error:
             raise self.refusal(str(error)) from None
-        grid = self.layout.grid
-        if image is None or self.layout.is_set or len(grid) != region.ndim - 2:
+        grid = layout.grid
+        if image is None or layout.is_set or len(grid) != region.ndim - 2:
             raise self.refusal("nothing tells where in the picture its tokens are, so a region cannot act.")
         places = region.new_zeros(len(region), tokens)
         places[:, image.start - before : image.stop - before] = interpolate(region, grid, mode="area").flatten(1)
@@ -137,6 +152,12 @@ class _Share:
     rows: slice
     chunks: tuple[int, ...]
     acting: NegativePrompt | None
+    made: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> Lengths:
+        """Of the two texts."""
+        return self.call.attention.lengths
 
     def parts(self) -> list[Tensor]:
         """What the rows' tokens get, in pieces in their order."""
@@ -144,41 +165,41 @@ class _Share:
             picture = self._picture()
             if self.call.attention.place == "keys":
                 return [picture]
-            own = self._text("with_prompt", self.call.own, self.call.negative)
+            own = self._text("own", self.call.own, self.call.negative)
             texts = [own, self._nothing_like(own)]
             if self.acting is not None:
-                texts[1] = self._text("with_negative", self.call.negative, self.call.own)
+                texts[1] = self._text("negative", self.call.negative, self.call.own)
         return [picture, *texts] if self.call.attention.place == "last" else [*texts, picture]
 
-    @cached_property
-    def with_prompt(self) -> Tensor:
-        """The attention as if the negative were not there."""
-        return self.call.without(self.call.negative, self.rows, self.call.attention.lengths.own)
-
-    @cached_property
-    def with_negative(self) -> Tensor:
-        """The attention as if the negative stood in the prompt's place."""
-        return self.call.without(self.call.own, self.rows, self.call.attention.lengths.negative)
+    def _with(self, prompt: str) -> Tensor:
+        """The attention as if only "own" or "negative" were there of the two prompts; made once."""
+        if prompt not in self.made:
+            gone, count = (
+                (self.call.negative, self.lengths.own) if prompt == "own" else (self.call.own, self.lengths.negative)
+            )
+            self.made[prompt] = self.call.without(gone, self.rows, count)
+        return self.made[prompt]
 
     def _picture(self) -> Tensor:
-        attention, acting, lengths = self.call.attention, self.acting, self.call.attention.lengths
+        attention, acting, lengths = self.call.attention, self.acting, self.lengths
         if acting is None or not attention.guides:
-            return self._picture_of(self.with_prompt, lengths.own)
+            return self._picture_of(self._with("own"), lengths.own)
         mark_reached(attention.reached, (acting.guidance,))
 
         def headed(out: Tensor) -> Tensor:
             return self.call.to_heads(out)
 
         prompts = PromptCall(
-            lambda: headed(self._picture_of(self.with_prompt, lengths.own)),
-            lambda: headed(self._picture_of(self.with_negative, lengths.negative)),
+            lambda: headed(self._picture_of(self._with("own"), lengths.own)),
+            lambda: headed(self._picture_of(self._with("negative"), lengths.negative)),
             lambda factor, bias: headed(self.call.joined(self.rows, factor, bias)),
         )
         guided = acting.guidance.attention(prompts)
         if acting.strength != 1 or acting.region is not None:
             weight = torch.full((), acting.strength, dtype=guided.dtype, device=guided.device)
             if acting.region is not None:
-                weight = weight * attention.places_of(acting.region, guided.shape[2]).to(guided)
+                places = attention.places_of(acting.region, self.call.layout, guided.shape[2]).to(guided)
+                weight = weight * (places.repeat(len(self.chunks), 1, 1, 1) if len(places) > 1 else places)
             guided = torch.lerp(prompts.positive(), guided, weight)
         return self.call.from_heads(guided)
 
@@ -188,16 +209,16 @@ class _Share:
             return out
         return _without(out, self.call.out_axis, slice(self.call.own.start, self.call.own.start + text))
 
-    def _text(self, name: str, of: slice, without: slice) -> Tensor:
+    def _text(self, prompt: str, of: slice, without: slice) -> Tensor:
         """What the tokens `of` a text get where the other text, `without`, is not there."""
         start, count = self.call.own.start, of.stop - of.start
-        if name not in vars(self) and not self.call.is_perturbed:
+        if prompt not in self.made and not self.call.is_perturbed:
             return self.call.without(without, self.rows, count, queries=of)
-        return _part(getattr(self, name), self.call.out_axis, slice(start, start + count))
+        return _part(self._with(prompt), self.call.out_axis, slice(start, start + count))
 
     def _nothing_like(self, own: Tensor) -> Tensor:
         """Zeros for the negative's tokens."""
-        count, axis = self.call.attention.lengths.negative, self.call.out_axis
+        count, axis = self.lengths.negative, self.call.out_axis
         return own.new_zeros([count if at == axis else size for at, size in enumerate(own.shape)])
 
 
@@ -212,6 +233,7 @@ class _Call:
     mask: Tensor | None
     axis: int  # of the tokens in q, k and v
     out_axis: int  # … and in what it gives
+    layout: Layout  # of the picture's tokens
     kw: dict
 
     @property
@@ -343,7 +365,11 @@ class Prompts:
 
     def inputs(self, conds: dict) -> tuple[Tensor, dict]:
         """(text, conditionings) of the call, with the negative's tokens after the prompt's."""
-        if (mask := conds.get("attention_mask")) is not None:
+        mask = conds.get("attention_mask")
+        padded = next((one.mask for one in self.negatives if one and one.mask is not None), None)
+        if mask is None and padded is not None and not padded.all():
+            mask = padded.new_ones(self.text.shape[:2])  # the host gives none for a prompt that is not filled up
+        if mask is not None:
             masks = with_negatives(mask, self.negatives, lambda one: one.mask_like(mask))
             conds = {**conds, "attention_mask": masks}
         if "num_tokens" in conds:
@@ -481,8 +507,7 @@ class UNetPromptAttention:
                 return self.previous(q, k, v, self._of_present(extra))
             return run(q, k, v, heads, mask=mask, attn_precision=extra.get("attn_precision"), transformer_options=extra)
 
-        layout = Layout(tuple(extra["activations_shape"][2:]))
-        return replace(self.attention, layout=layout)(func, q, k, v, extra["n_heads"])
+        return self.attention(func, q, k, v, extra["n_heads"], grid=tuple(extra["activations_shape"][2:]))
 
     def _of_present(self, extra: dict) -> dict:
         """The host's options for the chunks that are there: other packs find by them what is whose."""

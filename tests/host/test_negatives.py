@@ -5,6 +5,7 @@ import node_helpers
 import pytest
 import torch
 from comfy.ldm.modules import attention as host_attention
+from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from comfy_extras.nodes_nag import NAGuidance
 from pack.guiders import host
@@ -281,3 +282,39 @@ def test_rows_that_are_shared_give_what_whole_rows_give(kind):
     model = pag(with_negative(network(kind)))
     shared, whole = sample(model, kind, cfg=1.0), sample(host.with_options(model, sharing="off"), kind, cfg=1.0)
     assert close(shared, whole) < max(10 * rounding(network(kind), kind, cfg=1.0), 2e-6)
+
+
+@pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])
+def test_a_compiled_network_gives_the_same_and_is_compiled_once(kind):
+    """With PyTorch's attention, which the host takes on a GPU; its CPU kernels break graphs by themselves."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    def pytorch_attention(func, *args, **kwargs):
+        return host_attention.attention_pytorch(*args, **kwargs)
+
+    model = network(kind)
+    model.model_options["transformer_options"]["optimized_attention_override"] = pytorch_attention
+    model = with_negative(model)
+    torch._dynamo.reset()
+    eager = sample(model, kind, cfg=1.0, steps=3)
+    model = model.clone()
+    set_torch_compile_wrapper(model, backend=backend)
+    for is_new in (True, False):
+        compiled.clear()
+        assert close(sample(model, kind, cfg=1.0, steps=3), eager) < 1e-6
+        assert bool(compiled) == is_new
+
+
+def test_a_region_of_each_picture_of_a_batch_holds_for_each():
+    masks = torch.zeros(2, 64, 64)
+    masks[0] = 1.0
+    model, latent = network("sd3"), networks.latent("sd3", 2, 8, 8)
+    guided = pag(with_negative(model, region=masks, layers="double.2"), layers="double.2")
+    both, plain = (
+        sample(one, "sd3", cfg=1.0, latent=latent, steps=1) for one in (guided, pag(model, layers="double.2"))
+    )
+    assert close(both[1:], plain[1:]) < 1e-6 < 1e-4 < close(both[:1], plain[:1])
