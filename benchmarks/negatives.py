@@ -48,12 +48,16 @@ WORDS = (
     "*named*: the share of digits that are what the negative prompt names, as the judge reads them. *of none's*: that "
     "share, of the share without a negative; 1 is no effect, 0 that none is left. *accuracy*: how much of what the "
     "prompt asks for is there. *precision*, *FD pixel*, *rows*: as in the study; precision sees whether a digit looks "
-    "like a real one, whichever it is. Means over the seeds. **Bold**: better than none by "
-    f"{CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as much."
+    "like a real one, whichever it is. FD pixel is to pictures of all colours, so that where all digits are blue it falls "
+    f"as the blue goes. Means over the seeds. **Bold**: better than none by {CLEAR} paired standard errors on each seed; "
+    "~~struck out~~: worse by as much."
 )
 
 
 # ---------------------------------------------------------------------------------------------------------- the cases
+
+
+ASKED = {"hard": "the digits", "easy": "the colours", "all": "digits and colours"}  # by their name in the features
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Case:
     setting: str  # of the study, whose model it is
     words: tuple[str | None, str | None]  # the prompt's, of colour and digit
     negative: tuple[str, str]
-    asks: str  # what accuracy is of, in the features of the study: "hard", digits, "easy", colours, or "all"
+    asks: str  # what accuracy is of, a key of ASKED
     about: str
 
     @property
@@ -217,7 +221,7 @@ def value(row: dict, measure: str) -> str:
 
 def heading(case: Case) -> str:
     prompt = " ".join(word or "…" for word in case.words * 2)
-    return f'{case.about} Prompt "{prompt}", negative "{case.negative_text}".'
+    return f'{case.about} Prompt "{prompt}", negative "{case.negative_text}"; accuracy is of {ASKED[case.asks]}.'
 
 
 def summary(results: dict) -> list[str]:

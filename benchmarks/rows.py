@@ -26,7 +26,7 @@ def marked(text: str, differences: Estimates, more_is_better: bool) -> str:
     if None in differences:
         return text
     sign = -1 if more_is_better else 1
-    errors = [sign * value / error if error > 0 else 0.0 for value, _, _, error in differences]
+    errors = [sign * value / max(error, 1e-9) for value, _, _, error in differences]  # without an error all are alike
     if max(errors) <= -CLEAR:
         return f"**{text}**"
     return f"~~{text}~~" if min(errors) >= CLEAR else text

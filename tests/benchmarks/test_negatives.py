@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pack.benchmarks import negatives
 from pack.benchmarks.digits.data import COLOUR_NAMES, DIGIT_NAMES
+from pack.benchmarks.rows import marked
 from pack.benchmarks.study.suites import Prompt
 
 WHOLE = Prompt("red three blue four", (0, 3, 2, 4))
@@ -74,6 +75,11 @@ def row(change: float, name="NAG", case="colour", value=0.5, rows=1.0) -> dict:
 )
 def test_less_of_what_the_negative_names_is_better_and_less_accuracy_is_worse(measure, change, expected):
     assert negatives.value(row(change), measure) == expected
+
+
+def test_a_difference_that_all_pictures_have_is_marked_and_none_is_not():
+    assert marked("0", [[-1.0, -1.0, -1.0, 0.0]], more_is_better=False) == "**0**"
+    assert marked("0", [[0.0, 0.0, 0.0, 0.0]], more_is_better=False) == "0"
 
 
 def test_without_a_negative_there_is_nothing_left_of_none():
