@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..guiders import (
     ZeroStar,
 )
 from .provenance import facts_of_run, named
+from .rows import CLEAR, between, facts, known_rows, marked, said
 from .study.cells import reference_of
 from .study.command import ROOT, SETTINGS, demo_files
 from .study.measured import Measure, distance_of, features_of, mean_of, measured, pixel_distance_of
@@ -52,7 +52,6 @@ STEPS, BATCH, PER_PROMPT, DRAWS = 8, 40, 2, 200
 SEEDS, PICTURES = (3, 4), 200  # of each seed
 OF_DIGIT = 0.05  # of a half's pixels; the thinnest digit covers more
 COLOUR_PICTURES, COLOUR_SEED = 1000, 9  # of the real pictures that say what colours are right
-CLEAR = 3  # paired standard errors, on each seed
 
 MEASURES = (
     Measure("clipped", mean_of("clipped"), limit=1),
@@ -189,39 +188,18 @@ class Bench:
         return {**features_of(sampled, prompts, self.reference), "colour_error": errors}
 
 
-def said(method: Method) -> str:
-    """What a row's setting is called."""
-    return ", ".join(filter(None, (f"cfg {method.strengths[0]:g}", method.settings)))
-
-
 # --------------------------------------------------------------------------------------------------------- the page
 
 
 def shown(row: dict, measure: str) -> str:
     """The mean over the seeds, marked where it is clearly better or worse than CFG 15 alone."""
     text = number(float(np.mean([cell["values"][measure][0] for cell in row["cells"]])))
-    sign = -1 if measure == "accuracy" else 1  # more of all others is worse
-    found = [cell["against_alone"].get(measure) for cell in row["cells"]]
-    if None in found:
-        return text
-    errors = [sign * value / error if error > 0 else 0.0 for value, _, _, error in found]
-    if max(errors) <= -CLEAR:
-        return f"**{text}**"
-    return f"~~{text}~~" if min(errors) >= CLEAR else text
+    return marked(text, [cell["against_alone"].get(measure) for cell in row["cells"]], measure == "accuracy")
 
 
 def summary(results: dict) -> list[str]:
     rows = [[row["method"], row["setting"], *(shown(row, each) for each in COLUMNS)] for row in results["rows"]]
     return table(["method", "setting", *COLUMNS.values()], rows)
-
-
-def facts(results: dict) -> str:
-    run, seeds = results["run"], ", ".join(map(str, results["seeds"]))
-    commits = ", ".join(sorted({row["commit"] for row in results["rows"]}))
-    return (
-        f"{results['pictures']} pictures of each seed; seeds {seeds}; commit {commits}; {run['machine']}, "
-        f"{run['host']}, torch {run['torch']}"
-    )
 
 
 def missing(results: dict) -> list[str]:
@@ -265,17 +243,10 @@ def page(results: dict) -> str:
 def in_step(text: str, results: dict) -> str:
     """A README's text with the table made again."""
     made = "\n".join([*summary(results), *missing(results), f"From `results/{RESULTS.name}`: {facts(results)}.", ""])
-    block = r"(<!-- high_cfg -->\n).*?(<!-- /high_cfg -->)"
-    return re.sub(block, lambda mark: mark[1] + made + mark[2], text, flags=re.DOTALL)
+    return between(text, "high_cfg", made)
 
 
 # ------------------------------------------------------------------------------------------------------- the command
-
-
-def known_rows(path: Path, results: dict) -> list[dict]:
-    """The rows of earlier runs with the same model, pictures and seeds."""
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": []}
-    return before["rows"] if all(before.get(name) == results[name] for name in ("model", "pictures", "seeds")) else []
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "study": "study.command",
     "toy2d": "toy2d.command",
     "high_cfg": "high_cfg",
+    "negatives": "negatives",
     "cost": "cost",
     "overhead": "overhead",
     "probes": "probes",

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from pack.benchmarks import high_cfg
+from pack.benchmarks import high_cfg, negatives
 from pack.benchmarks.study import command as quality
 from pack.benchmarks.study import methods
 from pack.benchmarks.study.cells import Cell
@@ -129,6 +129,18 @@ def test_what_a_row_of_the_high_cfg_prints_is_what_its_node_is_given(rig, given,
     printed = dict(part.rsplit(" ", 1) for part in high_cfg.said(method).split(", ") if " of " not in part)
     assert cfg == float(printed.pop("cfg"))
     assert printed == {name: inputs[name] for name in printed}
+
+
+@pytest.mark.parametrize("method", negatives.ROWS, ids=lambda method: f"{method.name} {negatives.said(method)}")
+def test_what_a_row_of_the_negatives_prints_is_what_its_node_is_given_beside_the_negative(
+    rig, given, monkeypatch, method
+):
+    monkeypatch.setattr(rig, "negative", "blue the blue the")
+    _, cfg = method.build(rig, rig.model, method.strengths[0])
+    inputs = {**given[0], "negative": given[0]["negative"] is rig.encode(rig.negative)} if given else {"cfg": cfg}
+    printed = dict(part.rsplit(" ", 1) for part in negatives.said(method).split(", ") if part)
+    assert {name: float(value) for name, value in printed.items()} == {name: inputs[name] for name in printed}
+    assert inputs.get("negative", True) and (cfg == 1 or method.name == "CFG")
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.name.startswith(DEGRADED)], ids=by_name)

@@ -1,0 +1,53 @@
+"""What tables have in common whose rows are sampled once, each with several seeds: names, marks, facts, what is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from .study.methods import Method
+
+CLEAR = 3  # paired standard errors, on each seed
+Estimates = Sequence[
+    Sequence[float] | None
+]  # for each seed [value, low, high, standard error]; None: nothing to compare
+
+
+def said(method: Method) -> str:
+    """What a row's setting is called."""
+    strength = f"{method.word} {method.strengths[0]:g}" if method.word else ""
+    return ", ".join(filter(None, (strength, method.settings)))
+
+
+def marked(text: str, differences: Estimates, more_is_better: bool) -> str:
+    """`text` in bold where it is clearly better than what it is compared with, struck out where it is clearly worse."""
+    if None in differences:
+        return text
+    sign = -1 if more_is_better else 1
+    errors = [sign * value / max(error, 1e-9) for value, _, _, error in differences]  # without an error all are alike
+    if max(errors) <= -CLEAR:
+        return f"**{text}**"
+    return f"~~{text}~~" if min(errors) >= CLEAR else text
+
+
+def facts(results: dict) -> str:
+    run, seeds = results["run"], ", ".join(map(str, results["seeds"]))
+    commits = ", ".join(sorted({row["commit"] for row in results["rows"]}))
+    return (
+        f"{results['pictures']} pictures of each seed; seeds {seeds}; commit {commits}; {run['machine']}, "
+        f"{run['host']}, torch {run['torch']}"
+    )
+
+
+def known_rows(path: Path, results: dict) -> list[dict]:
+    """The rows of earlier runs with the same model, pictures and seeds."""
+    before = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": []}
+    return before["rows"] if all(before.get(name) == results[name] for name in ("model", "pictures", "seeds")) else []
+
+
+def between(text: str, name: str, made: str) -> str:
+    """A page's text with `made` between the marks of this name."""
+    block = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    return re.sub(block, lambda mark: mark[1] + made + mark[2], text, flags=re.DOTALL)
