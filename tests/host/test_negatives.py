@@ -1,5 +1,6 @@
 """A negative prompt at cfg 1: NAG and its like on a MODEL, through the host's sampling."""
 
+import comfy.context_windows as windows
 import comfy.samplers
 import node_helpers
 import pytest
@@ -14,6 +15,7 @@ from pack.patches import PROMPT_GUIDANCES, NormalizedAttention
 from pack.patches.base import PromptCall
 from pack.tests.host import networks
 from pack.tests.host.harness import TERM_NODES, Counter, close, network, pag, prompts, rounding, run, sample
+from pack.tests.host.test_with_others import Control, lora_hooks
 
 KINDS = ("unet", "sdxl", "sd3", "flux", "wan")
 NODES = [method.about.node_id for method in PROMPT_GUIDANCES]
@@ -318,3 +320,38 @@ def test_a_region_of_each_picture_of_a_batch_holds_for_each():
         sample(one, "sd3", cfg=1.0, latent=latent, steps=1) for one in (guided, pag(model, layers="double.2"))
     )
     assert close(both[1:], plain[1:]) < 1e-6 < 1e-4 < close(both[:1], plain[:1])
+
+
+def test_a_control_and_a_lora_hook_of_the_positive_hold():
+    """Each acts beside NAG as it does without: both change the picture, and neither is lost."""
+    model, (positive, negative) = network("unet"), prompts("unet")
+    controlled = node_helpers.conditioning_set_values(
+        positive, {"control": Control(), "control_apply_to_uncond": False}
+    )
+    hooked = node_helpers.conditioning_set_values(positive, {"hooks": lora_hooks()})
+    plain = sample(with_negative(model), cfg=1.0)
+    for given in (controlled, hooked):
+        guided = sample(with_negative(model), conds=(given, negative), cfg=1.0)
+        assert close(guided, plain) > 1e-3 < close(guided, sample(model, conds=(given, negative), cfg=1.0))
+    assert torch.equal(sample(with_negative(model), cfg=1.0), plain)
+
+
+def test_windows_of_frames_have_it_too():
+    """A window as long as the video is the video."""
+    model, latent = network("wan"), networks.latent("wan", 1, 8, 8)
+    latent = latent[:, :, :1].repeat(1, 1, 6, 1, 1)
+
+    def sampled(one, frames: int):
+        one = one.clone()
+        one.model_options["context_handler"] = windows.IndexListContextHandler(
+            context_schedule=windows.get_matching_context_schedule("standard_static"),
+            fuse_method=windows.get_matching_fuse_method("pyramid"),
+            context_length=frames,
+            context_overlap=1,
+            dim=2,
+        )
+        return sample(one, "wan", cfg=1.0, latent=latent, steps=2)
+
+    whole = sample(with_negative(model), "wan", cfg=1.0, latent=latent, steps=2)
+    assert close(sampled(with_negative(model), 6), whole) < 1e-5
+    assert close(sampled(with_negative(model), 3), sampled(model, 3)) > 1e-3

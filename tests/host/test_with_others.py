@@ -223,19 +223,23 @@ def test_where_the_positive_is_outside_its_range_our_terms_are_off():
     assert torch.equal(sample(pag(model), conds=conds, sigmas=late), sample(model, conds=conds, sigmas=late))
 
 
+def lora_hooks():
+    """As the host's nodes put them on a conditioning: a LoRA in a UNet's middle."""
+    key, generator = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v", torch.Generator().manual_seed(0)
+    up, down = (torch.randn(shape, generator=generator) for shape in ((64, 2), (2, 64)))
+    lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
+    loaded = comfy.hooks.HookGroup()
+    for hook in comfy.hooks.create_hook_lora(lora, 1.0, 0.0).hooks:
+        loaded.add(hook)
+    return loaded
+
+
 def test_a_lora_hook_on_the_positive_holds_for_our_row():
     model = network("unet")
-    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_v"
-    up, down = torch.randn(64, 2), torch.randn(2, 64)
-    lora = {f"{key}.lora_up.weight": up, f"{key}.lora_down.weight": down}
 
     def conds():
-        hooks = comfy.hooks.create_hook_lora(lora, 1.0, 0.0)
-        loaded = comfy.hooks.HookGroup()
-        for hook in hooks.hooks:
-            loaded.add(hook)
         positive, negative = prompts("unet")
-        return node_helpers.conditioning_set_values(positive, {"hooks": loaded}), negative
+        return node_helpers.conditioning_set_values(positive, {"hooks": lora_hooks()}), negative
 
     plain = sample(pag(model))
     expected = sample(with_reference_pag(model, "unet"), conds=conds())
