@@ -215,6 +215,7 @@ def page(results: dict) -> str:
 
 SHOWN = {  # what the pack's README shows, and by which runs
     "CFG": ("CFG",),
+    "NAG": ("NAG",),
     "PAG": ("PAG",),
     "CFG + PAG, the host's node": ("CFG + PAG, the host's node",),
     "CFG + PAG": ("CFG + PAG",),

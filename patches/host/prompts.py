@@ -26,6 +26,7 @@ from ..layout import Layout
 from .attention import ADVICE, TEXT, TransformerAttention, bias_of, mask_of
 from .chunks import PresentChunks, mark_reached
 from .forwards import ForwardPatch, parameters
+from .text_modules import FilledUpText, Lengths, PositionsModule, TextModule, part_of, without
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +46,6 @@ class NegativePrompt:
 
 
 Negatives = tuple[NegativePrompt | None, ...]  # for each chunk of the batch
-
-
-@dataclass
-class Lengths:
-    """How many tokens of a row's text are the prompt's, and how many the negative's, which follow."""
-
-    own: int
-    negative: int
-
-    @property
-    def both(self) -> int:
-        """All tokens of a row's text."""
-        return self.own + self.negative
 
 
 def with_negatives(text: Tensor, negatives: Negatives, of: Callable[[NegativePrompt], Tensor]) -> Tensor:
@@ -207,14 +195,14 @@ class _Share:
         """The picture's part of the attention in which the text has so many tokens."""
         if self.call.attention.place == "keys":
             return out
-        return _without(out, self.call.out_axis, slice(self.call.own.start, self.call.own.start + text))
+        return without(out, self.call.out_axis, slice(self.call.own.start, self.call.own.start + text))
 
-    def _text(self, prompt: str, of: slice, without: slice) -> Tensor:
-        """What the tokens `of` a text get where the other text, `without`, is not there."""
+    def _text(self, prompt: str, of: slice, gone: slice) -> Tensor:
+        """What the tokens `of` a text get where those of the other text are `gone`."""
         start, count = self.call.own.start, of.stop - of.start
         if prompt not in self.made and not self.call.is_perturbed:
-            return self.call.without(without, self.rows, count, queries=of)
-        return _part(self._with(prompt), self.call.out_axis, slice(start, start + count))
+            return self.call.without(gone, self.rows, count, queries=of)
+        return part_of(self._with(prompt), self.call.out_axis, slice(start, start + count))
 
     def _nothing_like(self, own: Tensor) -> Tensor:
         """Zeros for the negative's tokens."""
@@ -256,11 +244,11 @@ class _Call:
         """The attention of these rows as if the tokens `gone` were not there, and its text were `text` tokens; of these
         `queries` alone, where they are given."""
         q, k, v = (part[rows] for part in self.qkv)
-        k, v = (_without(part, self.axis, gone) for part in (k, v))
+        k, v = (without(part, self.axis, gone) for part in (k, v))
         q = self._queries(q, self.axis, gone, queries)
         mask = mask_of(self.mask, rows, self.qkv[0])
         if mask is not None:
-            mask = _without(mask, mask.ndim - 1, gone) if mask.shape[-1] > 1 else mask
+            mask = without(mask, mask.ndim - 1, gone) if mask.shape[-1] > 1 else mask
             mask = self._queries(mask, mask.ndim - 2, gone, queries) if mask.shape[-2] > 1 else mask
         kw, options = self.kw, self.kw.get("transformer_options", {})
         if TEXT in options:
@@ -270,15 +258,15 @@ class _Call:
     def _queries(self, of: Tensor, axis: int, gone: slice, queries: slice | None) -> Tensor:
         if self.attention.place == "keys":
             return of
-        return _without(of, axis, gone) if queries is None else _part(of, axis, queries)
+        return without(of, axis, gone) if queries is None else part_of(of, axis, queries)
 
     def joined(self, rows: slice, factor: float, bias: float) -> Tensor:
         """The attention of the picture in these rows to all keys: those of the negative have their values times `factor`,
         and `bias` is added to their logits."""
         q, k, v = (part[rows] for part in self.qkv)
         # A perturbation needs the text's queries too; both texts are one to it.
-        cut = slice(0, 0) if self.is_perturbed else slice(self.own.start, self.negative.stop)
-        q = self._queries(q, self.axis, cut, None)
+        gone = slice(0, 0) if self.is_perturbed else slice(self.own.start, self.negative.stop)
+        q = self._queries(q, self.axis, gone, None)
         factors = torch.ones(k.shape[self.axis], dtype=v.dtype, device=v.device)
         factors[self.negative] = factor
         v = v * factors.view([-1 if at == self.axis else 1 for at in range(v.ndim)])
@@ -288,9 +276,9 @@ class _Call:
         if mask is None:
             mask = added.expand(1, 1, q.shape[self.axis], -1)
         else:
-            mask = (self._queries(mask, 2, cut, None) if mask.shape[2] > 1 else mask) + added
+            mask = (self._queries(mask, 2, gone, None) if mask.shape[2] > 1 else mask) + added
         out = self._run(q, k, v, mask, self.kw)
-        return _without(out, self.out_axis, slice(self.own.start, self.negative.stop)) if self.is_perturbed else out
+        return without(out, self.out_axis, slice(self.own.start, self.negative.stop)) if self.is_perturbed else out
 
     @property
     def is_perturbed(self) -> bool:
@@ -310,20 +298,6 @@ class _Call:
     def from_heads(self, out: Tensor) -> Tensor:
         """The reverse of `to_heads`."""
         return out if self.out_axis == 2 else out.transpose(1, 2).flatten(2)
-
-
-def _part(tokens: Tensor, axis: int, which: slice) -> Tensor:
-    return tokens.narrow(axis, which.start, which.stop - which.start)
-
-
-def _cut(tokens: Tensor, axis: int, at: int) -> tuple[Tensor, Tensor]:
-    return tokens.narrow(axis, 0, at), tokens.narrow(axis, at, tokens.shape[axis] - at)
-
-
-def _without(tokens: Tensor, axis: int, gone: slice) -> Tensor:
-    before, _ = _cut(tokens, axis, gone.start)
-    _, after = _cut(tokens, axis, gone.stop)
-    return torch.cat([before, after], axis)
 
 
 @dataclass(frozen=True)
@@ -404,88 +378,6 @@ def _beside(text: Text, conds: dict) -> str:
     """What of the conditionings a text is put together with; "" for nothing."""
     found = [name for name in text.alone if isinstance(conds.get(name), Tensor) or conds.get(name)]
     return f"its text is put together with {', '.join(found)}" if found else ""
-
-
-@dataclass(frozen=True)
-class TextModule:
-    """The forward of a module that takes a text whole: prompt and negative go through it one after the other."""
-
-    forward: Callable
-    inputs: tuple[str, ...]  # the names of its inputs, of which the first is the text
-    lengths: Lengths
-    positions: str  # the input that says where in its text each token is; "": none
-
-    def __call__(self, text: Tensor, *args, **kwargs):
-        given = {**dict(zip(self.inputs[1:], args, strict=False)), **kwargs}
-        both = slice(self.lengths.own, self.lengths.both)
-
-        def made(tokens: slice, places: slice) -> Tensor:
-            parts = {
-                name: _of_tokens(one, self.lengths.both, places if name == self.positions else tokens)
-                for name, one in given.items()
-            }
-            return self.forward(text[:, tokens], **parts)
-
-        own = made(slice(0, both.start), slice(0, both.start))
-        return torch.cat([own, made(both, slice(0, self.lengths.negative))], 1)
-
-
-def _of_tokens(given, count: int, tokens: slice):
-    """`given` for these of `count` tokens, where it is a tensor with an axis of so many after its first."""
-    axes = [axis for axis in range(1, given.ndim) if given.shape[axis] == count] if isinstance(given, Tensor) else []
-    return _part(given, axes[0], tokens) if axes else given
-
-
-@dataclass(frozen=True)
-class PositionsModule:
-    """The forward of a module that gets the positions of tokens, [rows, tokens, axes]: the negative's tokens have those
-    that they would have in a text of their own, and the picture those that it would have after the prompt alone."""
-
-    forward: Callable
-    lengths: Lengths
-    last: bool  # whether the text comes last
-    counted: bool  # whether the first axis counts the text's tokens, and then goes on with the picture
-    first_call: bool  # whether the text's positions come in a first call of their own
-    called: list = field(default_factory=list, compare=False)  # not empty once it has been called
-
-    def __call__(self, positions: Tensor, *args, **kwargs):
-        own, negative, both = self.lengths.own, self.lengths.negative, self.lengths.both
-        has_text = not (self.first_call and self.called)
-        self.called.append(True)
-        count = both if has_text else 0
-        before, rest = _cut(positions, 1, positions.shape[1] - count if self.last else 0)
-        text, after = _cut(rest, 1, count)
-        if has_text:
-            text = torch.cat([text[:, :own], text[:, :negative]], 1)
-        before, after = (self._counted(part) for part in (before, after))
-        return self.forward(torch.cat([before, text, after], 1), *args, **kwargs)
-
-    def _counted(self, picture: Tensor) -> Tensor:
-        if not self.counted:
-            return picture
-        counts = torch.zeros_like(picture)
-        counts[..., 0] = self.lengths.negative
-        return torch.where(picture[..., :1] == 0, picture, picture - counts)  # what fills a picture up has position 0
-
-
-@dataclass(frozen=True)
-class FilledUpText:
-    """The forward of the module after which the network fills a text up: here each prompt is filled up by itself."""
-
-    forward: Callable
-    lengths: Lengths
-    multiple: int
-    padding: Tensor  # [1, channels]
-
-    def __call__(self, text: Tensor, *args, **kwargs):
-        tokens = self.forward(text, *args, **kwargs)
-        parts = [self._filled_up(part) for part in _cut(tokens, 1, self.lengths.own)]
-        self.lengths.own, self.lengths.negative = (part.shape[1] for part in parts)
-        return torch.cat(parts, 1)
-
-    def _filled_up(self, tokens: Tensor) -> Tensor:
-        padding = self.padding.to(tokens).expand(tokens.shape[0], -tokens.shape[1] % self.multiple, -1)
-        return torch.cat([tokens, padding], 1)
 
 
 @dataclass(frozen=True)
