@@ -21,7 +21,7 @@ from pack.tests.host import networks
 from pack.tests.host.classifiers import clip_vision, guided, save, whole_vae
 from pack.tests.host.harness import SKIPPING, network, sample
 from pack.tests.host.test_memory import traces
-from pack.tests.host.test_terms import TOGETHER, apply
+from pack.tests.host.test_terms import NEGATIVES, TOGETHER, apply
 from pack.tests.host.zoo.others import pixart
 from pack.tests.wild.faults import At, Operations, on_stack
 
@@ -61,14 +61,14 @@ class Subject:
     def __init__(self, kind: str):
         build = pixart("PixArtSigma", micro_condition=False) if kind == "pixart" else functools.partial(network, kind)
         self.kind = "unet" if kind == "pixart" else kind  # of its latents and prompts
-        self.size = 36 if kind == "pixart" else 8  # smaller ones it does not take
+        self.size = 48 if kind == "pixart" else 8  # it takes none below 32, and windows are three quarters
         self.model, other = build(), build()
         networks.fill(other.model.diffusion_model, 5)
         weak = {"degradation": "dropout", "amount": 0.2, "layers": "auto", "bits": 4, "seed": 1}
         self.weak = DegradedModel.execute(model=other, **weak).result[0]
-        self.terms = self.model
+        self.terms, refused = self.model, {"unet": SKIPPING, "pixart": NEGATIVES}.get(kind, ())
         for key in TOGETHER:
-            if not (kind == "unet" and key in SKIPPING):
+            if key not in refused:
                 self.terms = apply(key, self.terms, weak=self.weak, empty=networks.conditioning(self.kind, 3))
         if kind == "unet":
             self.terms = guided(self.terms, whole_vae(), clip_vision(), scale=1.0)
