@@ -1,5 +1,7 @@
 """A negative prompt at cfg 1: NAG and its like on a MODEL, through the host's sampling."""
 
+import dataclasses
+
 import comfy.context_windows as windows
 import comfy.samplers
 import node_helpers
@@ -10,9 +12,12 @@ from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from comfy_extras.nodes_nag import NAGuidance
 from pack.guiders import host
-from pack.guiders.schedule import Curve
-from pack.patches import PROMPT_GUIDANCES, NormalizedAttention
-from pack.patches.base import PromptCall
+from pack.guiders.perturbation import PerturbationGuidance
+from pack.guiders.schedule import Curve, Schedule
+from pack.patches import PROMPT_GUIDANCES, IdentityAttention, NormalizedAttention
+from pack.patches.base import AttentionPerturbation, PromptCall
+from pack.patches.host import select_layers
+from pack.patches.layers import Layer
 from pack.tests.host import networks
 from pack.tests.host.harness import TERM_NODES, Counter, close, network, pag, prompts, rounding, run, sample
 from pack.tests.host.test_with_others import Control, lora_hooks
@@ -89,15 +94,30 @@ def test_rows_of_others_are_as_without_it(kind):
     assert close(guided[0][0], plain[0][0]) > 1e-3
 
 
+@dataclasses.dataclass(frozen=True)
+class Unchanged(AttentionPerturbation):
+    """Gives what the host gives."""
+
+    layers: tuple[Layer, ...]
+
+    about = IdentityAttention.about
+
+    def attention(self, call):
+        return call.attend(call.q, slice(0, call.q.shape[2]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_perturbed_row_has_the_negative_too(kind):
-    """PAG's weak prediction: with the perturbation that changes nothing PAG adds nothing, with NAG as without."""
-    layers = {"unet": "middle", "sdxl": "middle", "sd3": "double.1", "flux": "single.0", "wan": "block.1"}[kind]
-    nag = sample(with_negative(network(kind)), kind, cfg=1.0)
-    both = sample(pag(with_negative(network(kind)), layers=layers), kind, cfg=1.0)
-    turned = sample(with_negative(pag(network(kind), layers=layers)), kind, cfg=1.0)
-    assert torch.equal(both, turned)
-    assert close(both, nag) > 1e-4
+    """A guidance away from a perturbation that changes nothing adds nothing; NAG would be added thrice without it there."""
+    model, layer = (
+        with_negative(network(kind)),
+        {"unet": "middle", "sdxl": "middle", "sd3": "double.1"}.get(kind, "0.5"),
+    )
+    rule = PerturbationGuidance(3.0, Unchanged(select_layers(model, layer)))
+    both = sample(host.add_term(model, host.Term(rule, Schedule(), "PAG")), kind, cfg=1.0)
+    floor = max(30 * rounding(network(kind), kind, cfg=1.0), 1e-5)
+    assert close(both, sample(model, kind, cfg=1.0)) < floor < 1e-3
+    assert close(sample(model, kind, cfg=1.0), sample(network(kind), kind, cfg=1.0)) > 1e-3
 
 
 @pytest.mark.parametrize("node_id", NODES)
