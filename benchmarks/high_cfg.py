@@ -9,7 +9,6 @@ after each row; rows that are there are not sampled again, but with --again. Eac
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from ..guiders import (
     ZeroStar,
 )
 from .provenance import facts_of_run, named
-from .rows import CLEAR, between, facts, known_rows, marked, said
+from .rows import CLEAR, between, facts, known_rows, marked, parsed, said
 from .study.cells import reference_of
 from .study.command import ROOT, SETTINGS, demo_files
 from .study.measured import Measure, distance_of, features_of, mean_of, measured, pixel_distance_of
@@ -49,7 +48,7 @@ from .study.suites import DemoDigits, Prompt
 RESULTS, README = ROOT / "benchmarks/results/high_cfg.json", ROOT / "benchmarks/README.md"
 CFG, USUAL = 15.0, 4.0
 STEPS, BATCH, PER_PROMPT, DRAWS = 8, 40, 2, 200
-SEEDS, PICTURES = (3, 4), 200  # of each seed
+PICTURES = 200  # of each seed
 OF_DIGIT = 0.05  # of a half's pixels; the thinnest digit covers more
 COLOUR_PICTURES, COLOUR_SEED = 1000, 9  # of the real pictures that say what colours are right
 
@@ -250,16 +249,7 @@ def in_step(text: str, results: dict) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="of each seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument(
-        "--demo", type=Path, default=ROOT / "benchmarks/models", metavar="FOLDER", help="the demo models"
-    )
-    parser.add_argument("--again", action="store_true", help="sample all rows again")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
-    options = parser.parse_args(arguments)
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("high_cfg", arguments, host=f"ComfyUI {host}", draws=DRAWS)
     bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])

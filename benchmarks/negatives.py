@@ -11,7 +11,6 @@ Written to benchmarks/results/negatives.json and .md after each row; rows that a
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 from ..patches import FlippedValues, NormalizedAttention, OrthogonalAttention, SubtractedAttention
 from .digits.data import COLOUR_NAMES, DIGIT_NAMES
 from .provenance import facts_of_run, named
-from .rows import CLEAR, between, facts, known_rows, marked, said
+from .rows import CLEAR, between, facts, known_rows, marked, parsed, said
 from .study.cells import reference_of
 from .study.command import ROOT, SETTINGS, demo_files
 from .study.measured import Measure, features_of, mean_of, measured, pixel_distance_of, precision_of
@@ -36,7 +35,7 @@ from .study.suites import DemoDigits, Prompt
 
 RESULTS, README = ROOT / "benchmarks/results/negatives.json", ROOT / "benchmarks/README.md"
 STEPS, BATCH, PER_PROMPT, DRAWS = 8, 40, 2, 200
-SEEDS, PICTURES = (3, 4), 200  # of each seed
+PICTURES = 200  # of each seed
 OPEN = "the"  # a word that the models were never trained with
 
 COLUMNS = {
@@ -299,16 +298,7 @@ def in_step(text: str, results: dict) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="of each seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument(
-        "--demo", type=Path, default=ROOT / "benchmarks/models", metavar="FOLDER", help="the demo models"
-    )
-    parser.add_argument("--again", action="store_true", help="sample all rows again")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE.json")
-    parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
-    options = parser.parse_args(arguments)
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("negatives", arguments, host=f"ComfyUI {host}", draws=DRAWS)
     bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .study.command import ROOT
 from .study.methods import Method
 
+SEEDS = (3, 4)
 CLEAR = 3  # paired standard errors, on each seed
 Estimates = Sequence[
     Sequence[float] | None
 ]  # for each seed [value, low, high, standard error]; None: nothing to compare
+
+
+def parsed(about: str, arguments: Sequence[str], results: Path, pictures: int) -> argparse.Namespace:
+    """The options that these benchmarks share. about: the module's docstring. pictures: of each seed, by default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = ROOT / "benchmarks/models"
+    parser.add_argument("--pictures", type=int, default=pictures, metavar="N", help="of each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--demo", type=Path, default=models, metavar="FOLDER", help="the demo models")
+    parser.add_argument("--again", action="store_true", help="sample all rows again")
+    parser.add_argument("--results", type=Path, default=results, metavar="FILE.json")
+    parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
+    return parser.parse_args(arguments)
 
 
 def said(method: Method) -> str:

@@ -77,6 +77,12 @@ class Branch:
         if self.windows is not None and self.model is not None:
             raise ValueError("a weak model is not shown windows of the picture")
 
+    @property
+    def is_random(self) -> bool:
+        """Whether something in it is drawn anew in each step."""
+        perturbed = self.perturbation is not None and self.perturbation.random
+        return perturbed or isinstance(self.conditioning, DrawnConditioning)
+
 
 POSITIVE = Branch()
 NEGATIVE = Branch("negative")

@@ -5,7 +5,8 @@ only for branches whose input is made from the first predictions; then the rules
 change the negative prediction come first, and the sampler's CFG sees what they make of it. D₀ is the positive
 prediction, or what the sampler made of it (its own CFG). A rule of strength k at this σ goes k of its way,
 D ← D + k (rule(D) − D): for a rule that adds w (D₊ − D₋) that is the weight k w. A region m (region.py) makes it k m. At
-k = 0 a rule is left out, unless it remembers.
+k = 0 a rule is left out, unless it remembers. What a branch adds may go on from earlier steps in place of an
+evaluation (directions.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .base import NEGATIVE, POSITIVE, Apply, Branch, Evaluate, GuidanceRule, Latent, Predictions, Step
+from .directions import Directions
 
 CHANGED = ("result", "negative", "positive")  # GuidanceRule.changes
 Strength = Callable[[float], float]  # σ at the start of a step → 0 (off) … 1 (full)
@@ -90,10 +92,16 @@ class ActiveRules:
 class GuidanceRun:
     """One sampling run of composed guidances."""
 
-    def __init__(self, terms: Iterable[tuple[GuidanceRule, Strength]], regions: Iterable[Tensor | None] = ()):
-        """regions: of the terms, in their order; none where they have none."""
+    def __init__(
+        self,
+        terms: Iterable[tuple[GuidanceRule, Strength]],
+        regions: Iterable[Tensor | None] = (),
+        directions: Directions | None = None,
+    ):
+        """regions: of the terms, in their order; none where they have none. directions: where branches may go on."""
         pairs = itertools.zip_longest(list(terms), regions)
         self._terms = [(rule, rule.begin(), strength, region) for (rule, strength), region in pairs if rule.branches()]
+        self._directions = directions
 
     def at(self, start: float, cfg: float) -> ActiveRules:
         """The rules for a sampler's step that starts at σ = `start`, where the weight of its own CFG is `cfg`."""
@@ -105,7 +113,12 @@ class GuidanceRun:
 
     def __call__(self, step: Step, evaluate: Evaluate) -> Latent:
         active = self.at(step.start, step.cfg)
-        predictions = evaluate_all((POSITIVE, *active.branches), step, evaluate)
+        branches = (POSITIVE, *active.branches)
+        if self._directions is None:
+            predictions = evaluate_all(branches, step, evaluate)
+        else:
+            due = self._directions.due(branches, step)
+            predictions = self._directions.complete(evaluate_all(due, step, evaluate), step)
         return active.fold(predictions[POSITIVE], active.with_negative(predictions, step), step)
 
 

@@ -58,16 +58,9 @@ def methods(folder: str) -> list[Path]:
         "host",
         "texts",
     }
-    frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments"}  # no rule and no perturbation
     frame |= {"attended_negative"}  # for any of the prompt guidances
-    frame |= {
-        "post_hoc_ema",
-        "attention_sums",
-        "noisy_network",
-        "memory",
-        "moments",
-        "windows",
-    }  # no rule and no perturbation
+    frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments", "windows"}  # neither of both
+    frame |= {"reuse", "directions"}
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -84,7 +77,8 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.attended_negative": {"guiders.base"},
     "guiders.moments": {"guiders.base", "guiders.memory"},
     "guiders.classifier": {"guiders.base", "guiders.linalg", "guiders.moments"},
-    "guiders.compose": {"guiders.base", "guiders.schedule"},
+    "guiders.compose": {"guiders.base", "guiders.directions", "guiders.schedule"},
+    "guiders.directions": {"guiders.base", "guiders.linalg", "guiders.reuse"},
     "patches.post_hoc_ema": set(),
     "guiders.noisy_network": {"guiders.base"},
     "patches.attention_sums": {"patches.base", "patches.layers"},

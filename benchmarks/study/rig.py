@@ -174,9 +174,10 @@ class Rig:
 
     def with_node(self, node_id: str, model, strength: float | None, **settings):
         """MODEL by one of the pack's own nodes, at the node's defaults but for what is given."""
-        from ...nodes import terms, weaker_models
+        from ...nodes import reuse, terms, weaker_models
 
-        found = next(one for one in [*terms.NODES, *weaker_models.NODES] if one.about.node_id == node_id)
+        known = [*terms.NODES, *weaker_models.NODES, *reuse.NODES]
+        found = next(one for one in known if one.about.node_id == node_id)
         given = {one.id: one.default for one in found.inputs if getattr(one, "default", None) is not None}
         given |= {} if model is None else {"model": model}
         given |= {} if strength is None else {found.about.strength: strength}

@@ -15,7 +15,7 @@ the terms are applied to its result.
 """
 
 from ...patches.host import KEY
-from .attach import add_term, make_guider, with_options, with_recorder
+from .attach import add_term, make_guider, with_options, with_recorder, with_reuse, with_stop
 from .condition_pools import one_prompt, prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
@@ -34,4 +34,4 @@ __all__ = [
     "prompts",
     "random_tokens",
 ]
-__all__ += ["sample_with_terms", "trace", "with_options", "with_recorder", "with_weak_model"]
+__all__ += ["sample_with_terms", "trace", "with_options", "with_recorder", "with_reuse", "with_stop", "with_weak_model"]

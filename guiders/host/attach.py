@@ -8,8 +8,9 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 
 from ...patches.host import KEY
+from ..reuse import Reuse, Stop
 from .recorder import RECORDERS, Recorder
-from .run import CHECK, PREFIX_SHARING, sample_with_terms
+from .run import CHECK, PREFIX_SHARING, REUSE, STOP, sample_with_terms
 from .term import Term
 
 
@@ -40,6 +41,20 @@ def with_options(model, sharing: str = "auto", check: str = "auto"):
     check: the table of networks is checked by a probe in the first run with this network ("auto"), or believed ("off")."""
     model = model.clone()
     model.model_options |= {PREFIX_SHARING: sharing, CHECK: check}
+    return model
+
+
+def with_reuse(model, reuse: Reuse):
+    """A clone of MODEL whose runs compute the directions of their guidances in some steps alone."""
+    model = _clone_with_runs(model)
+    model.model_options[REUSE] = reuse
+    return model
+
+
+def with_stop(model, stop: Stop):
+    """A clone of MODEL whose runs end the directions of their guidances when they no longer matter."""
+    model = _clone_with_runs(model)
+    model.model_options[STOP] = stop
     return model
 
 

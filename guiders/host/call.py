@@ -23,6 +23,7 @@ from ...patches.host import KEY, Chunks, Plan, planned, titles
 from ...patches.host.log import warn_once
 from ..base import NEGATIVE, POSITIVE, REFERENCE, Branch, Latent, Observation, Predictions, Step
 from ..compose import ActiveRules, evaluate_all
+from ..directions import Directions
 from ..independent_condition import Pool
 from .attention_maps import Found, assembled
 from .call_info import CallInfo, CallResult
@@ -50,8 +51,18 @@ def lent(options: dict, entries: dict) -> Iterator[None]:
 class ModelCall:
     """The host's model call, with more rows in it and the rules folded into its result."""
 
-    def __init__(self, context: RunContext, active: ActiveRules, step: Step, timestep: torch.Tensor, moment: Moment):
-        self._context, self._active, self._step, self._timestep, self._moment = context, active, step, timestep, moment
+    def __init__(
+        self,
+        context: RunContext,
+        active: ActiveRules,
+        directions: Directions | None,
+        step: Step,
+        timestep: torch.Tensor,
+        moment: Moment,
+    ):
+        """directions: those of the run, where they may go on between steps."""
+        self._context, self._active, self._directions = context, active, directions
+        self._step, self._timestep, self._moment = step, timestep, moment
         self._previous_slot: Callable[[dict], list[Latent]] | None = None  # another pack's
         self.result = CallResult()
 
@@ -119,13 +130,23 @@ class ModelCall:
                 f"{nodes}: {kind} does not evaluate its negative together with its positive. Use CFGGuider"
             )
         windowed = options.get("context_handler") is not None
+        replaced = self._active.replaces_negative
+        reference = NEGATIVE if has_negative and not replaced else POSITIVE
+        names = [self._context.conditionings.own(entries) for entries in conds]
+        own = [branch for branch in names if branch is not None and not (replaced and branch == NEGATIVE)]
+        branches = due = tuple(dict.fromkeys((POSITIVE, *own, *self._active.branches)))
+        directions = self._directions
+        if directions is not None:
+            given = (*known, *(own if self._reads_the_negative(options) else ()))
+            due = directions.due(branches, self._step, reference, given)
+        observing = [active.rule for active in self._active.rules if active.rule.observation]
         call = CallInfo(
             self._step,
             self._timestep,
             self._moment,
             asked=tuple(conds if asked is None else asked),
-            reference="negative" if has_negative and not self._active.replaces_negative else "positive",
-            observation=next((a.rule.observation for a in self._active.rules if a.rule.observation), None),
+            reference="negative" if reference == NEGATIVE else "positive",
+            observation=next((rule.observation for rule in observing if {*rule.branches()} <= {*due}), None),
             # Tiles of another pack's wrapper, and windows of frames, are not the latent that a map would be of.
             hides_attention=windowed or "model_function_wrapper" in options,
             shares_prefixes=not windowed and "multigpu_clones" not in options,
@@ -133,13 +154,36 @@ class ModelCall:
         call = replace(call, negative=negative_prompt(self._context, self._active, call))
         if known:
             known[REFERENCE] = known[NEGATIVE if has_negative else POSITIVE]
-        kept = [None if entries is negative and self._active.replaces_negative else entries for entries in conds]
-        evaluator = HostEvaluator(self._context, call, self.result, known, kept, model, x, options, calc)
-        predictions = evaluate_all((POSITIVE, *self._active.branches), self._step, evaluator)
+        evaluator = HostEvaluator(self._context, call, self.result, known, conds, model, x, options, calc)
+        predictions = evaluate_all(due, self._step, evaluator)
+        if directions is not None:
+            predictions = directions.complete(predictions, self._step, reference)
+            self.result.known = directions.known
+            if self._context.recorders:
+                self.result.saved = self._saved(call)
         self.result.predictions = predictions = self._active.with_negative(predictions, self._step)
-        changed = negative is not None and bool(self._active.of_negative)
-        own = zip(conds, evaluator.own, strict=True)
-        return [predictions[NEGATIVE] if changed and entries is negative else value for entries, value in own]
+        found = zip(names, evaluator.own, strict=True)
+        return [value if branch is None else predictions.get(branch, value) for branch, value in found]
+
+    def _saved(self, call: CallInfo) -> tuple[int, int]:
+        """How many forwards and rows the directions did without that were not computed. A forward is saved where a branch
+        would have been evaluated in one of its own: by a weak model, or at another x."""
+        branches = [known.branch for known in self.result.known if not known.computed]
+        forwards = sum(branch.model is not None for branch in branches)
+        forwards += len({branch.source for branch in branches if branch.source is not None})
+        entries = [self._context.conditionings.source(branch, call) or () for branch in branches]
+        return forwards, call.samples * sum(map(len, entries))
+
+    def _reads_the_negative(self, options: dict) -> bool:
+        """Whether somebody asks for the true negative: a CFG++ sampler, or a node that takes out the host's saving at
+        cfg 1."""
+        if not options.get("disable_cfg1_optimization", False):
+            return False
+        warn_once(
+            "the sampler or another node reads the negative's own prediction, so Guidance Reuse and Guidance Stop have it "
+            "computed in every step"
+        )
+        return True
 
     def _refuse_negative_prompt(self, why: str) -> None:
         """Raise ValueError where a negative prompt should act in the attention."""
@@ -198,15 +242,17 @@ class HostEvaluator:
         if step is not call.step:
             asked = [branch for branch in branches if branch not in self._known]
             return {**self._known, **self._forward([], asked, step.x, None)[1]}
-        place = {
-            branch: at
-            for branch in (POSITIVE, NEGATIVE, REFERENCE)
-            for at, entries in enumerate(self._conds)
-            if entries is not None and entries is conditionings.source(branch, call)
-        }
+        own = [conditionings.own(entries) for entries in self._conds]
+        conds = [
+            entries if branch is None or branch in branches else None
+            for entries, branch in zip(self._conds, own, strict=True)
+        ]
+        place = {branch: at for at, branch in enumerate(own) if branch in branches}
+        if Branch(call.reference) in place:
+            place[REFERENCE] = place[Branch(call.reference)]
         asked = [branch for branch in branches if branch not in place and branch not in self._known]
         found: Found | None = None if call.observation is None else {}
-        self.own, values = self._forward(self._conds, asked, self._x, found)
+        self.own, values = self._forward(conds, asked, self._x, found)
         if call.observation is not None and found is not None:
             self._keep_map(call.observation, assembled(conditionings.source(REFERENCE, call) or [], found, self._x))
         return {**self._known, **values, **{branch: self.own[at] for branch, at in place.items()}}

@@ -10,6 +10,7 @@ import torch
 from ...patches.base import Moment
 from ...patches.host import NegativePrompt
 from ..base import Latent, Observation, Predictions, Step
+from ..directions import Known
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class CallResult:
     forwards: int = 0  # of any network
     rows: int = 0  # in them
     stages: list[tuple[str, Latent]] = field(default_factory=list)  # after each guidance, where somebody records
+    known: list[Known] = field(default_factory=list)  # how directions were known, where they may go on
+    saved: tuple[int, int] = (0, 0)  # forwards and rows that those did without
 
     def count(self, rows: int) -> None:
         """Count one forward of so many rows."""

@@ -57,6 +57,11 @@ class Conditionings:
         name = call.reference if branch.conditioning == REFERENCE.conditioning else branch.conditioning
         return self._guider.conds.get(name)
 
+    def own(self, entries: list[dict] | None) -> Branch | None:
+        """The branch that a conditioning of the guider's own is; None for any other."""
+        names = (name for name, conds in self._guider.conds.items() if entries is not None and entries is conds)
+        return next((Branch(name) for name in names), None)
+
     def copy(self, branch: Branch, call: CallInfo) -> list[dict]:
         """The branch's own conditioning. Its source must be there."""
         source = self.source(branch, call)

@@ -56,5 +56,9 @@ class RunContext:
             if why:
                 raise ValueError(f"{self._nodes_of(branch)}: {why}.")
 
+    def names_of(self, branch: Branch) -> list[str]:
+        """The titles of the nodes that a branch is for; CFG where it is the sampler's own."""
+        return [term.node for term in self.terms if branch in term.branches] or ["CFG"]
+
     def _nodes_of(self, branch: Branch) -> str:
-        return ", ".join(term.node for term in self.terms if branch in term.branches)
+        return ", ".join(self.names_of(branch))

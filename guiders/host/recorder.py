@@ -25,11 +25,28 @@ import folder_paths
 import torch
 
 from ...patches.texts import shown
-from ..base import NEGATIVE, POSITIVE, Latent, Step
+from ..base import NEGATIVE, POSITIVE, Branch, Latent, Step
+from ..directions import Known
 from .call_info import CallResult
 
 RECORDERS = "beyond_cfg_recorders"  # in model_options: a tuple
 OF_POSITIVE, OF_RESULT, OF_CFG = "= positive", "= result", "= Δ"  # in Call.beside; no node has such a title
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How a model call knew the direction of one guidance."""
+
+    computed: float  # the share of the samples
+    over: float
+    error: torch.Tensor | None = None  # of the continued direction where it was computed, in parts of the longest
+
+    @property
+    def state(self) -> str:
+        """computed, computed in part (for some of the samples), continued or stopped."""
+        if self.computed:
+            return "computed" if self.computed + self.over == 1 else "computed in part"
+        return "stopped" if self.over == 1 else "continued"
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,15 @@ class Call:
     names: tuple[str, ...] = ()  # of the directions
     beside: tuple[str, ...] = ()  # what else was measured: D₊, D, and Δ where D₋ was predicted
     products: torch.Tensor | None = None  # between all of them, means over all elements
+    heard: dict[str, Heard] = field(default_factory=dict)  # of the guidances whose directions may go on
+    saved: tuple[int, int] = (0, 0)  # forwards and rows that they did without
+
+    def on_cpu(self) -> Call:
+        """The same with its measurements on the CPU."""
+        heard = {
+            name: replace(one, error=None if one.error is None else one.error.cpu()) for name, one in self.heard.items()
+        }
+        return replace(self, products=None if self.products is None else self.products.cpu(), heard=heard)
 
     def sizes(self) -> dict[str, float]:
         """Of each direction, the root of the mean of its squares: in units of the latent."""
@@ -104,12 +130,21 @@ class Recorder:
         self._kept_steps = frozenset(step % steps for step in self.predictions_at)
         self.calls, self.predictions = [], {}
 
-    def add(self, call: CallResult, step: Step, began: float, finish: Callable[[Latent], Latent]) -> None:
+    def add(
+        self,
+        call: CallResult,
+        step: Step,
+        began: float,
+        finish: Callable[[Latent], Latent],
+        names_of: Callable[[Branch], list[str]],
+    ) -> None:
         """One model call that is over. `began`: when, on time.perf_counter. `finish` turns a prediction into what a LATENT
-        holds."""
+        holds. names_of: the guidances that a branch is for."""
         cost = step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began)
+        pairs = ((name, known) for known in call.known for name in names_of(known.branch))
+        more = {"heard": {name: _heard(known, step.x.shape[0]) for name, known in pairs}, "saved": call.saved}
         if call.predictions is None or POSITIVE not in call.predictions:
-            self.calls.append(Call(*cost))
+            self.calls.append(Call(*cost, **more))
             return  # another guider's, which keeps its predictions to itself
         before, directions, names = call.predictions[POSITIVE], [], []
         for name, after in call.stages:
@@ -118,14 +153,14 @@ class Recorder:
                 names.append(f"{name} {names.count(name) + 1}" if name in names else name)
             before = after
         if not directions:
-            self.calls.append(Call(*cost))
+            self.calls.append(Call(*cost, **more))
         else:
             beside = {OF_POSITIVE: call.predictions[POSITIVE], OF_RESULT: before}
             if NEGATIVE in call.predictions:
                 beside[OF_CFG] = call.predictions[POSITIVE] - call.predictions[NEGATIVE]
             measured = torch.stack([*directions, *(value.flatten().float() for value in beside.values())])
             products = measured @ measured.T / measured.shape[1]
-            self.calls.append(Call(*cost, tuple(names), tuple(beside), products))
+            self.calls.append(Call(*cost, tuple(names), tuple(beside), products, **more))
         if step.index in self._kept_steps and step.index not in self.predictions and len(step.shapes) < 2:
             found = {"positive": call.predictions[POSITIVE], "guided": before}
             if NEGATIVE in call.predictions:
@@ -134,9 +169,7 @@ class Recorder:
 
     def end(self) -> None:
         """The run is over: bring what was measured to the CPU."""
-        self.calls = [
-            call if call.products is None else replace(call, products=call.products.cpu()) for call in self.calls
-        ]
+        self.calls = [call.on_cpu() for call in self.calls]
 
     @property
     def names(self) -> list[str]:
@@ -153,7 +186,14 @@ class Recorder:
             line |= {f"angle of {one} and {other}": angle for (one, other), angle in call.angles().items()}
             of_all = {"effective cfg": call.effective_cfg(), "angle of result and positive": call.turn()}
             line |= {name: value for name, value in of_all.items() if value is not None}
-            lines.append(line | {f"share of {name} in it": share for name, share in call.shares().items()})
+            line |= {f"share of {name} in it": share for name, share in call.shares().items()}
+            if call.heard:
+                line |= {"forwards saved": call.saved[0], "rows saved": call.saved[1]}
+            for name, one in call.heard.items():
+                line[name] = one.state
+                if one.error is not None:
+                    line[f"error of {name}"] = one.error.item()
+            lines.append(line)
         return lines
 
     def effective_cfg(self) -> float | None:
@@ -195,6 +235,11 @@ class Recorder:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(lines)
+
+
+def _heard(known: Known, samples: int) -> Heard:
+    error = None if known.error is None else known.error.mean()
+    return Heard(known.computed / samples, known.over / samples, error)
 
 
 def _refusal(prefix: str, why: str) -> ValueError:

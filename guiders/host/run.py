@@ -19,7 +19,9 @@ from ..attended_negative import AttendedNegative
 from ..base import Observation, Step, WeakModelRef
 from ..classifier_free import SamplerCFG
 from ..compose import ActiveRules, GuidanceRun
+from ..directions import Directions
 from ..independent_condition import Pool
+from ..reuse import Reuse, Stop
 from ..schedule import StepTracker, fraction_of
 from .attention_maps import LastMap
 from .call import ModelCall
@@ -35,6 +37,7 @@ from .weak_models import WeakModels
 
 CHECK = "beyond_cfg_check"  # in model_options: "auto", or "off" where the table of networks is not checked by a probe
 PREFIX_SHARING = "beyond_cfg_sharing"  # in model_options: "auto", or "off" where all rows are to be computed whole
+REUSE, STOP = "beyond_cfg_reuse", "beyond_cfg_stop"  # in model_options: a Reuse, a Stop
 
 
 def sample_with_terms(executor, *args, **kwargs):
@@ -45,10 +48,11 @@ def sample_with_terms(executor, *args, **kwargs):
     if comfy.model_management.in_training:
         warn_once("guidance does not act while a model is trained; the terms on this model are left out")
         return executor(*args, **kwargs)
-    if not any(term.acts for term in terms) and RECORDERS not in guider.model_options:
+    listens = any(key in guider.model_options for key in (RECORDERS, REUSE, STOP))
+    if not any(term.acts for term in terms) and not listens:
         return executor(*args, **kwargs)
     if "positive" not in guider.conds:
-        nodes = ", ".join(term.node for term in terms)
+        nodes = ", ".join(term.node for term in terms) or "Beyond CFG"
         raise ValueError(
             f"{nodes}: {type(guider).__name__} has no positive prompt to guide. Use a guider that takes one."
         )
@@ -82,6 +86,7 @@ class Run:
         # What a region takes back of the sampler's CFG comes before all that is folded into it.
         self._folds = [(fold, strength) for term, strength in by_host + by_rule if (fold := term.fold) is not None]
         self._guidance = GuidanceRun(())  # made in `sample`, where the latent is known
+        self._directions: Directions | None = None  # likewise
         self._recorders = guider.model_options.get(RECORDERS, ())
         self._observation = _observation_of(terms, len(self._shapes))
         branches = {branch: term.node for term in terms for branch in term.branches}
@@ -106,7 +111,8 @@ class Run:
         for recorder in self._recorders:
             recorder.begin(len(sigmas) - 1)
         sampler = executor.class_obj
-        self._steps = StepTracker(sigmas.tolist(), sampler_name(sampler), free=churns(sampler))
+        schedule = sigmas.tolist()
+        self._steps = StepTracker(schedule, sampler_name(sampler), free=churns(sampler))
         network = uncompiled(guider.inner_model.diffusion_model)
         blocks, replaced = Blocks.at_the_begin(network), others.forwards(network)
         if replaced:
@@ -116,6 +122,10 @@ class Run:
             )
         regions = [fold.region_of(noise, self._shapes) for fold, _ in self._folds]
         self._guidance = GuidanceRun([(fold.rule, strength) for fold, strength in self._folds], regions)
+        savings = (self._guider.model_options.get(key) for key in (REUSE, STOP))
+        reuse, stop = (saving if saving is not None and saving.acts else None for saving in savings)
+        if reuse or stop:
+            self._directions = Directions(reuse, stop, schedule, measures=bool(self._recorders))
         inputs = SamplerInputs(sigmas, noise, latent_image, mask, extra_args.get("seed"), self._latent_shapes)
         self._weak_models.begin(guider, inputs)
         self._pools.begin(guider, inputs)
@@ -149,19 +159,23 @@ class Run:
             cfg = cfg if combines_by_cfg(self._guider) else 1.0  # no rule can correct what it does not know
             self._in_reach.update(in_reach)
             self._mattered.update(term for term in in_reach if term.matters_at(own, cfg))
-            active = self._guidance.at(start, cfg) if self._positive_acts(sigma) else ActiveRules(())
-            if not active and not self._recorders:
+            acts = self._positive_acts(sigma)
+            active = self._guidance.at(start, cfg) if acts else ActiveRules(())
+            directions = self._directions if acts else None
+            if self._directions is not None and not acts:
+                self._directions.forget()
+            if not active and not self._recorders and directions is None:
                 return executor(x, timestep, model_options, seed)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
             mixed = mixture(self._sampling, sigma)
             step = Step(x, sigma, start, index, moment.time, *mixed, moment.seed, cfg, self._shapes)
             began = time.perf_counter()
-            call = ModelCall(context, active, step, timestep, moment)
+            call = ModelCall(context, active, directions, step, timestep, moment)
             with call.placed_in(model_options):
                 denoised = executor(x, timestep, model_options, seed)
             denoised = call.finish(denoised, model_options)
             for recorder in self._recorders:
-                recorder.add(call.result, step, began, context.process_out)
+                recorder.add(call.result, step, began, context.process_out, context.names_of)
             return denoised
 
     def end(self) -> None:
@@ -182,6 +196,17 @@ class Run:
                 warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
             elif term not in self._mattered:
                 warn(f"{term.node} had no effect: {type(self._guider).__name__} {self._why_no_cfg(term)}")
+
+        directions = self._directions
+        if directions is not None and not directions.saved:
+            self._warn_of_no_saving(directions)
+
+    def _warn_of_no_saving(self, directions: Directions) -> None:
+        """Say that no direction went on or ended in this run, and why."""
+        for key, node in ((REUSE, Reuse.about.title), (STOP, Stop.about.title)):
+            saving = self._guider.model_options.get(key)
+            if saving is not None and saving.acts:
+                warn(f"{node} had no effect: {directions.why_not(saving)}")
 
     def _why_no_cfg(self, term: Term) -> str:
         """Why there was no CFG for a term to act on."""

@@ -86,13 +86,15 @@ def draw_schedule(curve: Curve):
 
 
 def draw_report(recorder) -> Tensor:
-    """What a Recorder holds, [1, height, width, 3]: the size and angle of each guidance and the cost of each model call."""
+    """What a Recorder holds, [1, height, width, 3]: the size and angle of each guidance, how wrong those were that went on
+    uncomputed, and the cost of each model call."""
     calls, names = recorder.calls, recorder.names
     colors = {name: f"C{at}" for at, name in enumerate(names)}
     pairs = list(dict.fromkeys(pair for call in calls for pair in call.angles()))
-    scaled = any(call.shares() for call in calls)
-    figure = _figure(9.0, 5.6 + 2.4 * bool(pairs) + 2.4 * scaled)
-    sizes, *between, cost = figure.subplots(2 + bool(pairs) + scaled, 1, sharex=True)
+    scaled, reused = any(call.shares() for call in calls), any(call.heard for call in calls)
+    figure = _figure(9.0, 5.6 + 2.4 * (bool(pairs) + scaled + reused))
+    sizes, *between, cost = figure.subplots(2 + bool(pairs) + scaled + reused, 1, sharex=True)
+    known = [between.pop()] if reused else []
     scales = [between.pop()] if scaled else []
     figure.subplots_adjust(left=0.09, right=0.78, top=0.95, bottom=0.08, hspace=0.18)
     for name in names:
@@ -115,7 +117,14 @@ def draw_report(recorder) -> Tensor:
             axes.plot(*zip(*points, strict=True), color=colors[name], linewidth=1, label=f"share of {name}")
         axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
         axes.set_ylabel("nearest plain cfg", fontsize=8)
-    cost.bar(range(len(calls)), [call.rows for call in calls], color=OTHER, label="rows")
+    for axes in known:
+        _draw_known(axes, calls, colors)
+    rows, saved = [call.rows for call in calls], [call.saved[1] for call in calls]
+    cost.bar(range(len(calls)), rows, color=OTHER, label="rows")
+    if any(saved):
+        cost.bar(
+            range(len(calls)), saved, bottom=rows, color="none", edgecolor=OTHER, linestyle=":", label="rows saved"
+        )
     cost.set_ylabel("rows", fontsize=8)
     cost.set_xlabel("model call (noise level falls to the right)", fontsize=8)
     time = cost.twinx()
@@ -125,13 +134,29 @@ def draw_report(recorder) -> Tensor:
     time.set_ylabel("ms", fontsize=8, labelpad=3)
     for axis in (cost.xaxis, cost.yaxis):
         axis.get_major_locator().set_params(integer=True)  # calls and rows are counted
-    for axes in (sizes, *between, *scales, cost):
+    for axes in (sizes, *between, *scales, *known, cost):
         axes.tick_params(labelsize=7)
         axes.margins(x=0.02)
         lines = axes.get_legend_handles_labels()[0] + ([milliseconds] if axes is cost else [])
         if lines:
             axes.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.07, 1.0), fontsize=7, frameon=False)
     return _image(figure)
+
+
+def _draw_known(axes, calls, colors: dict) -> None:
+    """In which calls each direction was computed, and how wrong the one was that had gone on until there."""
+    for name in dict.fromkeys(name for call in calls for name in call.heard):
+        color = colors.get(name, INK)
+        heard = [(at, call.heard[name]) for at, call in enumerate(calls) if name in call.heard]
+        errors = [(at, one.error.item()) for at, one in heard if one.error is not None]
+        axes.plot(
+            *zip(*errors, strict=True) if errors else ([], []), marker=".", color=color, label=f"{name}, computed"
+        )
+        stopped = [at for at, one in heard if one.state == "stopped"]
+        if stopped:
+            axes.plot(stopped, [0] * len(stopped), marker="x", linestyle="", color=color, label=f"{name}, stopped")
+    axes.set_ylim(bottom=-0.02)
+    axes.set_ylabel("error of what went on", fontsize=8)
 
 
 def _figure(width: float, height: float):

@@ -20,7 +20,13 @@ from pack.tests.host.harness import SKIPPING, Counter, close, network, pag, prom
 KINDS = ("unet", "sd3", "flux")
 NODES = {node.define_schema().node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}
 OTHERS = {"BeyondCFGClassifier", "BeyondCFGNoisyClassifier"}  # want a VAE, a file
-OTHERS |= {"BeyondCFGDegradedModel", "BeyondCFGRecorder", "BeyondCFGOptions"}  # no terms
+OTHERS |= {
+    "BeyondCFGDegradedModel",
+    "BeyondCFGRecorder",
+    "BeyondCFGOptions",
+    "BeyondCFGReuse",
+    "BeyondCFGStop",
+}  # no terms
 TERMS = sorted(
     key
     for key, node in NODES.items()
