@@ -25,7 +25,9 @@ from .study.rig import start_host
 ROOT = Path(__file__).resolve().parent.parent
 
 RESULTS, README = ROOT / "benchmarks/results/cost.json", ROOT / "README.md"
-STEPS, SEED, CFG = 2, 0, 4.0
+EVERY = 3  # of Guidance Reuse
+STEPS, SEED, CFG = EVERY, 0, 4.0
+REUSED = f", every {EVERY}rd step"
 FORKS = {  # where each network's perturbations are in the count: PAG, SEG, Skip Layer; a UNet has no layer to skip
     "SD 1.5": ("middle", "output.3", None),
     "SDXL": ("middle", "output.0", None),
@@ -69,6 +71,11 @@ def counted(name: str) -> list[dict]:
         ("NAG", 1, 1, step.negative(NormalizedAttention)),
         ("VSF", 1, 1, step.negative(FlippedValues)),
     ]
+    # Of as many steps as lie between two that compute, one does; the others evaluate the positive alone.
+    for name in ("CFG", "CFG + PAG", f"CFG + PAG + SEG{more}", "CFG + Autoguidance by a network of this size"):
+        _, rows, forwards, flops = next(line for line in lines if line[0] == name)
+        of_period = ((each + (EVERY - 1) * plain) / EVERY for each, plain in ((rows, 1), (forwards, 1), (flops, one)))
+        lines.append((name + REUSED, *of_period))
     return [dict(zip(("run", "rows", "forwards", "flops"), line, strict=True)) for line in lines]
 
 
@@ -103,7 +110,8 @@ def guided(kind: str, model) -> dict[str, tuple]:
     from comfy_extras.nodes_pag import PerturbedAttentionGuidance
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
-    from ..guiders.host import with_options
+    from ..guiders.host import with_options, with_reuse
+    from ..guiders.reuse import Reuse
     from ..tests.host import harness
 
     def ours(node: str, given, **settings):
@@ -122,6 +130,7 @@ def guided(kind: str, model) -> dict[str, tuple]:
         three = ours("SkipLayer", three, layers="0.75", start_percent=0.0, end_percent=1.0)
     runs["CFG + PAG, rows computed whole"] = (with_options(pag, "off"), CFG)
     runs["CFG + PAG"] = (pag, CFG)
+    runs["CFG + PAG" + REUSED] = (with_reuse(pag, Reuse(every=EVERY)), CFG)
     runs["CFG + SAG"] = (ours("SAG", model, layers=layers), CFG)
     name = "CFG + PAG + SEG" + ("" if kind == "unet" else " + Skip Layer")
     runs[f"{name}, rows computed whole"] = (with_options(three, "off"), CFG)
@@ -188,14 +197,20 @@ def page(results: dict) -> str:
         "Floating-point operations of a step (torch's own counter), over those without guidance; in brackets over as many "
         "rows computed whole by a network that nothing perturbs. PAG is in the UNets' middle and half way through "
         "transformers; SEG, with blur_sigma -1, and Skip Layer later. *rows computed whole*: Guidance Options with sharing "
-        "off.",
+        f"off. *every {EVERY}rd step*: Guidance Reuse, the mean of the steps from one that computes to the next.",
     ]
     for name, lines in results["counted"].items():
         one = lines[0]["flops"]
         rows = []
         for line in lines:
             saved = "" if line["run"] in ("no guidance", "CFG") else f" ({line['flops'] / (line['rows'] * one):.3f})"
-            rows.append((line["run"], line["rows"], line["forwards"], f"{line['flops'] / one:.3f}{saved}"))
+            rows.append(
+                (
+                    line["run"],
+                    *(f"{line[each]:.3g}" for each in ("rows", "forwards")),
+                    f"{line['flops'] / one:.3f}{saved}",
+                )
+            )
         parts += [f"### {name}: {one / 1e12:.2f} TFLOP without guidance", table(("", "rows", "forwards", "FLOP"), rows)]
     parts += [
         "## Measured, narrower networks",
@@ -205,10 +220,14 @@ def page(results: dict) -> str:
     ]
     for name, lines in results["measured"].items():
         rows = [
-            (line["run"], f"{line['rows']:g}", f"{line['forwards']:g}", "{:.2f} ({:.2f} to {:.2f})".format(*line["time"]),
-             f"{line['memory']:.2f}")
+            (
+                line["run"],
+                *(f"{line[each]:.3g}" for each in ("rows", "forwards")),
+                "{:.2f} ({:.2f} to {:.2f})".format(*line["time"]),
+                f"{line['memory']:.2f}",
+            )
             for line in lines
-        ]  # fmt: skip
+        ]
         parts += [f"### {name}", table(("", "rows", "forwards", "time", "memory"), rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -219,6 +238,7 @@ SHOWN = {  # what the pack's README shows, and by which runs
     "PAG": ("PAG",),
     "CFG + PAG, the host's node": ("CFG + PAG, the host's node",),
     "CFG + PAG": ("CFG + PAG",),
+    "CFG + PAG, every 3rd step": ("CFG + PAG" + REUSED,),
     "CFG + PAG + SEG + Skip Layer": ("CFG + PAG + SEG + Skip Layer", "CFG + PAG + SEG"),
     "CFG + Autoguidance": ("CFG + Autoguidance by a network of this size",),
 }

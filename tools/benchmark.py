@@ -17,6 +17,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "high_cfg": "high_cfg",
     "negatives": "negatives",
     "reuse": "reuse",
+    "orders": "orders",
     "cost": "cost",
     "overhead": "overhead",
     "probes": "probes",

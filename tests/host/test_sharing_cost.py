@@ -57,3 +57,13 @@ def test_each_row_costs_what_it_does_not_have_in_common_with_another(steps):
     assert abs(together - own - sum(one - own for one in one_by_one)) < 1e-3 * own
     print(together / step.naive(True, *perturbations))
     assert together < 0.8 * step.naive(True, *perturbations)
+
+
+@pytest.mark.parametrize(("name", "layers", "most"), [("SDXL", "middle", 1.6), ("Flux", "0.5", 1.55)])
+def test_cfg_and_pag_in_every_third_step(steps, name, layers, most):
+    """Guidance Reuse: of three steps one computes both, the others evaluate the positive alone."""
+    step = steps(name)
+    plain = step.forward((None,))
+    ratio = (step.shared(True, IdentityAttention(step.layers(layers))) + 2 * plain) / (3 * plain)
+    print(name, ratio)
+    assert ratio <= most
