@@ -83,9 +83,9 @@ def page(results: dict) -> str:
         "",
         f"Gaussians, whose denoiser is exact; CFG {CFG:g}; σ from {HIGH:g} to {LOW:g}. Relative error with {STEPS[1]} "
         f"steps, against the same sampler with {REFERENCE} steps that all compute. In brackets the order: the power of "
-        f"the number of steps that it falls with, from {STEPS[1]} to {STEPS[2]}. A direction that goes on in a straight line has "
-        "an error of second order, one that is held of first: a sampler keeps its own order up to that. Samplers that draw "
-        "noise of their own are not here.",
+        f"the number of steps that it falls with, from {STEPS[1]} to {STEPS[2]}. A direction that goes on in a straight "
+        "line has an error of second order, one that is held of first: a sampler keeps its own order up to that. Samplers "
+        "that draw noise of their own are not here.",
         "",
         *table(["sampler", *SAVINGS], rows),
     ]

@@ -76,6 +76,7 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "post_hoc_ema": (7, 1, ["Autoguidance 4, EMA 0.25", "no guidance"],
                      {"BeyondCFGAutoguidance": {"weight": 4}, "Post-hoc EMA: main model": {**AVERAGE, "ema": 0.1},
                       "Post-hoc EMA: weak model": {**AVERAGE, "ema": 0.25}}),
+    "reuse_sdxl": (5, 1.5, ["every 3rd step", "every step"], {"BeyondCFGPAG": PERTURBED}),
     "sag_guider": (7, 1, ["SAG 1", "no guidance"], {"BeyondCFGSAGGuider": {"scale": 1}}),
     "seg_ksampler": (9, 1, ["SEG 2, single.2", "no guidance"], {"BeyondCFGSEG": {**AT, "scale": 2}}),
     "sims_lora": (5, 1, ["SIMS 2", "no guidance"],
@@ -96,7 +97,7 @@ SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrat
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
     "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
-    "post_hoc_ema": ("PostHocEMA",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
+    "post_hoc_ema": ("PostHocEMA",), "reuse_sdxl": ("Reuse",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
     "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",), "sweep": ("Grid",), "tsg": ("TSG",),
 }  # fmt: skip
 SCHEDULE = {
