@@ -42,6 +42,7 @@ FORKS = {  # where each network's perturbations are in the count: PAG, SEG, Skip
 
 def counted(name: str) -> list[dict]:
     """Lines {"run", "rows", "forwards", "flops"} of one step of a network of full size."""
+    from ..guiders.sliding_window import SlidingWindowGuidance
     from ..patches import BlurredQuery, FlippedValues, IdentityAttention, NormalizedAttention, SkippedLayer
     from ..tests.host import full_size
 
@@ -56,6 +57,7 @@ def counted(name: str) -> list[dict]:
         return step.forward((None,) * (2 if cfg else 1) + perturbations)
 
     one, two = whole(False), whole(True)
+    windows, of_windows = step.windowed(SlidingWindowGuidance().branches()[0].windows)
     lines = [
         ("no guidance", 1, 1, one),
         ("CFG", 2, 1, two),
@@ -68,6 +70,7 @@ def counted(name: str) -> list[dict]:
         (f"CFG + PAG + SEG{more}, rows computed whole", 2 + len(all_three), 1, whole(True, *all_three)),
         (f"CFG + PAG + SEG{more}", 2 + len(all_three), 1, step.shared(True, *all_three)),
         ("CFG + Autoguidance by a network of this size", 3, 2, two + one),
+        ("SWG", 1 + windows, 2, one + of_windows),
         ("NAG", 1, 1, step.negative(NormalizedAttention)),
         ("VSF", 1, 1, step.negative(FlippedValues)),
     ]
@@ -135,6 +138,7 @@ def guided(kind: str, model) -> dict[str, tuple]:
     name = "CFG + PAG + SEG" + ("" if kind == "unet" else " + Skip Layer")
     runs[f"{name}, rows computed whole"] = (with_options(three, "off"), CFG)
     runs[name] = (three, CFG)
+    runs["CFG + SWG"] = (ours("SlidingWindow", model, start_percent=0.0, end_percent=1.0), CFG)
     weak = model.clone()
     weak.model_options["transformer_options"] = {"weak": True}  # else it would be the main model, and say so
     runs["CFG + Autoguidance by itself"] = (ours("Autoguidance", model, weak_model=weak), CFG)

@@ -76,6 +76,7 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "post_hoc_ema": (7, 1, ["Autoguidance 4, EMA 0.25", "no guidance"],
                      {"BeyondCFGAutoguidance": {"weight": 4}, "Post-hoc EMA: main model": {**AVERAGE, "ema": 0.1},
                       "Post-hoc EMA: weak model": {**AVERAGE, "ema": 0.25}}),
+    "region_sdxl": (1, 1, ["PAG 1, single.2, right half", "no guidance"], {"BeyondCFGPAG": PERTURBED}),
     "reuse_sdxl": (5, 1.5, ["every 3rd step", "every step"], {"BeyondCFGPAG": PERTURBED}),
     "sag_guider": (7, 1, ["SAG 1", "no guidance"], {"BeyondCFGSAGGuider": {"scale": 1}}),
     "seg_ksampler": (9, 1, ["SEG 2, single.2", "no guidance"], {"BeyondCFGSEG": {**AT, "scale": 2}}),
@@ -87,6 +88,7 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "skip_layer_wan": (7, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
     "sweep": (1, 1, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],
               {"PAG 0": {"scale": 0}, "PAG 1.5": {**AT, "scale": 0.5}, "PAG 3": PERTURBED, "PAG 5": {**AT, "scale": 2}}),
+    "swg_sdxl": (1, 1, ["SWG 1", "no guidance"], {"BeyondCFGSlidingWindow": {"scale": 1, "end_percent": 1}}),
     "tsg": (9, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
 }  # fmt: skip
 
@@ -97,8 +99,9 @@ SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrat
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
     "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
-    "post_hoc_ema": ("PostHocEMA",), "reuse_sdxl": ("Reuse",), "sag_guider": ("SAG", "SAGGuider"), "seg_ksampler": ("SEG", "SEGGuider"),
-    "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",), "sweep": ("Grid",), "tsg": ("TSG",),
+    "post_hoc_ema": ("PostHocEMA",), "reuse_sdxl": ("Reuse",), "sag_guider": ("SAG", "SAGGuider"),
+    "seg_ksampler": ("SEG", "SEGGuider"), "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",),
+    "sweep": ("Grid",), "swg_sdxl": ("SlidingWindow",), "tsg": ("TSG",),
 }  # fmt: skip
 SCHEDULE = {
     "curve_type": "points",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pack.guiders.host.classifiers import FOLDER
 from pack.tests.host import classifiers
+from pack.tests.host.harness import SHARED
 from pack.tests.host.zoo import SPECIMENS
 from pack.tests.host.zoo.specimen import has
 from pack.tools import tiny_models
@@ -20,6 +21,12 @@ def specimen(request):
     if missing:
         pytest.skip(f"this host has no {request.param.since}")
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def _networks_are_left_as_they_were():
+    yield
+    SHARED.check()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.ops
 import comfy.supported_models
 import torch
+from pack.guiders.windows import Windows
 from pack.patches.architectures import find
 from pack.patches.base import Moment
 from pack.patches.host import Blocks, NegativePrompt, Plan, PrefixSharing, Proofs, planned, probe
@@ -117,9 +118,9 @@ class Step:
     def layers(self, text: str):
         return find(self.model.diffusion_model).select(text, self.model.diffusion_model)
 
-    def forward(self, shares: tuple, copies: tuple = (), attention: bool = True, guidance=None) -> int:
+    def forward(self, shares: tuple, copies: tuple = (), attention: bool = True, guidance=None, latent=None) -> int:
         """attention: whether it is computed; else it gives zeros. guidance: by a negative prompt in the attention of all
-        rows, of as many tokens as the prompt."""
+        rows, of as many tokens as the prompt. latent: its shape, where it is not the network's own."""
         options = {"cond_or_uncond": [0] * len(shares), "uuids": [*range(len(shares))]}
         if not attention:
             options["optimized_attention_override"] = lambda _, *given, **more: probe.zeros(*given, **more)
@@ -128,7 +129,7 @@ class Step:
             negatives = tuple(NegativePrompt(guidance, text) for _ in shares) if guidance else ()
             run = (PrefixSharing(), Blocks(), False, negatives)
             options = planned(options, Plan(shares, Proofs(shares), Moment(), None, copies, *run))
-        x = torch.zeros(len(shares), *self.latent, device="meta")
+        x = torch.zeros(len(shares), *(latent or self.latent), device="meta")
         conds = {
             key: torch.zeros(len(shares), *value, device="meta") if isinstance(value, tuple) else value
             for key, value in self.conds.items()
@@ -136,6 +137,11 @@ class Step:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self.model.apply_model(x, torch.ones(len(shares), device="meta"), transformer_options=options, **conds)
         return counter.get_total_flops()
+
+    def windowed(self, windows: Windows) -> tuple[int, int]:
+        """(how many windows the picture has, what one forward of all of them costs)"""
+        every = windows.of(*self.latent[-2:])
+        return len(every), self.forward((None,) * len(every), latent=(*self.latent[:-2], *every[0][2:]))
 
     def shared(self, cfg: bool, *perturbations) -> int:
         own = ("negative", "positive") if cfg else ("positive",)

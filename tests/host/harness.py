@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
@@ -53,6 +54,51 @@ def network(kind: str, **kwargs):
     if kind not in ("flux", "wan"):
         model.model.diffusion_model.double().dtype = torch.float64
     return model
+
+
+def shared_network(kind: str, **kwargs):
+    """The same, of one network for all tests: a user's MODELs, too, are of one that was loaded once."""
+    return SHARED.get((kind, *kwargs.items()), lambda: network(kind, **kwargs))
+
+
+class Shared:
+    """Models that tests share, since to build one takes longer than to call it. A test that leaves one changed fails."""
+
+    def __init__(self):
+        self.models, self.states, self.used = {}, {}, set()
+
+    def get(self, key, build):
+        """A clone of the model of this key, which is built when it is first asked for."""
+        if key not in self.models:
+            self.models[key] = build()
+            self.states[key] = state_of(self.models[key])
+        self.used.add(key)
+        return self.models[key].clone()
+
+    def check(self) -> None:
+        """Raises AssertionError with the keys of those that are not as they were built. They are built anew."""
+        used, self.used = self.used, set()
+        changed = [key for key in used if state_of(self.models[key]) != self.states[key]]
+        if changed:  # by a patch of weights or objects, which the host takes off when it unloads
+            comfy.model_management.unload_all_models()
+        changed = [key for key in changed if state_of(self.models[key]) != self.states[key]]
+        for key in changed:
+            del self.models[key], self.states[key]
+        assert not changed, f"the test has changed the networks {changed}"
+
+
+SHARED = Shared()
+
+
+def state_of(model) -> list:
+    """What a run could leave in a network: other modules, forwards and hooks on them, other weights."""
+    modules = [*model.model.named_modules(remove_duplicate=False)]
+    on = [("forward" in vars(one), [*one._forward_hooks], [*one._forward_pre_hooks]) for _, one in modules]
+    values = [*model.model.parameters(), *model.model.buffers()]
+    sums = [
+        (value.dtype, str(value.sum(dtype=torch.float64).item())) for value in values
+    ]  # as text, a NaN is equal to itself
+    return [[(name, id(module)) for name, module in modules], on, sums]
 
 
 def pag(model, scale=3.0, layers="auto", start=0.0, end=1.0):

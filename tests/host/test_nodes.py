@@ -15,7 +15,7 @@ from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
 from pack.patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
 from pack.tests.host import networks
-from pack.tests.host.harness import SKIPPING, network, pag, prompts, sample
+from pack.tests.host.harness import SKIPPING, pag, prompts, sample, shared_network
 
 import nodes as host_nodes
 
@@ -36,10 +36,10 @@ def execute(node_id: str, **changes):
     node = BY_ID[node_id]
     schema = node.define_schema()
     positive, negative = prompts("unet")
-    weak = {name: network("unet", seed=5) for name in ("weak_model", "auxiliary_model", "negative_model")}
+    weak = {name: shared_network("unet", seed=5) for name in ("weak_model", "auxiliary_model", "negative_model")}
     given = {"positive": positive, "negative": negative, "empty_conditioning": negative, **weak}
     if "model" not in changes:
-        given["model"] = network("sd3" if node_id in SKIPPING else "unet")
+        given["model"] = shared_network("sd3" if node_id in SKIPPING else "unet")
     given |= {given.id: given.default for given in schema.inputs if hasattr(given, "default")} | changes
     wanted = {given.id for given in schema.inputs}
     return node.execute(**{key: value for key, value in given.items() if key in wanted and value is not None}).result[0]
@@ -131,7 +131,7 @@ def test_an_input_that_came_later_is_optional_stands_last_and_has_its_default_wh
     for changes in ({}, {"blend": None, "target": None}):
         (term,) = execute("BeyondCFGPAG", **changes).model_options[host.KEY]
         assert term.rule.perturbation == IdentityAttention(term.rule.perturbation.layers)
-    values = {"model": network("unet"), "scale": 3.0, "layers": "auto", "start_percent": 0.0, "end_percent": 1.0}
+    values = {"model": shared_network("unet"), "scale": 3.0, "layers": "auto", "start_percent": 0.0, "end_percent": 1.0}
     out = BY_ID["BeyondCFGPAG"].execute(**values, blend=None, target="uniform").result[0]  # a link that gives nothing
     (term,) = out.model_options[host.KEY]
     assert (term.rule.perturbation.blend, term.rule.perturbation.target) == (1.0, "uniform")
@@ -159,7 +159,7 @@ def test_an_input_that_was_added_later_stands_last_and_a_workflow_that_lacks_it_
     widgets = [given.id for given in inputs if hasattr(given, "default")]
     assert widgets[-len(added) :] == added
     assert [given.id for given in inputs if given.optional and given.id in widgets] == added
-    model = network("sd3" if node_id == "BeyondCFGSkipLayer" else "unet")
+    model = shared_network("sd3" if node_id == "BeyondCFGSkipLayer" else "unet")
     (lacking,) = execute(node_id, model=model, **dict.fromkeys(added)).model_options[host.KEY]
     (shown,) = execute(node_id, model=model).model_options[host.KEY]
     assert lacking == shown
@@ -199,7 +199,7 @@ def test_a_node_acts_with_the_defaults_of_its_widgets(node):
 
 
 def test_a_term_node_gives_a_model_with_the_term_and_does_not_change_the_model_it_was_given():
-    model = network("unet")
+    model = shared_network("unet")
     options, wrappers = dict(model.model_options), {kind: dict(w) for kind, w in model.wrappers.items()}
     plain = sample(model)
     out = execute("BeyondCFGPAG", model=model, scale=2.0, layers="input.4", start_percent=0.1, end_percent=0.9)
@@ -211,19 +211,19 @@ def test_a_term_node_gives_a_model_with_the_term_and_does_not_change_the_model_i
 
 
 def test_a_chain_of_term_nodes_keeps_each_in_order():
-    out = execute("BeyondCFGPAG", model=execute("BeyondCFGInterval", model=pag(network("unet"), 1.0)), scale=2.0)
+    out = execute("BeyondCFGPAG", model=execute("BeyondCFGInterval", model=pag(shared_network("unet"), 1.0)), scale=2.0)
     assert [term.node for term in out.model_options[host.KEY]] == ["PAG", "CFG Interval", "PAG"]
     assert [term.rule.scale for term in out.model_options[host.KEY][::2]] == [1.0, 2.0]
 
 
 def test_a_guider_node_has_the_terms_that_its_model_has_and_its_own():
-    guider = execute("BeyondCFGPAGGuider", model=pag(network("unet"), 1.0), scale=2.0, cfg=5.0)
+    guider = execute("BeyondCFGPAGGuider", model=pag(shared_network("unet"), 1.0), scale=2.0, cfg=5.0)
     assert [term.rule.scale for term in guider.model_options[host.KEY]] == [1.0, 2.0] and guider.cfg == 5.0
     assert set(guider.original_conds) == {"positive", "negative"}
 
 
 def test_the_cfg_guider_over_the_whole_of_sampling_puts_nothing_on_its_model():
-    model = network("unet")
+    model = shared_network("unet")
     assert execute("BeyondCFGGuider", model=model).model_patcher is model
     interval = execute("BeyondCFGGuider", model=model, end_percent=0.5)
     assert len(interval.model_options[host.KEY]) == 1 and host.KEY not in model.model_options
@@ -294,7 +294,7 @@ def test_layers_that_cannot_be_read_or_found_are_refused_with_those_that_the_mod
 
 @pytest.mark.parametrize("node_id", SKIPPING)
 def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transformer_too(node_id):
-    assert "no layer of Stable Diffusion 1, 2, XL, SVD" in refusal(node_id, model=network("unet"))
+    assert "no layer of Stable Diffusion 1, 2, XL, SVD" in refusal(node_id, model=shared_network("unet"))
     assert refusal(node_id, layers="7").endswith('there is no "7". This model has double.0-2.')
 
 
