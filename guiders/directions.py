@@ -35,7 +35,7 @@ class Known:
     branch: Branch
     computed: int  # of how many samples it was computed
     over: int  # of how many it was over
-    error: Tensor | None = None  # [batch], of Δ̂ where Δ was computed, in parts of the longest
+    error: Tensor | None = None  # [computed], of Δ̂ where Δ was computed, in parts of the longest
 
 
 class Directions:
@@ -46,17 +46,21 @@ class Directions:
         self._reuse, self._stop, self._sigmas, self._measures = reuse or Reuse(every=1), stop, list(sigmas), measures
         self._of: dict[Branch, Direction] = {}
         self._index = -1  # of the step under way
-        self._asked = False  # for any direction, in this run
+        self._shape: tuple[int, ...] = ()  # of x
+        self._asked = self._given = False  # for any direction in this run; for one that others read in each call
         self.saved = False  # whether any was not computed where it was asked for
         self.known: list[Known] = []  # in the last call
 
     def due(
         self, branches: Collection[Branch], step: Step, reference: Branch = POSITIVE, given: Collection[Branch] = ()
     ) -> tuple[Branch, ...]:
-        """Those of `branches` that are to be evaluated. reference: what REFERENCE stands for. given: those that are known
-        in every call."""
+        """Those of `branches` that are to be evaluated. reference: what REFERENCE stands for. given: those that are
+        evaluated in every call, whatever is said here."""
         if step.index != self._index:
             self._turn_to(step.index)
+        if step.x.shape != self._shape:  # there are samplers that look at a smaller picture in between
+            self._of, self._shape = {}, step.x.shape
+        self._given |= bool({*given} - {POSITIVE, REFERENCE})
         asked = [branch for branch in branches if branch not in (POSITIVE, REFERENCE, *given)]
         self._of = {branch: self._of.get(branch) or self._direction(branch, step.x.shape[0]) for branch in asked}
         due = {POSITIVE, *given}
@@ -89,14 +93,16 @@ class Directions:
 
     def why_not(self, saving: Reuse | Stop) -> str:
         """Why nothing was saved in a run that is over."""
+        if not self._asked and self._given:
+            return "the sampler or another node reads the negative's own prediction in each step"
         if not self._asked:
-            return "there was nothing to go on without. No guidance on the model needs a prediction of its own"
+            return "no guidance of this run needs a prediction beside the positive's"
         if isinstance(saving, Stop):
-            return f"no guidance came near to its end, cosine {saving.cosine:g} or length {saving.length:g}"
+            return f"no guidance reached its end (cosine {saving.cosine:g}, length {saving.length:g})"
+        if saving.mode == "auto":
+            return f"with tolerance {saving.tolerance:g} every step had to be computed"
         steps = len(self._sigmas) - 1
-        if saving.mode == "regular" or steps <= max(2, saving.first + saving.last):
-            return f"this run had {steps} step{'s' * (steps != 1)}, and all of them were to be computed"
-        return f"with the tolerance of {saving.tolerance:g} all steps had to be computed"
+        return f"in a run of {steps} step{'s' * (steps != 1)} no guidance acts long enough to go on"
 
     def forget(self) -> None:
         """A call has asked for nothing: all directions begin anew."""
@@ -166,7 +172,9 @@ class Direction:
         if is_first:
             if self._measures:
                 measured = self._measure(base, prediction, direction, place)
-                error = None if self._newest is None else measured
+                error = (
+                    None if self._newest is None else measured[[at for at, here in enumerate(self.computes) if here]]
+                )
             self._keep(direction, place)
         return given, error
 
@@ -197,13 +205,16 @@ class Direction:
 
     def _measure(self, base: Latent, prediction: Latent, direction: Latent, place: float) -> Tensor:
         """The error of Δ̂, [batch], in parts of the longest Δ. Keeps what is decided by."""
-        length = norm(direction)
-        self._longest = length if self._longest is None else torch.maximum(self._longest, length)
-        unit = self._longest.clamp(min=torch.finfo(self._longest.dtype).tiny)
+        length, tiny = norm(direction), torch.finfo(torch.float32).tiny
+        longest = length if self._longest is None else torch.maximum(self._longest, length)
+        if self._longest is not None and not all(self.computes):
+            longest = torch.where(_column(self.computes, base), longest, self._longest)
+        self._longest = longest
+        unit = self._longest.clamp(min=tiny)
         error = norm(exact(direction) - exact(self._estimate(base, place))) / unit
         if self._decides:
-            sizes = (norm(base) * norm(prediction)).clamp(min=torch.finfo(unit.dtype).tiny)
-            self.measured = torch.stack([error, dot(base, prediction) / sizes, length / unit]).flatten(1)
+            cosine = dot(base, prediction) / (norm(base) * norm(prediction)).clamp(min=tiny)
+            self.measured = torch.stack([error, cosine, length / unit]).flatten(1)
         return error.flatten()
 
     def _keep(self, direction: Latent, place: float) -> None:

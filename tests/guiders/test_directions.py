@@ -83,13 +83,13 @@ def test_all_evaluations_of_a_step_follow_its_first():
     assert computed(evaluate) == [0, 1, 2, 6, 7, 8]
 
 
-@pytest.mark.parametrize("way", ["back in the schedule", "not asked", "forgotten"])
+@pytest.mark.parametrize("way", ["back in the schedule", "not asked", "forgotten", "another size"])
 def test_a_direction_begins_anew(way):
     evaluate, directions = Toy({POSITIVE: along(0), NEGATIVE: along(1)}), directions_of(Reuse(every=100))
     run = GuidanceRun([(ClassifierFreeGuidance(2.0), Interval(low=0.0, high=11.0))], directions=directions)
 
-    def at(index: int) -> None:
-        run(Step(x_of(), SIGMAS[index], SIGMAS[index], index), evaluate)
+    def at(index: int, x=None) -> None:
+        run(Step(x_of() if x is None else x, SIGMAS[index], SIGMAS[index], index), evaluate)
 
     at(2), at(3)
     assert computed(evaluate) == [0]
@@ -97,6 +97,8 @@ def test_a_direction_begins_anew(way):
         at(1)
     elif way == "not asked":
         at(0), at(4)  # outside its interval
+    elif way == "another size":
+        at(4, x_of()[..., ::2, ::2])
     else:
         directions.forget(), at(4)
     assert computed(evaluate)[-1] == len(evaluate.asked) - 1
