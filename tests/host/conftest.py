@@ -31,8 +31,9 @@ def _networks_are_left_as_they_were():
 
 @pytest.fixture
 def model(specimen):
+    """The specimen's, of one network for all tests."""
     torch.manual_seed(0)
-    return specimen.build()
+    return SHARED.get(specimen.name, specimen.build)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from pack.patches.host.degraded import with_dropout
 from pack.patches.host.forwards import takes_options
 from pack.patches.host.lookup import network_of
 from pack.tests.host import networks
-from pack.tests.host.harness import close
+from pack.tests.host.harness import SHARED, close
 from pack.tests.host.zoo import SPECIMENS
 from pack.tests.host.zoo.others import pixart
 from pack.tests.host.zoo.specimen import has
@@ -481,11 +481,12 @@ WITH_TIME_0 = [
 @pytest.mark.parametrize("specimen", WITH_TIME_0, indirect=True, ids=str)
 def test_a_perturbed_time_is_not_that_of_the_references(specimen, model):
     module, outs = model.model.diffusion_model.get_submodule(architecture_of(model).time), []
-    module.register_forward_hook(lambda module, inputs, out: outs.append(out.flatten(0, -2).clone()))
+    hook = module.register_forward_hook(lambda module, inputs, out: outs.append(out.flatten(0, -2).clone()))
     forward(specimen, model)
     plain = torch.cat(outs)
     outs.clear()
     forward(specimen, model, NoisyTimeEmbedding(noise=1.0))
+    hook.remove()
     changed = (torch.cat(outs) != plain).any(1)
     start = len(ROWS) if specimen.time_0_first else 0
     assert len(plain) == 2 * len(ROWS) and changed.nonzero().flatten().tolist() == [start, start + 1]
@@ -536,7 +537,7 @@ def test_the_overview_names_the_networks_whose_attention_gets_no_options():
     for specimen in SPECIMENS:
         if specimen.since and not has(specimen.since):
             continue
-        model = specimen.build()
+        model = SHARED.get(specimen.name, specimen.build)
         architecture, network = architecture_of(model), network_of(model)
         blocks = architecture.blocks(network).items() if architecture.stacks else ()
         takes = all(takes_options(architecture.attention(block, layer)) for layer, block in blocks)

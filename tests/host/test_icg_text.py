@@ -13,7 +13,7 @@ from pack.guiders import host
 from pack.guiders.host.texts import ELSE, TEXT
 from pack.guiders.independent_condition import Pool
 from pack.tests.host import networks
-from pack.tests.host.harness import close, guider_of
+from pack.tests.host.harness import SHARED, close, guider_of
 from pack.tests.host.test_icg import icg
 from pack.tests.host.zoo import SPECIMENS
 from pack.tests.host.zoo.conditionings import conditioning, has_text, latent
@@ -47,7 +47,7 @@ def several(packed, batch: int):
 
 def built(specimen):
     torch.manual_seed(0)
-    return specimen.build()
+    return SHARED.get(specimen.name, specimen.build)
 
 
 @EVERY

@@ -14,7 +14,8 @@ def ratios():
     def of(name: str) -> dict:
         if name not in made:
             step = Step(name)
-            made[name] = {method: step.negative(method) / step.forward((None,)) for method in PROMPT_GUIDANCES}
+            plain = step.forward((None,))
+            made[name] = {method: step.negative(method) / plain for method in PROMPT_GUIDANCES}
         return made[name]
 
     with without_values():

@@ -15,7 +15,7 @@ from pack.patches.host import Plan, Proofs, architecture_of, choose_prompt_layer
 from pack.patches.host.lookup import network_of
 from pack.patches.host.prompts import NegativePrompt
 from pack.tests.host import invented, networks
-from pack.tests.host.harness import close
+from pack.tests.host.harness import SHARED, close
 from pack.tests.host.zoo import SPECIMENS
 from pack.tests.host.zoo.specimen import has
 
@@ -137,11 +137,6 @@ def specimen(request):
     return request.param
 
 
-@pytest.fixture
-def model(specimen):
-    return specimen.build()
-
-
 def layers_of(model):
     return architecture_of(model).prompt_layers(network_of(model))
 
@@ -183,7 +178,7 @@ def test_a_network_in_which_no_negative_can_act_is_refused_with_the_reason(name,
     with pytest.raises(
         ValueError, match=re.escape(f"in the attention of {name}: {REFUSED[name].no_prompt}. CFG works here")
     ):
-        choose_prompt_layers(specimen.build(), "auto")
+        choose_prompt_layers(SHARED.get(specimen.name, specimen.build), "auto")
 
 
 @pytest.mark.parametrize("name", sorted(BESIDE))
@@ -191,7 +186,7 @@ def test_a_text_that_holds_other_things_is_refused_when_it_comes(name):
     specimen = next(one for one in SPECIMENS if one.name == name)
     if specimen.since and not has(specimen.since):
         pytest.skip(f"this host has no {specimen.since}")
-    model = specimen.build()
+    model = SHARED.get(specimen.name, specimen.build)
     guidance = NormalizedAttention(layers_of(model), 4.0, 1.5, 0.5)
     with pytest.raises(RuntimeError, match=r"NAG: no negative prompt can act in .*: its text is put together with"):
         together(specimen, model, guidance)

@@ -8,7 +8,7 @@ from pack.guiders import host
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.schedule import EVALUATIONS, FREE, Schedule, StepTracker
 from pack.tests.host import networks
-from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, run, sample, sigmas_of
+from pack.tests.host.harness import Counter, close, guider_of, pag, prompts, run, sample, shared_network, sigmas_of
 from pack.tests.host.reference import with_reference_pag
 
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
@@ -18,7 +18,7 @@ ADAPTIVE = {"dpm_adaptive"}
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_pag_with_every_sampler_is_pag_evaluated_apart(sampler):
-    model, small = network("unet"), {"latent": networks.latent("unet", 1, 8, 8), "sampler": sampler}
+    model, small = shared_network("unet"), {"latent": networks.latent("unet", 1, 8, 8), "sampler": sampler}
     ours, plain = Counter(pag(model)), Counter(model)
     got = sample(ours.model, **small)
     expected = sample(with_reference_pag(model, "unet"), **small)
@@ -31,7 +31,7 @@ def test_pag_with_every_sampler_is_pag_evaluated_apart(sampler):
 def evaluations(sampler: str, sigmas):
     """(σ, true step) of every model call: a sampler calls back after the first evaluation of each step."""
     calls, starts = [], []
-    guider = guider_of(network("unet"), *prompts("unet"))
+    guider = guider_of(shared_network("unet"), *prompts("unet"))
 
     def record(x, timestep, model_options, seed):
         calls.append(timestep[0].item())
@@ -42,7 +42,7 @@ def evaluations(sampler: str, sigmas):
     guider.predict_noise = record
     run(
         guider,
-        networks.latent("unet"),
+        networks.latent("unet", 1, 8, 8),
         sampler=sampler,
         sigmas=sigmas,
         callback=lambda *_: starts.append(len(calls) - 1),
@@ -54,7 +54,7 @@ def evaluations(sampler: str, sigmas):
 @pytest.mark.parametrize("scheduler", ["normal", "karras"])
 @pytest.mark.parametrize("part", ["whole", "first half"])
 def test_every_evaluation_is_taken_for_the_step_it_belongs_to(sampler, scheduler, part):
-    sigmas = sigmas_of(network("unet"), 7, scheduler)
+    sigmas = sigmas_of(shared_network("unet"), 7, scheduler)
     if part == "first half":  # SplitSigmas: the schedule does not end at 0
         sigmas = sigmas[:4]
     true = evaluations(sampler, sigmas)
@@ -69,7 +69,7 @@ def test_the_table_of_look_ahead_samplers_names_samplers_of_the_host():
 
 def test_heun_keeps_its_decision_for_a_whole_step():
     """arXiv:2404.07724: the corrector of the last unguided step is not guided, that of the last guided step is."""
-    model = network("unet")
+    model = shared_network("unet")
     model = host.add_term(model, host.Term(SamplerCFG(), Schedule(0.3, 0.7), "CFG Interval"))
     counter = Counter(model)
     sample(counter.model, sampler="heun", steps=8)
@@ -78,7 +78,7 @@ def test_heun_keeps_its_decision_for_a_whole_step():
 
 
 def test_an_inpainting_mask_holds():
-    model, latent = network("unet"), torch.ones(1, 4, 16, 16)
+    model, latent = shared_network("unet"), torch.ones(1, 4, 16, 16)
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 4:12, 4:12] = 1
     got = sample(pag(model), latent=latent, mask=mask)

@@ -11,7 +11,7 @@ from pack.guiders.host.windowed import NOWHERE, why_not_windowed, windowed
 from pack.guiders.schedule import Schedule
 from pack.guiders.windows import Windows
 from pack.tests.host import networks
-from pack.tests.host.harness import TERM_NODES, Counter, close, guider_of, network, prompts, run, sample
+from pack.tests.host.harness import SHARED, TERM_NODES, Counter, close, guider_of, network, prompts, run, sample
 from pack.tests.host.test_forwards_of_others import by_roles, halves
 from pack.tests.host.test_with_others import (
     CACHES,
@@ -212,8 +212,7 @@ def test_every_network_of_the_table_sees_windows_as_pictures_of_their_size_or_is
     assert not why
     if specimen.row == "PixArt":
         x = x.repeat(1, 1, 6, 1)  # the host has no positions for a picture as small as a window of this one
-    torch.manual_seed(0)
-    model = specimen.build()
+    model = SHARED.get(specimen.name, specimen.build)
     model.model.current_patcher = model
     sigma = torch.tensor([float(model.get_model_object("model_sampling").percent_to_sigma(0.4))])
     options = {"transformer_options": {}}

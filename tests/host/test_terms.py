@@ -1,7 +1,6 @@
 """Every term by itself and with every other, as users chain them, on the host."""
 
 import asyncio
-import hashlib
 import itertools
 
 import pytest
@@ -15,7 +14,7 @@ from pack.nodes.extension import BeyondCFG
 from pack.patches import PROMPT_GUIDANCES, NoisyTimeEmbedding, SkippedLayer
 from pack.patches.host import select_layers
 from pack.tests.host import networks
-from pack.tests.host.harness import SKIPPING, Counter, close, network, pag, prompts, run, sample, sigmas_of
+from pack.tests.host.harness import SKIPPING, Counter, close, pag, prompts, run, sample, shared_network, sigmas_of
 
 KINDS = ("unet", "sd3", "flux")
 NODES = {node.define_schema().node_id: node for node in asyncio.run(BeyondCFG().get_node_list())}
@@ -50,16 +49,28 @@ def on_kinds(*groups, kinds=KINDS) -> list:
     ]
 
 
-def pairs_on_kinds() -> list:
-    """Every two terms, on one network each; the long form has them on all others too."""
-    able = (pair for pair in itertools.combinations(TERMS, 2) if not {*pair} <= {*NEGATIVES})
-    pairs = on_kinds(*able, kinds=(*KINDS, "wan"))
-    shown, found = set(), []
-    for pair in sorted(pairs, key=lambda pair: hashlib.sha256(pair.id.encode()).digest()):
-        marks = [pytest.mark.slow] if pair.values[0] in shown else []
-        shown.add(pair.values[0])
-        found.append(pytest.param(*pair.values, id=pair.id, marks=marks))
-    return sorted(found, key=lambda pair: pair.id)
+ABLE = [pair for pair in itertools.combinations(TERMS, 2) if not {*pair} <= {*NEGATIVES}]
+AT_A_TIME = 5
+
+
+def chains_on_kinds() -> list:
+    """Chains that have every two terms in one of them at least, each on a network in turn."""
+    left, chains = dict.fromkeys(ABLE), []
+
+    def new(keys, key) -> int:
+        """How many pairs are in no chain yet that `key` makes with `keys`; -1 where it cannot be beside one of them."""
+        pairs = [tuple(sorted((key, other))) for other in keys]
+        return sum(pair in left for pair in pairs) if {*pairs} <= {*ABLE} else -1
+
+    while left:
+        keys = [*next(iter(left))]
+        while len(keys) < AT_A_TIME:
+            keys.append(max((key for key in TERMS if key not in keys), key=lambda key: new(keys, key)))
+        for pair in itertools.combinations(sorted(keys), 2):
+            left.pop(pair, None)
+        kinds = [kind for kind in (*KINDS, "wan") if not (kind == "unet" and {*SKIPPING} & {*keys})]
+        chains.append((tuple(keys), kinds[len(chains) % len(kinds)]))
+    return [pytest.param(*chain, id="-".join((chain[1], *chain[0]))) for chain in chains]
 
 
 def further_forwards(*keys) -> int:
@@ -79,7 +90,7 @@ def apply(key, model, **changes):
 
 
 def chain(keys, kind, model):
-    weak = network(kind, seed=5)
+    weak = shared_network(kind, seed=5)
     for key in keys:
         model = apply(key, model, weak=weak, empty=networks.conditioning(kind, 3))
     return model
@@ -87,21 +98,36 @@ def chain(keys, kind, model):
 
 @pytest.mark.parametrize(("keys", "kind"), on_kinds(*((key,) for key in TERMS), kinds=(*KINDS, "wan")))
 def test_a_term_alone_is_finite_and_adds_no_forward_that_it_need_not(keys, kind):
-    model = network(kind)
-    counter = Counter(chain(keys, kind, model))
+    counter = Counter(chain(keys, kind, shared_network(kind)))
     latent = networks.latent(kind, 2, 12, 18)
     assert sample(counter.model, kind, latent=latent, steps=2).isfinite().all()
     assert len(counter.rows) == 2 * (1 + further_forwards(*keys))
 
 
-@pytest.mark.parametrize(("keys", "kind"), pairs_on_kinds())
-def test_any_two_terms_run_together_as_patch_and_as_guider_alike(keys, kind):
-    model, latent = network(kind), networks.latent(kind, 1, 8, 8)
-    counter = Counter(chain(keys, kind, model))
+def run_together(keys, kind):
+    """As patch and as guider alike, with no forward that need not be."""
+    latent = networks.latent(kind, 1, 8, 8)
+    counter = Counter(chain(keys, kind, shared_network(kind)))
     patched = sample(counter.model, kind, latent=latent, steps=1)
     guider = host.make_guider(counter.model, *prompts(kind), 4.0)
     assert patched.isfinite().all() and torch.equal(run(guider, latent, steps=1), patched)
     assert len(counter.rows) == 2 * (1 + further_forwards(*keys))  # two runs of one step
+
+
+@pytest.mark.parametrize(("keys", "kind"), chains_on_kinds())
+def test_every_two_terms_run_together_among_others(keys, kind):
+    run_together(keys, kind)
+
+
+def test_the_chains_leave_no_two_terms_out():
+    together = {pair for chain in chains_on_kinds() for pair in itertools.combinations(sorted(chain.values[0]), 2)}
+    assert together == {*ABLE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("keys", "kind"), on_kinds(*ABLE, kinds=(*KINDS, "wan")))
+def test_every_two_terms_run_together_alone(keys, kind):
+    run_together(keys, kind)
 
 
 def add(model, perturbation, scale=2.0, **when):
@@ -110,13 +136,13 @@ def add(model, perturbation, scale=2.0, **when):
 
 @pytest.mark.parametrize("cfg", [1.0, 4.0])
 def test_skip_layer_is_the_hosts_skip_layer(cfg):
-    model = network("sd3")
+    model = shared_network("sd3")
     theirs = SkipLayerGuidanceSD3().skip_guidance_sd3(model, "0, 2", 2.0, 0.0, 1.0)[0]
     ours = add(model, SkippedLayer(select_layers(model, "0, 2", skip=True)))
     assert close(sample(ours, "sd3", cfg), sample(theirs, "sd3", cfg)) < 2e-6
     assert close(sample(model, "sd3", cfg), sample(theirs, "sd3", cfg)) > 1e-2
 
-    model = network("flux")
+    model = shared_network("flux")
     theirs = SkipLayerGuidanceDiT.execute(model, 2.0, 0.0, 1.0, "1", "0, 2")[0]
     ours = add(model, SkippedLayer(select_layers(model, "double.1, single.0, single.2", skip=True)))
     assert close(sample(ours, "flux", cfg), sample(theirs, "flux", cfg)) < 1e-5
@@ -125,7 +151,7 @@ def test_skip_layer_is_the_hosts_skip_layer(cfg):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_time_step_guidance_acts_by_its_noise_alone(kind):
-    model = network(kind)
+    model = shared_network(kind)
     plain = sample(model, kind)
     assert close(sample(add(model, NoisyTimeEmbedding(noise=0.0)), kind), plain) < 1e-6
     noisy = add(model, NoisyTimeEmbedding(noise=1.0))
@@ -138,7 +164,7 @@ def test_time_step_guidance_acts_by_its_noise_alone(kind):
 
 
 def test_a_samples_noise_does_not_depend_on_what_else_is_in_the_batch():
-    model = add(network("unet"), NoisyTimeEmbedding(noise=1.0))
+    model = add(shared_network("unet"), NoisyTimeEmbedding(noise=1.0))
     two = networks.latent("unet", 2)
     torch.manual_seed(0)
     both = sample(model, latent=two, steps=2)
@@ -147,7 +173,7 @@ def test_a_samples_noise_does_not_depend_on_what_else_is_in_the_batch():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_curve_multiplies_the_strength(kind):
-    model = network(kind)
+    model = shared_network(kind)
     rule = pag(model, 2.0).model_options[host.KEY][0].rule
     half = host.add_term(model, host.Term(rule, Schedule(curve=Curve(((0.0, 0.5),))), "half"))
     assert close(sample(half, kind), sample(pag(model, 1.0), kind)) < 2e-6
@@ -156,7 +182,7 @@ def test_a_curve_multiplies_the_strength(kind):
 
 
 def test_a_curve_over_noise_levels_switches_where_it_says():
-    model = network("unet")
+    model = shared_network("unet")
     sigmas = sigmas_of(model, 8)
     cut = (sigmas[3].item() + sigmas[4].item()) / 2
     rule = pag(model).model_options[host.KEY][0].rule
@@ -168,7 +194,7 @@ def test_a_curve_over_noise_levels_switches_where_it_says():
 
 def test_rescale_takes_the_guided_result_back_to_the_positives_contrast():
     """One step, so that the result is the denoised prediction itself."""
-    model = network("unet")
+    model = shared_network("unet")
     latent = networks.latent("unet", 2)
     guided, positive = (sample(model, cfg=cfg, latent=latent, steps=1) for cfg in (8.0, 1.0))
     rescaled = sample(apply("BeyondCFGRescale", model, amount=1.0), cfg=8.0, latent=latent, steps=1)
@@ -177,7 +203,7 @@ def test_rescale_takes_the_guided_result_back_to_the_positives_contrast():
 
 
 def test_adaptive_projected_guidance_without_its_settings_is_plain_cfg():
-    model = network("unet")
+    model = shared_network("unet")
     neutral = apply("BeyondCFGAdaptiveProjected", model, eta=1.0, norm_threshold=0.0, momentum=0.0)
     assert torch.equal(sample(neutral), sample(model))
     half = apply("BeyondCFGAdaptiveProjected", model, eta=1.0, norm_threshold=1e-3)
