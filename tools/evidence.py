@@ -6,7 +6,7 @@ python dev.py docs
 import json
 from pathlib import Path
 
-from ..benchmarks import cost, high_cfg, negatives
+from ..benchmarks import cost, high_cfg, negatives, orders, reuse
 from ..benchmarks.study.cells import read_records
 from ..benchmarks.study.report import report
 from ..benchmarks.study.summary import in_step
@@ -15,17 +15,23 @@ from .places import ROOT
 
 RESULTS, READMES = ROOT / "benchmarks/results", (ROOT / "README.md", ROOT / "benchmarks/README.md")
 
+WITH_TABLES = {"high_cfg": high_cfg, "negatives": negatives, "reuse": reuse}  # in benchmarks/README.md
+PAGES = {"cost": cost.page, "orders": orders.page, "toy2d": page_of_toy2d}
+PAGES |= {name: made_by.page for name, made_by in WITH_TABLES.items()}
+
 
 def made() -> dict[Path, str]:
     """Each page, with what the results make of it. READMEs keep what stands around their tables."""
-    costs = json.loads((RESULTS / "cost.json").read_text("utf-8"))
-    high, at_cfg_1 = (json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in ("high_cfg", "negatives"))
+
+    def results(name: str) -> dict:
+        return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
     pages = {page: in_step(page.read_text("utf-8"), RESULTS) for page in READMES}
-    pages[READMES[0]] = cost.in_step(pages[READMES[0]], costs)
-    pages[READMES[1]] = negatives.in_step(high_cfg.in_step(pages[READMES[1]], high), at_cfg_1)
-    pages[RESULTS / "high_cfg.md"], pages[RESULTS / "negatives.md"] = high_cfg.page(high), negatives.page(at_cfg_1)
-    pages[RESULTS / "cost.md"] = cost.page(costs)
-    pages[RESULTS / "toy2d.md"] = page_of_toy2d(json.loads((RESULTS / "toy2d.json").read_text("utf-8")))
+    pages[READMES[0]] = cost.in_step(pages[READMES[0]], results("cost"))
+    for name, made_by in WITH_TABLES.items():
+        pages[READMES[1]] = made_by.in_step(pages[READMES[1]], results(name))
+    for name, page in PAGES.items():
+        pages[RESULTS / f"{name}.md"] = page(results(name))
     for path in RESULTS.glob("quality_*.jsonl"):
         pages[path.with_suffix(".md")] = report(read_records(path))
     return pages
