@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, guiders, helpers, report, terms, weaker_models
+from . import classifier, distillation, guiders, helpers, report, terms, weaker_models
 
 
 class BeyondCFG(ComfyExtension):
@@ -10,4 +10,5 @@ class BeyondCFG(ComfyExtension):
 
     async def get_node_list(self):
         """All nodes, in the order in which the host lists them."""
-        return [*terms.NODES, *guiders.NODES, *classifier.NODES, *helpers.NODES, *weaker_models.NODES, *report.NODES]
+        modules = terms, guiders, classifier, helpers, weaker_models, distillation, report
+        return [node for module in modules for node in module.NODES]

@@ -16,6 +16,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "toy2d": "toy2d.command",
     "high_cfg": "high_cfg",
     "negatives": "negatives",
+    "distil": "distil",
     "cost": "cost",
     "overhead": "overhead",
     "probes": "probes",
