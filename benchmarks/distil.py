@@ -2,10 +2,11 @@
 
     python dev.py benchmark distil [--pictures N] [--seeds 3 4]
 
-Each teacher is a guided model. Distil Guidance trains a LoRA on its trajectories, of prompts and a seed that the evaluation has
-not. The LoRA is saved by the host's Save LoRA Weights, read by its Load LoRA, and sampled at cfg 1 without guidance. 16 Euler
-steps, the same prompts and noise for all rows. Written to benchmarks/results/distil.json and .md after each teacher; those that
-are there are not sampled again, but with --again. LoRAs are kept in output/distil, and trained once.
+Each teacher is a guided model. Distil Guidance trains a LoRA on its trajectories, of prompts and a seed that the
+evaluation has not. The LoRA is saved by the host's Save LoRA Weights, read by its Load LoRA, and sampled at cfg 1
+without guidance. 16 Euler steps, the same prompts and noise for all rows. Written to benchmarks/results/distil.json and
+.md after each teacher; those that are there are not sampled again, but with --again. LoRAs are kept in output/distil,
+and trained once.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ COLUMNS = {
 }  # fmt: skip
 MORE_IS_BETTER = ("accuracy", "diversity")
 WORDS = (
-    "*rows*: of the network, per step and picture. *accuracy*, *FD*, *FD pixel*, *diversity*: as in the study. *share of the "
-    "gain in FD*: (none − student) / (none − teacher), of the means over the seeds; empty where the teacher has no gain that "
-    f"is clear. *FD from the teacher's*: the student's less the teacher's, and in paired standard errors, for each seed. **Bold**: "
-    f"better than none by {CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as much."
+    "*rows*: of the network, per step and picture. *accuracy*, *FD*, *FD pixel*, *diversity*: as in the study. *share of "
+    "the gain in FD*: (none − student) / (none − teacher), of the means over the seeds; empty where the teacher has no "
+    "gain that is clear. *FD from the teacher's*: the student's less the teacher's, and in paired standard errors, for "
+    f"each seed. **Bold**: better than none by {CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as "
+    "much."
 )
 
 
@@ -173,8 +175,9 @@ class Bench:
         with torch.inference_mode():  # as the host runs nodes
             out = DistilGuidance.built(
                 model=model, positive=[self.rig.encode(text) for text in [*texts][:TRAIN_PROMPTS]],
-                latent={"samples": torch.zeros(1, 4, 16, 16)}, sampler=comfy.samplers.sampler_object("euler"), sigmas=sigmas,
-                negative=self.rig.encode(EMPTY), cfg=cfg, pictures=TRAIN_PROMPTS, seed=TRAIN_SEED, existing_lora="", **TRAINING,
+                latent={"samples": torch.zeros(1, 4, 16, 16)}, negative=self.rig.encode(EMPTY), cfg=cfg, sigmas=sigmas,
+                sampler=comfy.samplers.sampler_object("euler"), pictures=TRAIN_PROMPTS, seed=TRAIN_SEED,
+                existing_lora="", **TRAINING,
             )  # fmt: skip
         lora, losses, _ = out.result
         losses = losses["loss"]
@@ -196,7 +199,8 @@ def mean(cells: Sequence[dict], measure: str) -> float:
 
 
 def share(none: Sequence[dict], teacher: Sequence[dict], student: Sequence[dict]) -> float | None:
-    """How much of the teacher's gain in FD the student has; None where the teacher has none that is clear on each seed."""
+    """How much of the teacher's gain in FD the student has; None where the teacher has none that is clear on each
+    seed."""
     against = [cell["against_none"]["fd"] for cell in teacher]
     if any(value > -CLEAR * error for value, _, _, error in against):
         return None
@@ -205,7 +209,8 @@ def share(none: Sequence[dict], teacher: Sequence[dict], student: Sequence[dict]
 
 
 def values_of(cells: Sequence[dict]) -> list[str]:
-    """The columns from rows to diversity: means over the seeds, marked where they are clearly better or worse than none."""
+    """The columns from rows to diversity: means over the seeds, marked where they are clearly better or worse than
+    none."""
     texts = [f"{np.mean([cell['rows'] for cell in cells]):.2f}"]
     for measure in ("accuracy", "fd", "fd_pixel", "diversity"):
         apart = [cell["against_none"].get(measure) for cell in cells]
@@ -235,16 +240,15 @@ def missing(results: dict) -> list[str]:
 
 def page(results: dict) -> str:
     """results/distil.md."""
-    run = results["run"]
+    run, settings = results["run"], ", ".join(f"{key} {value}" for key, value in TRAINING.items())
     lines = [
         "# Guidance learnt by a LoRA",
         "",
         f"Made by `{run['command']}` at {run['time']}: {facts(results)}. Model {results['model']}.",
         "",
-        f"**A small model, CPU, not tried on real weights.** Two coloured digits; {STEPS} Euler steps; the same prompts and noise "
-        f"for all rows. Each student was trained by Distil Guidance on {TRAIN_PROMPTS} trajectories of its teacher, of prompts that "
-        f"the evaluation has not, with {', '.join(f'{key} {value}' for key, value in TRAINING.items())}, and read by the host's "
-        f"Load LoRA.",
+        f"**A small model, CPU, not tried on real weights.** Two coloured digits; {STEPS} Euler steps; the same prompts and "
+        f"noise for all rows. Each student was trained by Distil Guidance on {TRAIN_PROMPTS} trajectories of its teacher, of "
+        f"prompts that the evaluation has not, with {settings}, and read by the host's Load LoRA.",
         "",
         *summary(results),
         *missing(results),
@@ -252,8 +256,8 @@ def page(results: dict) -> str:
         "",
         "## Each seed",
         "",
-        "Intervals of 95 %, by prompts drawn anew. Last: differences from none in accuracy, FD, FD pixel and diversity, in paired "
-        "standard errors.",
+        "Intervals of 95 %, by prompts drawn anew. Last: differences from none in accuracy, FD, FD pixel and diversity, in "
+        "paired standard errors.",
         "",
     ]
     measures, rows = ("accuracy", "fd", "fd_pixel", "diversity"), []

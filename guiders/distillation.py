@@ -1,12 +1,12 @@
 """Adapter guidance distillation:  min E ‖(D_θ(x; σ) − D_guided(x; σ)) / c(σ)‖²,  (x, σ) along guided trajectories
 
 arXiv:2503.07274. A small adapter θ on a network that stays as it is learns to predict in one forward what the guided
-network predicts in several. The paper trains it on the trajectories that guidance itself samples, not on noised pictures: those
-are where the student will be asked, and no pictures are needed. Its teacher is CFG at many strengths; here it is any
-guidance, at the one strength that it has.
+network predicts in several. The paper trains it on the trajectories that guidance itself samples, not on noised
+pictures: those are where the student will be asked, and no pictures are needed. Its teacher is CFG at many strengths;
+here it is any guidance, at the one strength that it has.
 
-A network does not give D itself but some F with D = a(σ) x + c(σ) F: noise, velocity, or the picture. With the error divided
-by c(σ) every step is weighted as in the network's own training, the error of F:
+A network does not give D itself but some F with D = a(σ) x + c(σ) F: noise, velocity, or the picture. With the error
+divided by c(σ) every step is weighted as in the network's own training, the error of F:
 
     noise, flow    |c| = σ
     v              |c| = σ / √(σ² + 1),  at σ_data = 1
@@ -39,7 +39,8 @@ def distillation_loss(student: Latent, guided: Latent, scale: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Trajectories:
-    """What a guided model was asked while it sampled, and what it predicted: one row for each picture and model call."""
+    """What a guided model was asked while it sampled, and what it predicted: one row for each picture and model
+    call."""
 
     _rows: list[tuple[Tensor, float, int, Tensor]] = field(default_factory=list)
 

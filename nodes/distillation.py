@@ -17,9 +17,9 @@ class DistilGuidance(schema.Node):
         node_id="BeyondCFGDistil",
         title="Distil Guidance",
         summary=(
-            "Trains a LoRA so that the model alone predicts as it does with all guidances that are on it and with cfg, in one "
-            "row per step at cfg 1. It needs prompts and no pictures: the guided model samples, and the LoRA learns what it "
-            "predicted."
+            "Trains a LoRA so that the model alone predicts as it does with all guidances that are on it and with cfg, in "
+            "one row per step at cfg 1. It needs prompts and no pictures: the guided model samples, and the LoRA learns "
+            "what it predicted."
         ),
         paper="arXiv:2503.07274",
         aliases=("train lora", "distillation", "faster guidance", "cfg distill", "agd", "guidance distillation"),
@@ -33,7 +33,8 @@ class DistilGuidance(schema.Node):
         ),
         io.Latent.Input(
             "latent",
-            tooltip="Of the size to learn for, such as Empty Latent Image. Its batch is how many pictures are sampled together.",
+            tooltip="Of the size to learn for, such as Empty Latent Image. Its batch is how many pictures are sampled "
+            "together.",
         ),
         io.Sampler.Input(
             "sampler", tooltip="How the guided model samples, from KSamplerSelect: as you will use the LoRA."
@@ -51,8 +52,8 @@ class DistilGuidance(schema.Node):
             default=64,
             min=1,
             max=100_000,
-            tooltip="How many pictures the guided model samples to learn from, of the prompts in turn. At least one for each "
-            "prompt; more for a LoRA that is to serve for all prompts.",
+            tooltip="How many pictures the guided model samples to learn from, of the prompts in turn. At least one for "
+            "each prompt; more for a LoRA that is to serve for all prompts.",
         ),
         io.Int.Input("iterations", default=500, min=1, max=1_000_000, tooltip="How many times the LoRA is changed."),
         io.Int.Input(

@@ -1,15 +1,15 @@
 """Distillation on the host: the guided model samples, and LoRA layers learn what it predicted.
 
-The guided model samples as it always does, on the network that the host has loaded, with its terms, its sampler and its schedule.
-The student is another copy of the network, read from the file again, since what the host loads for sampling has no gradient
-and must stay as it is. That copy is let go of in the end, so nothing of the training is left on a model.
+The guided model samples as it always does, on the network that the host has loaded, with its terms, its sampler and its
+schedule. The student is another copy of the network, read from the file again, since what the host loads for sampling
+has no gradient and must stay as it is. That copy is let go of in the end, so nothing of the training is left on a
+model.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import latent_preview
 import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from ...patches.host import KEY
 from ...patches.host.log import LOG
@@ -96,9 +97,9 @@ def distil(model, prompts: Sequence[list], latent: Tensor, pictures: int, sampli
            existing: str = "") -> Student:  # fmt: skip
     """A LoRA with which MODEL without its guidance predicts as it does with it.
 
-    prompts: a conditioning of one entry each. latent: [pictures sampled together, …], of the pictures' size. existing: a file of
-    the folder loras to go on from. Raises ValueError where there is nothing to distil or the network cannot be trained. Where
-    it is interrupted or fails, what was learnt is in the output folder."""
+    prompts: a conditioning of one entry each. latent: [pictures sampled together, …], of the pictures' size. existing:
+    a file of the folder loras to go on from. Raises ValueError where there is nothing to distil or the network cannot
+    be trained. Where it is interrupted or fails, what was learnt is in the output folder."""
     _check(model, prompts, latent, pictures, sampling)
     tensors = _load(existing) if existing else None
     steps = (len(sampling.sigmas) - 1) * math.ceil(pictures / len(latent))
@@ -183,8 +184,8 @@ def _sampled(model, prompts, latent: Tensor, pictures: int, sampling: Sampling, 
 
 
 def _own_copy(model):
-    """MODEL without its guidance, and with weights of its own. To be called where no inference mode is on, since weights that
-    were made in it have no gradient. Raises ValueError where the host cannot copy it."""
+    """MODEL without its guidance, and with weights of its own. To be called where no inference mode is on, since
+    weights that were made in it have no gradient. Raises ValueError where the host cannot copy it."""
     plain = model.clone()
     for key in (KEY, RECORDERS):
         plain.model_options.pop(key, None)
@@ -221,7 +222,8 @@ def _train(model, prompts, trajectories: Trajectories, latent: Tensor, settings:
 
 
 class Trainer(comfy.samplers.Sampler):
-    """What the host runs as a sampler, so that it loads the model and makes its conditionings ready as it does to sample."""
+    """What the host runs as a sampler, so that it loads the model and makes its conditionings ready as it does to
+    sample."""
 
     def __init__(
         self, lora: Lora, trajectories: Trajectories, settings: Settings, student: Student, progress: Progress
@@ -236,7 +238,7 @@ class Trainer(comfy.samplers.Sampler):
         optimizer = torch.optim.AdamW(self._lora.parameters, lr=settings.learning_rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.iterations)
         half = model.get_dtype_inference() == torch.float16  # whose small gradients would be 0
-        scaler = torch.amp.GradScaler(noise.device.type, enabled=half)
+        scaler = GradScaler(noise.device.type, enabled=half)
         generator = torch.Generator().manual_seed(settings.seed % 2**63)
         keeping = recomputed(model.diffusion_model) if settings.recompute else copies_kept()
         with keeping:
@@ -263,7 +265,8 @@ class Trainer(comfy.samplers.Sampler):
     def _learn(
         model, scaler, size: int, x: Latent, sigma: Tensor, guided: Latent, conditions: dict
     ) -> tuple[float, Latent]:
-        """(the part of these rows in the loss of a batch of so many, what the student predicts for them). Adds to gradients."""
+        """(the part of these rows in the loss of a batch of so many, what the student predicts for them). Adds to
+        gradients."""
         scale = output_scale(lambda out, x: model.model_sampling.calculate_denoised(sigma, out, x), x)
         try:
             denoised = model.apply_model(x, sigma, **conditions)
@@ -286,10 +289,11 @@ class Network:
         }
 
     def batches(self, x: Latent, sigma: Tensor, prompts: list[int], guided: Latent):
-        """The rows in groups whose prompts the host would put into one batch: (x, σ, guided, what apply_model takes)."""
+        """The rows in groups whose prompts the host would put into one batch: (x, σ, guided, what apply_model
+        takes)."""
         device = self._model.current_patcher.load_device
         x, sigma, guided = x.to(device), sigma.to(device), guided.to(device)
-        parts = [
+        parts: list[Any] = [
             comfy.samplers.get_area_and_mult(self._entries[prompt], x[at : at + 1], sigma[at : at + 1])
             for at, prompt in enumerate(prompts)
         ]
@@ -324,12 +328,13 @@ def _load(name: str) -> dict[str, Tensor]:
         raise ValueError(
             f'existing_lora is "{shown(name)}", which is not there. The folder loras has: {shown(known, 1000)}'
         )
-    return comfy.utils.load_torch_file(path, safe_load=True)
+    tensors: Any = comfy.utils.load_torch_file(path, safe_load=True)
+    return tensors
 
 
 def _keep(student: Student) -> Path:
-    """Write what was learnt into the output folder, with the number of iterations in its name, where the host's Train LoRA
-    reads it."""
+    """Write what was learnt into the output folder, with the number of iterations in its name, where the host's Train
+    LoRA reads it."""
     folder, name, counter, *_ = folder_paths.get_save_image_path(KEPT, folder_paths.get_output_directory())
     path = Path(folder, f"{name}_{counter:05}_{len(student.losses)}_steps_.safetensors")
     comfy.utils.save_torch_file(student.lora, str(path))

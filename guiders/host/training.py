@@ -1,11 +1,12 @@
-"""LoRA layers beside the linear layers of a host's network, and gradients through that network, whatever it does inside.
+"""LoRA layers beside the linear layers of a host's network, and gradients through that network, whatever it does
+inside.
 
-The layers are of the host's own adapter classes, in its bypass mode: f(x) + up(down(x)) alpha / rank, so no weight is changed
-and quantised weights stay as they are.
+The layers are of the host's own adapter classes, in its bypass mode: f(x) + up(down(x)) alpha / rank, so no weight is
+changed and quantised weights stay as they are.
 
-Networks of the host write into tensors that they have computed (x += …), also into what a block is given. A backward pass
-needs those as they were, so here everything that it keeps is a copy. With recomputation a unit keeps only what it was given,
-and computes the rest again when the backward pass comes to it (Chen et al. 2016, arXiv:1604.06174).
+Networks of the host write into tensors that they have computed (x += …), also into what a block is given. A backward
+pass needs those as they were, so here everything that it keeps is a copy. With recomputation a unit keeps only what it
+was given, and computes the rest again when the backward pass comes to it (Chen et al. 2016, arXiv:1604.06174).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ NETWORK = "diffusion_model"
 
 
 class Lora:
-    """New LoRA layers for all linear layers of MODEL's network, or those of `existing`, a LoRA file's tensors, where it has
-    them. In float32, on the CPU until `on`.
+    """New LoRA layers for all linear layers of MODEL's network, or those of `existing`, a LoRA file's tensors, where it
+    has them. In float32, on the CPU until `on`.
 
     Raises ValueError where the network has no linear layers, or where `existing` is not a LoRA of them."""
 
@@ -40,10 +41,12 @@ class Lora:
         modules = {name: module for name, module in model.model.named_modules() if _is_linear(name, module)}
         if not modules:
             raise ValueError(f"the network, {_name_of(model)}, has no linear layers to put a LoRA on")
-        known = _layers_of(model, existing, modules) if existing is not None else {}
+        known = {} if existing is None else _layers_of(model, existing, modules)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self._layers = {name: known.get(name) or _new_layer(module, rank) for name, module in modules.items()}
+            self._layers: dict[str, Any] = {
+                name: known.get(name) or _new_layer(module, rank) for name, module in modules.items()
+            }
         self._hooks = []
         for name, layer in self._layers.items():
             layer.requires_grad_(False).float()
@@ -82,12 +85,13 @@ def _is_linear(name: str, module: nn.Module) -> bool:
 
 
 def _new_layer(module: Any, rank: int):
-    """A layer that adds nothing yet, by the host's own initial values. alpha is the rank, so a file's strength 1 is as trained."""
+    """A layer that adds nothing yet, by the host's own initial values. alpha is the rank, so a file's strength 1 is as
+    trained."""
     like = torch.zeros(()).expand(module.out_features, module.in_features)  # the module's weights may be packed
     return LoRAAdapter.create_train(like, rank=rank, alpha=float(rank))
 
 
-def _layers_of(model, existing: dict[str, Tensor], modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def _layers_of(model, existing: dict[str, Tensor], modules: dict[str, nn.Module]) -> dict[str, Any]:
     """The layers of a LoRA file, in any format that the host knows, by the names of the network's modules."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(existing), keys, log_missing=False)
@@ -100,7 +104,8 @@ def _layers_of(model, existing: dict[str, Tensor], modules: dict[str, nn.Module]
         if name not in modules or not plain:
             place = key if isinstance(key, str) else key[0]
             raise ValueError(
-                f"what it has for {shown(place)} is no plain LoRA of one linear layer, and training can only go on with those"
+                f"what it has for {shown(place)} is no plain LoRA of one linear layer, and training can only go on with "
+                f"those"
             )
         up, down, alpha, *rest = adapter.weights
         found[name] = LoRAAdapter(set(), (up, down, float(down.shape[0] if alpha is None else alpha), *rest)).to_train()
@@ -170,7 +175,7 @@ def _copy(kept: Tensor) -> Tensor:
 
 def _recomputed(forward: Callable, *args, **kwargs):
     """What `forward` gives. Nothing that it keeps for the backward pass stays in memory until that asks for it."""
-    again: list[Tensor | None] = []
+    again: list[Any] = []
     count = 0
 
     def run():
@@ -185,7 +190,7 @@ def _recomputed(forward: Callable, *args, **kwargs):
     def fetch(place: int) -> Tensor:
         if len(again) <= place:
             again.clear()
-            with torch.enable_grad(), saved_tensors_hooks(lambda kept: again.append(_copy(kept)), lambda _: None):
+            with torch.enable_grad(), saved_tensors_hooks(lambda kept: again.append(_copy(kept)), _unused):
                 run()
             if len(again) != count:
                 raise RuntimeError("a block does not compute the same when it is asked again")
@@ -196,6 +201,10 @@ def _recomputed(forward: Callable, *args, **kwargs):
 
     with saved_tensors_hooks(number, fetch):
         return run()
+
+
+def _unused(_kept) -> Tensor:
+    raise RuntimeError("a backward pass through what was only computed again")
 
 
 def _fresh(value):
