@@ -51,7 +51,8 @@ class Trajectories:
         """One model call for the prompt of this number. x, guided: [batch, …], and σ of each sample."""
         for at, level in enumerate(sigma):
             if level > 0:  # at σ 0 nothing is left to predict
-                self._rows.append((x[at : at + 1].float().cpu(), level, prompt, guided[at : at + 1].float().cpu()))
+                row, prediction = (each[at : at + 1].to("cpu", torch.float32, copy=True) for each in (x, guided))
+                self._rows.append((row, level, prompt, prediction))
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Latent, Tensor, list[int], Latent]:
         """Rows at random: (x [size, …], σ [size], their prompts, the guided predictions [size, …])."""

@@ -250,14 +250,14 @@ class Trainer(comfy.samplers.Sampler):
                 for rows in network.batches(x, sigma, prompts, guided):
                     loss, denoised = self._learn(model, scaler, len(x), *rows)
                     total += loss
+                self._student.losses.append(total)
                 if not math.isfinite(total):
                     raise ValueError(
-                        f"the loss is {total} in iteration {len(self._student.losses) + 1}; choose a lower learning_rate"
+                        f"the loss is {total} in iteration {len(self._student.losses)}; choose a lower learning_rate"
                     )
                 scaler.step(optimizer)
                 scaler.update()
                 schedule.step()
-                self._student.losses.append(total)
                 self._progress.step(denoised)
         return latent_image
 

@@ -50,7 +50,7 @@ class Lora:
         self._hooks = []
         for name, layer in self._layers.items():
             layer.requires_grad_(False).float()
-            layer.h = functools.partial(_in_float32, layer.h)
+            layer.h = functools.partial(_in_own_precision, layer.h, layer.lora_down.weight)
             self._hooks.append(BypassForwardHook(modules[name], layer))
         self.parameters = [
             part.weight.requires_grad_(True)
@@ -112,9 +112,9 @@ def _layers_of(model, existing: dict[str, Tensor], modules: dict[str, nn.Module]
     return found
 
 
-def _in_float32(add: Callable, x: Tensor, out: Tensor) -> Tensor:
-    """What a layer adds to `out`, computed in its own precision and not the network's."""
-    return add(x.float(), out).to(out.dtype)
+def _in_own_precision(add: Callable, weight: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """What a layer adds to `out`, computed in the precision of its `weight` and not the network's."""
+    return add(x.to(weight.dtype), out).to(out.dtype)
 
 
 def _name_of(model) -> str:
