@@ -103,8 +103,9 @@ class Bench:
     def row(self, teacher: Teacher) -> dict:
         """What stands in the results."""
         path, trained = self._student(teacher)
-        taught = Method("teacher", "", (0.0,), (), teacher.build)
-        alone = Method("student", "", (0.0,), (), lambda rig, model, strength: (self._with(model, path), 1.0))
+        taught = Method("teacher", "", (0.0,), (), teacher.build, settings=teacher.name)
+        with_it = lambda rig, model, strength: (self._with(model, path), 1.0)  # noqa: E731
+        alone = Method("student", "", (0.0,), (), with_it, settings=named(path))
         cells = [self._cell(taught, alone, seed) for seed in self.seeds]
         return {
             "teacher": teacher.name,
@@ -132,11 +133,17 @@ class Bench:
         return cell
 
     def _sampled(self, method: Method, seed: int) -> tuple[dict[str, np.ndarray], float]:
-        """All that is measured of the pictures; how many rows of the network a picture took, per step."""
-        began, prompts = time.perf_counter(), self.prompts[seed]
-        sampled = self.rig.sample(method, 0.0, prompts, seed, lambda pictures: None)
-        sys.stderr.write(f"  {method.name}, seed {seed}: {time.perf_counter() - began:.0f} s\n")
-        return features_of(sampled, prompts, self.reference), sampled.rows
+        """All that is measured of the pictures; how many rows of the network a picture took, per step. Kept in a file, so
+        that a run that was ended goes on."""
+        key = json.dumps([self.model, method.name, method.settings, STEPS, seed, self.pictures, self.commit])
+        file = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
+        if not file.exists():
+            began, prompts = time.perf_counter(), self.prompts[seed]
+            sampled = self.rig.sample(method, 0.0, prompts, seed, lambda pictures: None)
+            sys.stderr.write(f"  {method.name}, seed {seed}: {time.perf_counter() - began:.0f} s\n")
+            np.savez(file, rows=sampled.rows, **features_of(sampled, prompts, self.reference))
+        with np.load(file) as found:
+            return {name: found[name] for name in found if name != "rows"}, float(found["rows"])
 
     def _with(self, model, path: Path):
         import nodes
@@ -246,9 +253,9 @@ def page(results: dict) -> str:
         "",
         f"Made by `{run['command']}` at {run['time']}: {facts(results)}. Model {results['model']}.",
         "",
-        f"**A small model, CPU, not tried on real weights.** Two coloured digits; {STEPS} Euler steps; the same prompts and "
-        f"noise for all rows. Each student was trained by Distil Guidance on {TRAIN_PROMPTS} trajectories of its teacher, of "
-        f"prompts that the evaluation has not, with {settings}, and read by the host's Load LoRA.",
+        f"**A small model, CPU, not tried on real weights.** Two coloured digits; {STEPS} Euler steps; the same prompts "
+        f"and noise for all rows. Each student was trained by Distil Guidance on {TRAIN_PROMPTS} trajectories of its "
+        f"teacher, of prompts that the evaluation has not, with {settings}, and read by the host's Load LoRA.",
         "",
         *summary(results),
         *missing(results),

@@ -30,7 +30,7 @@ LEARN = distillation.Trainer._learn
 def network(kind: str, change=None, **kwargs):
     """A small network that the host can load a second time, as it can those of files. `change` is done to each copy."""
 
-    def load(disable_dynamic=False):  # noqa: ARG001  the host's name
+    def load(disable_dynamic=False):  # the host's name
         model = getattr(networks, kind)(**kwargs)
         if change is not None:
             change(model.model.diffusion_model)
@@ -111,7 +111,7 @@ def test_the_loss_falls_and_the_model_with_the_lora_samples_more_as_the_guided_m
 
 def test_cfg_with_a_negative_is_learnt_too_and_cfg_is_what_it_learns_of():
     model = network("sd3")
-    positive, negative = prompts("sd3")
+    _, negative = prompts("sd3")
     loss = {cfg: run("sd3", model, negative=negative, cfg=cfg, iterations=1)[1][0] for cfg in (1.5, 2.0, 3.0)}
     assert loss[3.0] / loss[2.0] == pytest.approx(4, rel=0.5) and loss[2.0] / loss[1.5] == pytest.approx(4, rel=0.5)
 
