@@ -2,8 +2,8 @@
 
 arXiv:2503.07274. A small adapter θ on a network that stays as it is learns to predict in one forward what the guided
 network predicts in several. The paper trains it on the trajectories that guidance itself samples, not on noised
-pictures: those are where the student will be asked, and no pictures are needed. Its teacher is CFG at many strengths;
-here it is any guidance, at the one strength that it has.
+pictures: those are where the student will be asked, and no pictures are needed. Its teacher is CFG at many strengths,
+which its adapters are told; here it is any guidance, at the one strength that it has.
 
 A network does not give D itself but some F with D = a(σ) x + c(σ) F: noise, velocity, or the picture. With the error
 divided by c(σ) every step is weighted as in the network's own training, the error of F:

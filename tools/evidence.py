@@ -6,7 +6,7 @@ python dev.py docs
 import json
 from pathlib import Path
 
-from ..benchmarks import cost, high_cfg, negatives
+from ..benchmarks import cost, distil, high_cfg, negatives
 from ..benchmarks.study.cells import read_records
 from ..benchmarks.study.report import report
 from ..benchmarks.study.summary import in_step
@@ -24,6 +24,9 @@ def made() -> dict[Path, str]:
     pages[READMES[0]] = cost.in_step(pages[READMES[0]], costs)
     pages[READMES[1]] = negatives.in_step(high_cfg.in_step(pages[READMES[1]], high), at_cfg_1)
     pages[RESULTS / "high_cfg.md"], pages[RESULTS / "negatives.md"] = high_cfg.page(high), negatives.page(at_cfg_1)
+    if distil.RESULTS.exists():
+        learnt = json.loads(distil.RESULTS.read_text("utf-8"))
+        pages[READMES[1]], pages[RESULTS / "distil.md"] = distil.in_step(pages[READMES[1]], learnt), distil.page(learnt)
     pages[RESULTS / "cost.md"] = cost.page(costs)
     pages[RESULTS / "toy2d.md"] = page_of_toy2d(json.loads((RESULTS / "toy2d.json").read_text("utf-8")))
     for path in RESULTS.glob("quality_*.jsonl"):

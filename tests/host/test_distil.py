@@ -93,7 +93,7 @@ def test_the_loss_falls_and_the_model_with_the_lora_samples_more_as_the_guided_m
 
     model = network(kind)
     guided = pag(model, 2.0)
-    few = {"iterations": 16, "batch_size": 2, "rank": 8}
+    few = {"iterations": 16, "batch_size": 1 if kind == "unet" else 2, "rank": 8}
     lora, losses = run(kind, guided, learning_rate=1e-3, **few)
     _, unlearnt = run(kind, guided, learning_rate=0.0, **few)
     assert losses[0] == unlearnt[0] and sum(losses[-4:]) < 0.95 * sum(unlearnt[-4:])
@@ -137,7 +137,7 @@ def test_each_prompt_is_learnt_with_what_was_sampled_for_it():
     assert len(found) == 3 and sum(map(len, found.values())) == len(set.union(*found.values()))
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
 def test_one_seed_gives_one_lora_and_another_seed_another(kind):
     model = pag(network(kind))
     torch.manual_seed(1)
@@ -249,8 +249,9 @@ def test_a_saved_lora_loads_in_a_fresh_host_and_predicts_as_it_did_in_training(o
         assert (found[kind] - trained[kind]).norm() < 0.02 * moved  # of the file's float16
 
 
-@KINDS
-@pytest.mark.parametrize("end", ["done", "error", "cancelled"])
+@pytest.mark.parametrize(
+    ("kind", "end"), [("unet", "done"), ("sd3", "done"), ("flux", "done"), ("flux", "error"), ("sd3", "cancelled")]
+)
 def test_nothing_of_a_training_stays_on_the_model_or_the_host(kind, end, monkeypatch):
     model = network(kind)
     guided = pag(model)
