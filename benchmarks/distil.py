@@ -48,10 +48,10 @@ COLUMNS = {
 MORE_IS_BETTER = ("accuracy", "diversity")
 WORDS = (
     "*rows*: of the network, per step and picture. *accuracy*, *FD*, *FD pixel*, *diversity*: as in the study. *share of "
-    "the gain in FD*: (none − student) / (none − teacher), of the means over the seeds; empty where the teacher has no "
-    "gain that is clear. *FD from the teacher's*: the student's less the teacher's, and in paired standard errors, for "
-    f"each seed. **Bold**: better than none by {CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as "
-    "much."
+    "the gain in FD*: (none − student) / (none − teacher), of the means over the seeds; in brackets where the "
+    f"teacher's gain is less than {CLEAR} paired standard errors on a seed, empty where it has none on one. *FD from the "
+    "teacher's*: the student's less the teacher's, and in paired standard errors, for each seed. **Bold**: better than "
+    f"none by {CLEAR} paired standard errors on each seed; ~~struck out~~: worse by as much."
 )
 
 
@@ -206,10 +206,8 @@ def mean(cells: Sequence[dict], measure: str) -> float:
 
 
 def share(none: Sequence[dict], teacher: Sequence[dict], student: Sequence[dict]) -> float | None:
-    """How much of the teacher's gain in FD the student has; None where the teacher has none that is clear on each
-    seed."""
-    against = [cell["against_none"]["fd"] for cell in teacher]
-    if any(value > -CLEAR * error for value, _, _, error in against):
+    """How much of the teacher's gain in FD the student has; None where the teacher has none on some seed."""
+    if any(cell["against_none"]["fd"][0] >= 0 for cell in teacher):
         return None
     fd = [mean(cells, "fd") for cells in (none, teacher, student)]
     return (fd[0] - fd[2]) / (fd[0] - fd[1])
@@ -231,10 +229,12 @@ def summary(results: dict) -> list[str]:
     for row in results["rows"]:
         teacher, student = ([cell[which] for cell in row["cells"]] for which in ("teacher", "student"))
         part = share(none, teacher, student)
+        text = "" if part is None else f"{100 * part:.0f} %"
+        clear = all(value <= -CLEAR * error for value, _, _, error in (cell["against_none"]["fd"] for cell in teacher))
         apart = [cell["against_teacher"]["fd"] for cell in student]
         said = ", ".join(f"{value:+.3f} ({value / max(error, 1e-9):+.1f})" for value, _, _, error in apart)
         rows.append([row["teacher"], "teacher", *values_of(teacher), "", ""])
-        rows.append(["", "**student**", *values_of(student), "" if part is None else f"{100 * part:.0f} %", said])
+        rows.append(["", "**student**", *values_of(student), text if clear or not text else f"({text})", said])
     return table(["teacher", "", *COLUMNS.values()], rows)
 
 

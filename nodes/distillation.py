@@ -78,7 +78,6 @@ class DistilGuidance(schema.Node):
             default=0,
             min=0,
             max=2**64 - 1,
-            control_after_generate=False,
             tooltip="For the noise of the pictures, the LoRA's first values and the order of learning.",
         ),
         io.Boolean.Input(
