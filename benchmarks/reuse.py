@@ -201,8 +201,15 @@ def summary(results: dict) -> list[str]:
 def missing(results: dict) -> list[str]:
     """What the run was ended before."""
     known = {(row["guidance"], row["saving"]) for row in results["rows"]}
-    names = [f"{' + '.join(g)}: {s.name}" for g, s in asked() if (" + ".join(g), s.name) not in known]
-    return [f"Not sampled yet, the same command goes on with them: {'; '.join(names)}.", ""] if names else []
+    names: dict[str, list[str]] = {}  # guidance → its savings
+    for guidance, saving in asked():
+        if (" + ".join(guidance), saving.name) not in known:
+            names.setdefault(" + ".join(guidance), []).append(saving.name)
+    of_each: dict[tuple[str, ...], list[str]] = {}
+    for guidance, savings in names.items():
+        of_each.setdefault(tuple(savings), []).append(guidance)
+    parts = [f"{', '.join(guidances)}: {', '.join(savings)}" for savings, guidances in of_each.items()]
+    return [f"Not sampled yet, the same command goes on with them. {'. '.join(parts)}.", ""] if parts else []
 
 
 def page(results: dict) -> str:

@@ -160,6 +160,13 @@ def _input(field: dataclasses.Field) -> io.Input:
     return io.Float.Input(field.name, round=0.0001, **common, **limits)
 
 
+def _only(name: str, values: list):
+    """The one value of an input that takes no list."""
+    if len(values) != 1:
+        raise ValueError(f"{name} gets {len(values)} values; it takes one")
+    return values[0]
+
+
 class Node(io.ComfyNode):
     """A node that is declared by what it is `about`, its inputs and its outputs, and built from their values.
 
@@ -172,6 +179,7 @@ class Node(io.ComfyNode):
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
+    lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -185,6 +193,7 @@ class Node(io.ComfyNode):
             inputs=[*cls.inputs],
             outputs=[cls.output, *cls.further],
             is_output_node=cls.shows,
+            is_input_list=bool(cls.lists),
         )
 
     @classmethod
@@ -193,13 +202,16 @@ class Node(io.ComfyNode):
         raises it."""
         for given in cls.inputs:
             if given.id in inputs:
-                check(given, inputs[given.id])
+                for value in inputs[given.id] if given.id in cls.lists else [inputs[given.id]]:
+                    check(given, value)
         return cls.build(**inputs)
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         """What the host calls to run the node. Raises ValueError as `built`, with the node's title in front."""
         try:
+            if cls.lists:  # then the host gives each input as a list
+                inputs = {name: value if name in cls.lists else _only(name, value) for name, value in inputs.items()}
             built = cls.built(**inputs)
             return built if isinstance(built, io.NodeOutput) else io.NodeOutput(built)
         except ValueError as error:

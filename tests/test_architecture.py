@@ -61,6 +61,15 @@ def methods(folder: str) -> list[Path]:
     frame |= {"attended_negative"}  # for any of the prompt guidances
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments", "windows"}  # neither of both
     frame |= {"reuse", "directions"}
+    frame |= {"distillation"}  # what a LoRA learns, of any of them
+    frame |= {
+        "post_hoc_ema",
+        "attention_sums",
+        "noisy_network",
+        "memory",
+        "moments",
+        "windows",
+    }  # no rule and no perturbation
     return [path for path in sorted((ROOT / folder).glob("*.py")) if path.stem not in frame]
 
 
@@ -75,6 +84,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.linalg": {"guiders.base"},
     "guiders.memory": {"guiders.base"},
     "guiders.attended_negative": {"guiders.base"},
+    "guiders.distillation": {"guiders.base"},
     "guiders.moments": {"guiders.base", "guiders.memory"},
     "guiders.classifier": {"guiders.base", "guiders.linalg", "guiders.moments"},
     "guiders.compose": {"guiders.base", "guiders.directions", "guiders.schedule"},
@@ -125,7 +135,7 @@ def test_a_file_imports_only_what_the_house_allows(path):
         elif top.startswith("comfy"):
             assert is_host(name) or name.startswith("nodes"), f"{name} imports {other}"
             assert top == "comfy_api" or not name.startswith("nodes"), f"{name} imports {other}"
-        elif top == "folder_paths":
+        elif top in ("folder_paths", "latent_preview"):
             assert is_host(name), f"{name} imports {other}"
         elif top == "matplotlib":
             assert name == "nodes.pictures.drawing", f"{name} imports {other}"

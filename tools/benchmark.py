@@ -18,6 +18,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "negatives": "negatives",
     "reuse": "reuse",
     "orders": "orders",
+    "distil": "distil",
     "cost": "cost",
     "overhead": "overhead",
     "probes": "probes",

@@ -6,7 +6,7 @@ python dev.py docs
 import json
 from pathlib import Path
 
-from ..benchmarks import cost, high_cfg, negatives, orders, reuse
+from ..benchmarks import cost, distil, high_cfg, negatives, orders, reuse
 from ..benchmarks.study.cells import read_records
 from ..benchmarks.study.report import report
 from ..benchmarks.study.summary import in_step
@@ -15,7 +15,12 @@ from .places import ROOT
 
 RESULTS, READMES = ROOT / "benchmarks/results", (ROOT / "README.md", ROOT / "benchmarks/README.md")
 
-WITH_TABLES = {"high_cfg": high_cfg, "negatives": negatives, "reuse": reuse}  # in benchmarks/README.md
+WITH_TABLES = {
+    "high_cfg": high_cfg,
+    "negatives": negatives,
+    "reuse": reuse,
+    "distil": distil,
+}  # in benchmarks/README.md
 PAGES = {"cost": cost.page, "orders": orders.page, "toy2d": page_of_toy2d}
 PAGES |= {name: made_by.page for name, made_by in WITH_TABLES.items()}
 

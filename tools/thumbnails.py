@@ -58,6 +58,9 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
                             {"BeyondCFGClassifier": {"scale": 300}}),
     "degraded_autoguidance": (7, 1, ["Autoguidance 3 (dropout 0.2)", "no guidance"],
                               {"BeyondCFGAutoguidance": {"weight": 3}, "BeyondCFGDegradedModel": {"amount": 0.2}}),
+    "distil": (9, 1.5, ["the LoRA, cfg 1", "CFG 1.5 + PAG 1, single.2"],
+               {"BeyondCFGPAG": PERTURBED, "KSampler: the LoRA alone": {"cfg": 1},
+                "BeyondCFGDistil": {"cfg": 1.5, "pictures": 30, "iterations": 300, "learning_rate": 0.002}}),
     "guidance_report": (1, 1.5, [], {"BeyondCFGPAG": PERTURBED}),
     "high_cfg": (7, 6, ["CFG 6, Adaptive Projected", "CFG 6, Rescale 0.7", "CFG 6"],
                  {"BeyondCFGAdaptiveProjected": {"norm_threshold": 0, "momentum": 0}}),
@@ -95,7 +98,7 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
 SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrates
     "autoguidance": ("Autoguidance", "AutoguidanceGuider"), "cfg": ("Guider",), "cfg_interval_sdxl": ("Interval",),
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
-    "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
+    "distil": ("Distil",), "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
     "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import threading
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -157,6 +158,28 @@ def _draw_known(axes, calls, colors: dict) -> None:
             axes.plot(stopped, [0] * len(stopped), marker="x", linestyle="", color=color, label=f"{name}, stopped")
     axes.set_ylim(bottom=-0.02)
     axes.set_ylabel("error of what went on", fontsize=8)
+
+
+def draw_losses(losses: Sequence[float]) -> Tensor:
+    """The loss of each iteration of a training and their running mean, [1, height, width, 3]."""
+    mean, means = losses[0], []
+    for loss in losses:
+        mean += (loss - mean) / 20
+        means.append(mean)
+    figure = _figure(6.0, 3.0)
+    axes = figure.add_axes((0.12, 0.16, 0.85, 0.78))
+    places = range(1, len(losses) + 1)
+    axes.plot(
+        places, losses, color=OTHER, linewidth=0.8, marker="." if len(losses) < 50 else "", label="each iteration"
+    )
+    axes.plot(places, means, color=CHOSEN, linewidth=2, label="mean of about 20")
+    if min(losses) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("iteration", fontsize=8)
+    axes.set_ylabel("loss", fontsize=8)
+    axes.tick_params(labelsize=7, which="both")
+    axes.legend(fontsize=7, frameon=False)
+    return _image(figure)
 
 
 def _figure(width: float, height: float):

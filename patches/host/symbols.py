@@ -126,14 +126,39 @@ ATTENTION = (
     Symbol("comfy.model_sampling.V_PREDICTION_DDPM", "what CogVideoX's x is a mixture of", since="0.24.0"),
 )
 
+TRAINING = (
+    Symbol(
+        "comfy.sample.fix_empty_latent_channels", "Distil Guidance samples as KSampler does", ("model", "latent_image")
+    ),
+    Symbol("comfy.sample.prepare_noise", "Distil Guidance samples as KSampler does", ("latent_image", "seed")),
+    Symbol("comfy.samplers.Sampler", "a training is run as a sampler, so that model and conditionings are made ready"),
+    Symbol("comfy.samplers.get_area_and_mult", "what the student's network takes of a prompt", ("conds", "x_in")),
+    Symbol("comfy.samplers.can_concat_cond", "which prompts share a forward of the student", ("c1", "c2")),
+    Symbol("comfy.samplers.cond_cat", "prompts that share a forward of the student", ("c_list",)),
+    Symbol("comfy.model_management.throw_exception_if_processing_interrupted", "Cancel ends a training"),
+    Symbol("comfy.model_patcher.ModelPatcher.remove_wrappers_with_key", "the student has no guidance"),
+    Symbol("comfy.model_base.BaseModel.get_dtype_inference", "gradients of float16 are scaled"),
+    Symbol("comfy.weight_adapter.LoRAAdapter", "the layers that are trained"),
+    Symbol("comfy.weight_adapter.LoRAAdapter.create_train", "the layers that are trained", ("weight", "rank", "alpha")),
+    Symbol("comfy.weight_adapter.LoRAAdapter.to_train", "layers that a training goes on from"),
+    Symbol(
+        "comfy.weight_adapter.bypass.BypassForwardHook", "puts them beside the linear layers", ("module", "adapter")
+    ),
+    Symbol("comfy.lora.model_lora_keys_unet", "the layers of a LoRA file", ("model", "key_map")),
+    Symbol("comfy.lora.load_lora", "the layers of a LoRA file", ("lora", "to_load", "log_missing")),
+    Symbol("comfy.lora_convert.convert_lora", "the layers of a LoRA file", ("sd",)),
+    Symbol("comfy.utils.save_torch_file", "what a cancelled training has learnt is a file", ("sd", "ckpt")),
+    Symbol("latent_preview.get_previewer", "previews of a training", ("device", "latent_format")),
+)
+
 NODES = (
     *_each("comfy_api.latest", "ComfyExtension", "what the host asks for the nodes"),
     *_each("comfy_api.latest.io", "ComfyNode Schema NodeOutput Input Output Custom", "what nodes are made of"),
     *_each(
         "comfy_api.latest.io",
         "Boolean.Input Clip.Input ClipVision.Input Combo.Input Conditioning.Input Float.Input Float.Output "
-        "Image.Input Image.Output Int.Input Latent.Input Latent.Output Mask.Input "
-        "Model.Input Model.Output String.Input String.Output Vae.Input Guider.Output",
+        "Image.Input Image.Output Int.Input Int.Output Latent.Input Latent.Output Mask.Input "
+        "Model.Input Model.Output Sampler.Input Sigmas.Input String.Input String.Output Vae.Input Guider.Output",
         "the kinds of what nodes take and give",
     ),
     Symbol("comfy_api.latest.ui.PreviewImage", "pictures that nodes show"),
@@ -142,4 +167,4 @@ NODES = (
     *_each("folder_paths", "get_output_directory get_save_image_path", "a Guidance Report is a file"),
 )
 
-SYMBOLS = (*SAMPLING, *WRAPPERS, *MODELS, *ATTENTION, *NODES)
+SYMBOLS = (*SAMPLING, *WRAPPERS, *MODELS, *ATTENTION, *TRAINING, *NODES)

@@ -21,6 +21,7 @@ SMALL = {  # class_type: what makes the example small enough for a test
     "KSampler": {"steps": 4},
     "BasicScheduler": {"steps": 4},
     "TrainLoraNode": {"steps": 2, "training_dtype": "fp32"},
+    "BeyondCFGDistil": {"pictures": 3, "iterations": 2, "batch_size": 1},
     "BeyondCFGClassifier": {
         "start_percent": 0.6,
         "end_percent": 0.9,

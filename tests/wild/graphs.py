@@ -20,6 +20,7 @@ TEXTS = {  # what an input of this name may well be
     "columns": ["", "one", "one\ntwo"],
     "filename_prefix": ["", "guidance/fuzz", "fuzz.5"],
 }
+LONG = ("pictures", "iterations")  # inputs that say how long a training takes
 LAYERS = [
     "middle",
     "0",
@@ -242,7 +243,7 @@ class _Draw:
             kinds.insert(rng.randint(0, len(kinds)), self.wanted)
         elif output == "MODEL":
             self.base = self.node(self.wanted)
-        elif output not in ("GUIDER", "IMAGE"):  # of a setting that one of ours takes
+        elif output not in ("GUIDER", "IMAGE", "LORA_MODEL"):  # of a setting that one of ours takes
             kinds.append(rng.choice([kind for kind in about.makers("MODEL", "MODEL") if self._takes(kind, output)]))
         self.model = self.base
         for kind in kinds:
@@ -252,6 +253,8 @@ class _Draw:
         ends = [kind for kind in about.ours if about.info[kind]["output_node"] and self.chance(0.1)]
         for kind in {*ends, self.wanted} if output == "IMAGE" else ends:
             self.node(kind)
+        if output == "LORA_MODEL":
+            self.graph.add("PreviewAny", source=self.node(self.wanted, model=self.model, latent=self.latent()))
         if self.chance(0.3):
             self.graph.add("PreviewImage", images=self.link("IMAGE"))
         return self.graph.nodes
@@ -287,6 +290,10 @@ class _Draw:
             return self.conditioning()
         if declared == "LATENT":
             return self.sampled
+        if declared == "SAMPLER":
+            return self.node("KSamplerSelect")
+        if declared == "SIGMAS":
+            return self.node("BasicScheduler", model=self.model, steps=rng.randint(1, 2), denoise=1.0)
         if declared == "IMAGE":
             return [graph.add("VAEDecode", samples=self.sampled, vae=graph.load(self.family, "vae")), 0]
         if declared == "MASK":
@@ -372,6 +379,8 @@ class _Draw:
             hint = options.get("placeholder", "")
             likely = self.snapshots() if name == "snapshots" else TEXTS.get(name, [default])
             return rng.choice(likely if self.is_tame or self.chance(0.5) else [*LAYERS, *ANY, hint])
+        if name in LONG:
+            return rng.choice([1, 2])
         if default is not None and self.chance(0.5 if self.is_tame else 0.3):
             return default
         low, high = options["min"], options["max"]
