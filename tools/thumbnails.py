@@ -221,7 +221,7 @@ def write(host: hosts.Host, names: tuple[str, ...]) -> None:
             for name in names:
                 workflow = as_drawn(name, workflows.load(ROOT / f"workflows/api/{name}.json"))
                 with busy(f"Drawing {name}") as detail:
-                    (_, content), *_ = server.run(workflow, detail)
+                    *_, (_, content) = server.run(workflow, detail)  # the last, if a node on the way shows one too
                 (ROOT / f"workflows/{name}.jpg").write_bytes(jpeg(content))
                 for node in SHOWS.get(name, ()):
                     (ROOT / f"web/docs/BeyondCFG{node}.jpg").write_bytes(jpeg(content, WIDE))
