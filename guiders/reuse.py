@@ -18,20 +18,20 @@ from typing import ClassVar
 from .base import About, check_params, param
 
 EVERY = (
-    "How often the directions of the guidances are computed: every so many steps. 1 is off, 3 makes a third of them. "
-    "In mode auto, the longest that a direction goes on uncomputed."
+    "In every how many steps the guidances are computed. 1 is every step, so nothing is saved; 3 is every third step. In "
+    "mode auto this is the most: a guidance never goes on for longer."
 )
 MODE = (
-    "regular: computed every so many steps. auto: computed as often as the tolerance asks for, for each guidance and "
-    "each picture by itself."
+    "regular: the guidances are computed every so many steps. auto: each guidance is computed as often as the tolerance "
+    "asks for, for each picture by itself."
 )
 TOLERANCE = (
-    "For auto: how wrong a continued direction may be, as a fraction of the longest one of that guidance. Less computes "
-    "more steps."
+    "For auto: how wrong a guidance may get while it goes on, as a fraction of its largest effect. With a lower value "
+    "more steps are computed."
 )
 BETWEEN = (
-    "How a direction goes on where it is not computed. linear: as it changed between the last two that were computed. "
-    "held: as it was, which makes guidances stronger, since directions shrink along sampling."
+    "What a guidance does in the steps that do not compute it. linear: it goes on changing as it did between the last two "
+    "computed steps. held: it stays the same, which makes it stronger, since its effect shrinks along sampling."
 )
 FIRST = "How many steps are always computed from where a guidance begins to act."
 LAST = "How many steps at the end of sampling are always computed."
