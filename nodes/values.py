@@ -104,6 +104,20 @@ def _is_mask(value) -> bool:
     )
 
 
+def _is_latent(value) -> bool:
+    return isinstance(value, dict) and hasattr(value.get("samples"), "shape")  # a tensor, or the host's nested ones
+
+
+def _is_sigmas(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.ndim == 1
+        and len(value) > 1
+        and bool(value.isfinite().all() and (value >= 0).all())
+    )
+
+
 KINDS = {
     "STRING": (_of(str), "a text"),
     "BOOLEAN": (_of(bool), "true or false"),
@@ -112,7 +126,9 @@ KINDS = {
     "VAE": (_having("first_stage_model", "latent_channels"), "a VAE"),
     "CLIP_VISION": (_having("model", "load_device"), "a CLIP vision model"),
     "CONDITIONING": (_is_conditioning, "a conditioning, such as a prompt from CLIP Text Encode"),
-    "LATENT": (lambda value: isinstance(value, dict) and "samples" in value, "a latent"),
+    "LATENT": (_is_latent, "a latent"),
+    "SAMPLER": (_having("sample", "max_denoise"), "a sampler, such as KSamplerSelect gives"),
+    "SIGMAS": (_is_sigmas, "two noise levels or more, such as Basic Scheduler gives"),
     "IMAGE": (_is_pictures, "pictures: one at least, [pictures, height, width, channels] with 1, 3 or 4 channels"),
     "MASK": (_is_mask, "a mask: [masks, height, width] or [height, width], from 0 to 1"),
     "BEYOND_CFG_SCHEDULE": (_of(Curve), "what Guidance Schedule gives"),

@@ -8,6 +8,7 @@ model.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -122,12 +123,20 @@ def prompts_of(conditionings: Sequence[list]) -> list[list]:
 
 
 def _check(model, prompts, latent, pictures: int, sampling: Sampling) -> None:
-    """Raise ValueError where there is nothing to distil, or where a value is none that can be distilled."""
+    """Raise ValueError where there is nothing to distil, where the host cannot make the copy that is
+    trained, or where a value is none that can be distilled."""
     acts = any(term.acts for term in model.model_options.get(KEY, ()))
     if not acts and sampling.cfg == 1 and not any(model.model_options.get(key) for key in GUIDING):
         raise ValueError(
             "there is nothing to distil: the model has no guidance on it and cfg is 1. Connect a model that comes out of a "
             "guidance node, or set cfg and connect a negative"
+        )
+    if "force_deepcopy" not in inspect.signature(model.clone).parameters:
+        raise ValueError("this ComfyUI cannot copy a loaded model, which training needs; use a newer one")
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "model cannot be loaded a second time, which training needs: the node that made it does not say from which "
+            "file. Load it with Load Checkpoint or Load Diffusion Model"
         )
     if not prompts:
         raise ValueError("positive has no prompt; connect one at least")
@@ -149,8 +158,6 @@ def _check(model, prompts, latent, pictures: int, sampling: Sampling) -> None:
             f"the sampler is {sampler_name(sampling.sampler)}, which needs the negative's prediction in each step, and the "
             f"student has none. Choose {sampler_name(sampling.sampler).removesuffix('_cfg_pp')}"
         )
-    if len(sampling.sigmas) < 2:
-        raise ValueError(f"sigmas has {len(sampling.sigmas)} noise levels; a schedule has 2 at least")
 
 
 # ----------------------------------------------------------------------------------------------------------- the teacher
@@ -185,18 +192,13 @@ def _sampled(model, prompts, latent: Tensor, pictures: int, sampling: Sampling, 
 
 def _own_copy(model):
     """MODEL without its guidance, and with weights of its own. To be called where no inference mode is on, since
-    weights that were made in it have no gradient. Raises ValueError where the host cannot copy it."""
+    weights that were made in it have no gradient."""
     plain = model.clone()
     for key in (KEY, RECORDERS):
         plain.model_options.pop(key, None)
     plain.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     plain.set_additional_models(KEY, [])  # weak models
-    try:
-        plain = plain.clone(force_deepcopy=True)
-    except TypeError:
-        raise ValueError("this ComfyUI cannot copy a loaded model, which training needs; use a newer one") from None
-    except RuntimeError as error:
-        raise ValueError(f"the model cannot be loaded a second time, which training needs ({error})") from None
+    plain = plain.clone(force_deepcopy=True)
     plain.model.requires_grad_(False)
     return plain
 

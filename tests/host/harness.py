@@ -56,6 +56,19 @@ def network(kind: str, **kwargs):
     return model
 
 
+def loadable(kind: str, change=None, **kwargs):
+    """A small network that the host can load a second time, as it can those of files. `change` is done to each copy."""
+
+    def load(disable_dynamic=False):  # the host's name
+        model = getattr(networks, kind)(**kwargs)
+        if change is not None:
+            change(model.model.diffusion_model)
+        model.cached_patcher_init = load, ()
+        return model
+
+    return load()
+
+
 def shared_network(kind: str, **kwargs):
     """The same, of one network for all tests: a user's MODELs, too, are of one that was loaded once."""
     return SHARED.get((kind, *kwargs.items()), lambda: network(kind, **kwargs))

@@ -16,6 +16,7 @@ from pack.guiders.host import distillation, make_guider
 from pack.guiders.host.training import Lora, attention_with_gradient, copies_kept, recomputed, training
 from pack.nodes.distillation import DistilGuidance
 from pack.tests.host import networks
+from pack.tests.host.harness import loadable as network
 from pack.tests.host.harness import needs_copy, pag, prompts, sample, sigmas_of
 
 import nodes as host_nodes
@@ -25,19 +26,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 KINDS = pytest.mark.parametrize("kind", ["unet", "sd3", "flux"])  # noise, flow, flow with blocks that write into inputs
 STEPS, SEED = 4, 11
 LEARN = distillation.Trainer._learn
-
-
-def network(kind: str, change=None, **kwargs):
-    """A small network that the host can load a second time, as it can those of files. `change` is done to each copy."""
-
-    def load(disable_dynamic=False):  # the host's name
-        model = getattr(networks, kind)(**kwargs)
-        if change is not None:
-            change(model.model.diffusion_model)
-        model.cached_patcher_init = load, ()
-        return model
-
-    return load()
 
 
 def given(kind: str, model, **changes) -> dict:
@@ -427,7 +415,7 @@ def test_a_prompt_that_acts_in_a_part_is_refused_with_its_number(key, value):
         ),
         ({"cfg": 3.0}, "cfg is 3 but no negative is connected"),
         ({"sampler": comfy.samplers.sampler_object("euler_cfg_pp")}, "the sampler is euler_cfg_pp"),
-        ({"sigmas": torch.ones(1)}, "sigmas has 1 noise levels"),
+        ({"sigmas": torch.ones(1)}, "sigmas is a tensor [1] of torch.float32; it must be two noise levels or more"),
         ({"iterations": 0}, "iterations is 0; it must be a whole number from 1"),
         ({"positive": [networks.conditioning("sd3", 1), "text"]}, 'positive is "text"; it must be a conditioning'),
     ],
