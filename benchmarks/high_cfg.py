@@ -80,7 +80,7 @@ def plain(weight: float, name: str) -> Method:
 
 def with_node(rule, **fixed) -> Method:
     """CFG 15 with a node of the pack."""
-    return corrected(rule.about.title, rule.about, (CFG,), **fixed)
+    return corrected(rule.about.name, rule.about, (CFG,), **fixed)
 
 
 ALONE = plain(CFG, "CFG alone")

@@ -114,7 +114,7 @@ def with_negative(guidance: Any, scale: float, **fixed) -> Method:
     about = guidance.about
     settings = ", ".join(f"{name} {value}" for name, value in fixed.items())
     return node(
-        about.title, about, (scale,), (), settings=settings, negative=lambda rig: rig.encode(rig.negative), **fixed
+        about.name, about, (scale,), (), settings=settings, negative=lambda rig: rig.encode(rig.negative), **fixed
     )
 
 

@@ -38,11 +38,23 @@ class AdaptiveProjectedGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGAdaptiveProjected",
-        title="Adaptive Projected",
-        summary="Adaptive Projected Guidance (APG): takes out of the guidance what only saturates, and can limit its "
-        "length. For high cfg without burnt colours. Acts on all that stands before it. Costs nothing: no further row.",
+        name="Adaptive Projected",
+        title="Adaptive Projected Guidance (APG)",
+        group="CFG corrections",
+        summary=(
+            "Keeps colours natural at a high cfg. It takes out the part of the guidance that only saturates, and can "
+            "limit the rest. It acts on all guidance nodes before it. Takes no extra time."
+        ),
         paper="arXiv:2410.02416",
-        aliases=("apg", "adaptive projected guidance", "oversaturation", "high cfg", "norm threshold", "momentum"),
+        aliases=(
+            "apg",
+            "adaptive projected guidance",
+            "oversaturation",
+            "high cfg",
+            "norm threshold",
+            "momentum",
+            "burnt",
+        ),
     )
 
     def __post_init__(self):

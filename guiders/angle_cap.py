@@ -42,11 +42,23 @@ class AngleCap(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGAngleCap",
-        title="Angle Cap",
-        summary="Limits how far guidance may turn the prediction away from what the prompt alone gives. For high cfg "
-        "without strange colours. Acts on all that stands before it. Costs nothing: no further row.",
+        name="Angle Cap",
+        title="CFG Angle Cap",
+        group="CFG corrections",
+        summary=(
+            "Keeps colours natural at a high cfg. It limits how far guidance may turn the prediction away from what "
+            "the prompt alone gives. It acts on all guidance nodes before it. Takes no extra time."
+        ),
         paper="arXiv:2506.11039",
-        aliases=("adg", "angle domain guidance", "govern", "rotation", "oversaturation", "high cfg"),
+        aliases=(
+            "adg",
+            "angle domain guidance",
+            "govern",
+            "rotation",
+            "oversaturation",
+            "high cfg",
+            "burnt",
+        ),
     )
 
     def __post_init__(self):

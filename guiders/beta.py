@@ -44,11 +44,21 @@ class BetaCFG(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGBeta",
-        title="Beta CFG",
-        summary="Beta CFG (β-CFG): gives CFG the same length in every step, and lets it rise and fall along sampling. For "
-        "natural pictures with SD models at the usual cfg. Costs nothing: no further row.",
+        name="Beta CFG",
+        group="CFG corrections",
+        summary=(
+            "Makes CFG gentler at the start and at the end of sampling, for natural pictures with SD models. It "
+            "gives CFG the same length in every step, times a curve that rises and falls. Takes no extra time."
+        ),
         paper="arXiv:2502.10574",
-        aliases=("beta-cfg", "betacfg", "β-cfg", "adaptive scaling", "normalized guidance", "cfg schedule"),
+        aliases=(
+            "beta-cfg",
+            "betacfg",
+            "β-cfg",
+            "adaptive scaling",
+            "normalized guidance",
+            "cfg schedule",
+        ),
     )
 
     def __post_init__(self):

@@ -36,12 +36,11 @@ from .moments import adaptive_moments
 
 CLASSIFIER = About(
     node_id="BeyondCFGClassifier",
-    title="Classifier Guidance",
+    name="Classifier Guidance",
     summary=(
-        "Guides towards what a classifier of pictures takes for a label: CLIP and words of your own, or a small head on "
-        "CLIP's picture embedding. Needs no training of the model. Each step decodes the prediction and goes back through "
-        "VAE and CLIP, so a TAESD is the VAE to use: others need much memory. The classifier is one of clean pictures, "
-        "which is an approximation: better late in sampling than early."
+        "Guides the picture towards a label: your own words by CLIP, or a small classifier on CLIP's embedding. The "
+        "model needs no training. Each step decodes the picture and looks at it, so use a TAESD as VAE: others take "
+        "much memory. It works better late in sampling than early."
     ),
     paper="arXiv:2105.05233",
     aliases=("classifier guidance", "CLIP guidance", "guided diffusion", "zero-shot", "universal guidance", "ADM-G"),

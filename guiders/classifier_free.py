@@ -53,13 +53,23 @@ class SamplerCFG:
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGInterval",
-        title="CFG Interval",
+        name="CFG Interval",
         summary=(
-            "Lets the sampler's cfg act in a part of sampling only. Outside it the negative prompt is not evaluated: "
-            "faster, and more varied pictures, since cfg harms most at the very beginning and is wasted at the end."
+            "Makes sampling faster and pictures more varied. It lets the sampler's cfg act in a part of sampling "
+            "only: cfg harms most at the very beginning, and does little at the end. Where it is off, the negative "
+            "prompt takes no time."
         ),
         paper="arXiv:2404.07724",
-        aliases=("guidance interval", "limited interval", "cfg schedule", "cfg start end", "skip cfg", "faster cfg"),
+        aliases=(
+            "guidance interval",
+            "limited interval",
+            "cfg schedule",
+            "cfg start end",
+            "skip cfg",
+            "faster cfg",
+            "variety",
+            "burnt",
+        ),
         window=(0.2, 0.9),
     )
 

@@ -45,12 +45,25 @@ class DynamicThresholding(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGDynamicThresholding",
-        title="Dynamic Thresholding",
-        summary="Gives the result at a high cfg the range of numbers that a lower cfg has, in every channel. For a cfg of "
-        "10 or more without burnt colours. Acts on all that stands before it, so put it last. Costs nothing: no further "
-        "row.",
+        name="Dynamic Thresholding",
+        group="CFG corrections",
+        summary=(
+            "Keeps colours natural at a very high cfg, such as 10 and more. It gives the result the range of numbers "
+            "that a lower cfg has, in every channel. It acts on all guidance nodes before it, so put it last. Takes "
+            "no extra time."
+        ),
         paper="arXiv:2205.11487",
-        aliases=("dynthres", "dynamic thresholding", "cfg fix", "mimic scale", "threshold percentile", "cfg scale fix"),
+        aliases=(
+            "dynthres",
+            "dynamic thresholding",
+            "cfg fix",
+            "mimic scale",
+            "threshold percentile",
+            "cfg scale fix",
+            "burnt",
+            "oversaturation",
+            "high cfg",
+        ),
     )
 
     def __post_init__(self):

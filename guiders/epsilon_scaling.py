@@ -37,11 +37,23 @@ class EpsilonScaling(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGEpsilonScaling",
-        title="Epsilon Scaling",
-        summary="Makes the predicted noise a little weaker, since a sampler that meets its own errors predicts too much of "
-        "it. For more detail. Acts on all that stands before it, so put it last. Costs nothing: no further row.",
+        name="Epsilon Scaling",
+        group="CFG corrections",
+        summary=(
+            "Gives a little more detail. It makes the predicted noise a little weaker, since a sampler that meets "
+            "its own errors predicts too much. It acts on all guidance nodes before it, so put it last. Takes no "
+            "extra time."
+        ),
         paper="arXiv:2308.15321",
-        aliases=("exposure bias", "epsilon scaling", "eps scaling", "noise scaling", "more detail"),
+        aliases=(
+            "exposure bias",
+            "epsilon scaling",
+            "eps scaling",
+            "noise scaling",
+            "more detail",
+            "detail",
+            "sharp",
+        ),
     )
 
     def __post_init__(self):

@@ -52,12 +52,24 @@ class FrequencyDecoupled(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGFrequencyDecoupled",
-        title="Frequency-Decoupled",
-        summary="Frequency-Decoupled Guidance (FDG), or FreSca: sharpens the guidance's fine part and leaves the coarse "
-        "one. For more detail at low cfg, without burnt colours. Acts on all that stands before it. Costs nothing: no "
-        "further row.",
+        name="Frequency-Decoupled",
+        title="Frequency-Decoupled Guidance (FDG)",
+        group="CFG corrections",
+        summary=(
+            "Gives more detail at a low cfg, without burnt colours. It strengthens the fine part of the guidance, "
+            "and leaves the coarse part as it is. It acts on all guidance nodes before it. Takes no extra time."
+        ),
         paper="arXiv:2506.19713",
-        aliases=("fdg", "frequency decoupled guidance", "fresca", "frequency guidance", "laplacian pyramid", "fourier"),
+        aliases=(
+            "fdg",
+            "frequency decoupled guidance",
+            "fresca",
+            "frequency guidance",
+            "laplacian pyramid",
+            "fourier",
+            "detail",
+            "sharp",
+        ),
     )
 
     def __post_init__(self):

@@ -48,11 +48,23 @@ class HistoryGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGHiGS",
-        title="HiGS",
-        summary="History-Guided Sampling (HiGS): adds what is new in the prediction since earlier steps, without its "
-        "colours. For sharper pictures in few steps, or at low cfg. Costs nothing: no further row.",
+        name="HiGS",
+        title="History-Guided Sampling (HiGS)",
+        summary=(
+            "Makes pictures sharper in few steps, or at a low cfg. It strengthens what is new in the prediction "
+            "since the steps before, and leaves colours alone. Takes no extra time."
+        ),
         paper="arXiv:2509.22300",
-        aliases=("higs", "history guidance", "history-guided sampling", "few steps", "sharper", "momentum"),
+        aliases=(
+            "higs",
+            "history guidance",
+            "history-guided sampling",
+            "few steps",
+            "sharper",
+            "momentum",
+            "sharp",
+            "detail",
+        ),
     )
 
     def __post_init__(self):

@@ -37,11 +37,24 @@ class MagnitudeAware(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGMagnitudeAware",
-        title="Magnitude-Aware",
-        summary="Magnitude-aware CFG (MAMBO-G): holds CFG back where it is large beside the negative prediction, mostly "
-        "in the first steps. For high cfg with few steps. Costs nothing: no further row.",
+        name="Magnitude-Aware",
+        title="Magnitude-Aware Guidance (MAMBO-G)",
+        group="CFG corrections",
+        summary=(
+            "Keeps pictures whole at a high cfg with few steps. It holds CFG back in the steps where CFG is large, "
+            "mostly the first ones. Takes no extra time."
+        ),
         paper="arXiv:2508.03442",
-        aliases=("mambo-g", "mambog", "magnitude aware guidance", "raag", "ratio aware adaptive guidance", "few steps"),
+        aliases=(
+            "mambo-g",
+            "mambog",
+            "magnitude aware guidance",
+            "raag",
+            "ratio aware adaptive guidance",
+            "few steps",
+            "burnt",
+            "high cfg",
+        ),
     )
 
     def __post_init__(self):

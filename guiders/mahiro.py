@@ -34,11 +34,19 @@ class Mahiro(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGMahiro",
-        title="Mahiro",
-        summary="Mahiro, ComfyUI's Positive-Biased Guidance: the less the negative prediction is like the result, the "
-        "less of it is taken away. For pictures that follow the prompt more than they avoid the negative one. Costs "
-        "nothing: no further row.",
-        aliases=("mahiro cfg", "positive-biased guidance", "similarity-adaptive guidance", "positive biased cfg"),
+        name="Mahiro",
+        title="Mahiro (Positive-Biased Guidance)",
+        group="CFG corrections",
+        summary=(
+            "Makes pictures follow the prompt more, and avoid the negative prompt less. The less alike both "
+            "predictions are, the less of the negative one is taken away. Takes no extra time."
+        ),
+        aliases=(
+            "mahiro cfg",
+            "positive-biased guidance",
+            "similarity-adaptive guidance",
+            "positive biased cfg",
+        ),
     )
 
     def __post_init__(self):

@@ -44,11 +44,23 @@ class MomentumGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGMomentum",
-        title="Momentum",
-        summary="Momentum Guidance (MG): moves away from the average direction of earlier steps. For more detail from "
-        "flow models (SD3, Flux) in few steps, or at low cfg. Costs nothing: no further row.",
+        name="Momentum",
+        title="Momentum Guidance (MG)",
+        summary=(
+            "Gives more detail with flow models (SD3, Flux), in few steps or at a low cfg. It moves away from the "
+            "average direction of the steps before. Takes no extra time."
+        ),
         paper="arXiv:2602.20360",
-        aliases=("momentum guidance", "mg", "MomentumGuidance", "few steps", "flow", "history"),
+        aliases=(
+            "momentum guidance",
+            "mg",
+            "MomentumGuidance",
+            "few steps",
+            "flow",
+            "history",
+            "detail",
+            "sharp",
+        ),
     )
 
     def __post_init__(self):

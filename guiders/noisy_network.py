@@ -35,15 +35,20 @@ from .base import About, Latent
 
 ABOUT = About(
     node_id="BeyondCFGNoisyClassifier",
-    title="Noise-Aware Classifier Guidance",
+    name="Noise-Aware Classifier Guidance",
     summary=(
-        "Guides towards a label of a small classifier that was trained on this model's latents with noise in them: the "
-        "paper's own form, exact where the classifier is. Cheap: no VAE, no CLIP. You train the classifier; "
-        "guiders/noisy_network.py describes its file. At the very start its errors count most: if pictures break, begin "
-        "a little later."
+        "Guides the picture towards a label of a small classifier, which you train on this model's noisy latents. It "
+        "needs no VAE and no CLIP, so it is cheap. If pictures break, let it begin a little later. "
+        "guiders/noisy_network.py describes the file."
     ),
     paper="arXiv:2105.05233",
-    aliases=("classifier guidance", "noisy classifier", "guided diffusion", "ADM-G", "time-dependent classifier"),
+    aliases=(
+        "classifier guidance",
+        "noisy classifier",
+        "guided diffusion",
+        "ADM-G",
+        "time-dependent classifier",
+    ),
 )
 
 

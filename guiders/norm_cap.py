@@ -54,9 +54,13 @@ class NormCap(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGNormCap",
-        title="Norm Cap",
-        summary="Keeps guidance from making the prediction longer than the prompt alone would. For high cfg without burnt "
-        "colours. Acts on all that stands before it, so put it last. Costs nothing: no further row.",
+        name="Norm Cap",
+        title="CFG Norm Cap",
+        group="CFG corrections",
+        summary=(
+            "Keeps colours natural at a high cfg. It keeps guidance from making the prediction longer than the "
+            "prompt alone would. It acts on all guidance nodes before it, so put it last. Takes no extra time."
+        ),
         paper="arXiv:2503.21758",
         aliases=(
             "cfgnorm",
@@ -67,6 +71,7 @@ class NormCap(GuidanceRule):
             "pmc-cfg",
             "ep-cfg",
             "norm cap",
+            "burnt",
         ),
     )
 

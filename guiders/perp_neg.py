@@ -25,13 +25,23 @@ from .linalg import exact, project
 
 ABOUT = About(
     node_id="BeyondCFGPerpNeg",
-    title="Perp-Neg",
+    name="Perp-Neg",
+    title="Perpendicular Negative (Perp-Neg)",
+    group="Negative prompts",
     summary=(
-        "The negative prompt takes away only what the positive prompt does not ask for. For negatives that would spoil the "
-        "picture, such as 'green' against a frog. Needs a third, empty prompt, and cfg above 1. One more row per step."
+        "A negative prompt that takes away only what the positive prompt does not ask for. It helps with negatives "
+        "that would spoil the picture, such as 'green' for a frog. Needs a third, empty prompt, and cfg above 1. "
+        "Takes as much extra time as CFG, or less."
     ),
     paper="arXiv:2304.04968",
-    aliases=("perpneg", "perp neg", "perpendicular negative", "perpendicular", "third prompt", "negative prompt"),
+    aliases=(
+        "perpneg",
+        "perp neg",
+        "perpendicular negative",
+        "perpendicular",
+        "third prompt",
+        "negative prompt",
+    ),
 )
 SCALE = "How strongly the negative prompt acts beside the positive one. 1 is as strong; 0 leaves it out."
 AMOUNT = "How much of Perp-Neg is applied, as a fraction. 0 is plain CFG, 1 is the paper's."

@@ -35,14 +35,24 @@ class GuidanceRescale(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGRescale",
-        title="Rescale",
+        name="Rescale",
+        title="CFG Rescale",
+        group="CFG corrections",
         summary=(
-            "Sets the contrast of the guided result back towards what the prompt alone would give. For high cfg, or "
-            "several guidances at once, where pictures burn. Acts on all that stands before it, so put it last. "
-            "Costs nothing: no further row."
+            "Mends burnt colours and hard contrast, from a high cfg or several guidance nodes. It sets the contrast "
+            "back towards what the prompt alone gives. It acts on all guidance nodes before it, so put it last. "
+            "Takes no extra time."
         ),
         paper="arXiv:2305.08891",
-        aliases=("cfg rescale", "rescalecfg", "guidance rescale", "oversaturation", "overexposed", "burnt colours"),
+        aliases=(
+            "cfg rescale",
+            "rescalecfg",
+            "guidance rescale",
+            "oversaturation",
+            "overexposed",
+            "burnt colours",
+            "burnt",
+        ),
     )
 
     def __post_init__(self):

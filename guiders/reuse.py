@@ -55,10 +55,12 @@ class Reuse:
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGReuse",
-        title="Guidance Reuse",
+        name="Guidance Reuse",
+        title="Guidance Reuse (faster)",
+        group="Tools",
         summary=(
-            "Makes all guidances on a model cheaper, and the sampler's cfg. What a guidance adds changes slowly, so it is "
-            "computed in some steps alone and goes on between them."
+            "Makes all guidance nodes on a model faster, and the sampler's cfg too. What a guidance adds changes "
+            "slowly from step to step. So it is computed in some steps only, and continued between them."
         ),
         paper="arXiv:2408.11194",
         aliases=(
@@ -100,13 +102,22 @@ class Stop:
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGStop",
-        title="Guidance Stop",
+        name="Guidance Stop",
+        title="Guidance Stop (faster)",
+        group="Tools",
         summary=(
-            "Ends each guidance on a model, and the sampler's cfg, when it no longer matters: when the worse prediction "
-            "has become like the main one. From there on it costs nothing."
+            "Saves time in the later steps. It ends each guidance on a model, and the sampler's cfg, as soon as it "
+            "no longer changes the picture."
         ),
         paper="arXiv:2312.12487",
-        aliases=("adaptive guidance", "skip cfg", "end cfg early", "uncond zero", "faster cfg", "stop guidance"),
+        aliases=(
+            "adaptive guidance",
+            "skip cfg",
+            "end cfg early",
+            "uncond zero",
+            "faster cfg",
+            "stop guidance",
+        ),
     )
 
     def __post_init__(self):

@@ -93,14 +93,22 @@ class SelfAttentionGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSAG",
-        title="SAG",
+        name="SAG",
+        title="Self-Attention Guidance (SAG)",
         summary=(
-            "Self-Attention Guidance: blurs what the model attends to most in its own prediction, and moves away from what "
-            "it makes of that. Adds detail and coherence. Costs a forward of one row per step, since it needs the "
-            "step's own prediction first."
+            "Adds detail and makes pictures more coherent, with or without a negative prompt. It blurs the places "
+            "that the model looks at most, and moves away from what the model predicts for that blurred picture. "
+            "Takes as much extra time as CFG."
         ),
         paper="arXiv:2210.00939",
-        aliases=("self-attention guidance", "sag", "blur guidance"),
+        aliases=(
+            "self-attention guidance",
+            "sag",
+            "blur guidance",
+            "detail",
+            "sharp",
+            "better quality",
+        ),
         default=0.5,
         guider=True,
     )

@@ -41,11 +41,24 @@ class SlidingModeGuidance(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGSlidingMode",
-        title="CFG-Ctrl",
-        summary="Sliding-mode control of CFG (SMC-CFG): takes the same small amount off every number of CFG's "
-        "direction, so that small ones vanish. For flow models at high cfg. Costs nothing: no further row.",
+        name="CFG-Ctrl",
+        title="CFG-Ctrl (Sliding-Mode Control)",
+        group="CFG corrections",
+        summary=(
+            "Makes CFG cleaner at a high cfg, for flow models (SD3, Flux, Wan). It takes the same small amount off "
+            "every number of CFG's direction, so that small ones vanish. Takes no extra time."
+        ),
         paper="arXiv:2603.03281",
-        aliases=("cfg-ctrl", "cfg ctrl", "smc", "smc-cfg", "sliding mode control", "SlidingModeControlCFG", "high cfg"),
+        aliases=(
+            "cfg-ctrl",
+            "cfg ctrl",
+            "smc",
+            "smc-cfg",
+            "sliding mode control",
+            "SlidingModeControlCFG",
+            "high cfg",
+            "burnt",
+        ),
     )
 
     def __post_init__(self):

@@ -52,10 +52,12 @@ class SlidingWindowGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSlidingWindow",
-        title="SWG",
-        summary="Sliding Window Guidance (SWG): moves away from what the model predicts for windows of the picture, each "
-        "seen alone. For pictures that hold together as a whole. Costs a forward of all windows: 2 × 2 of 0.75 are as much "
-        "as 2.25 pictures.",
+        name="SWG",
+        title="Sliding Window Guidance (SWG)",
+        summary=(
+            "Makes pictures hold together as a whole. It shows the model parts of the picture by themselves, and "
+            "moves away from what the model predicts for them. Takes more than twice the extra time of CFG."
+        ),
         paper="arXiv:2411.10257",
         aliases=(
             "swg",
@@ -66,6 +68,8 @@ class SlidingWindowGuidance(GuidanceRule):
             "crops",
             "long-range",
             "coherence",
+            "anatomy",
+            "better quality",
         ),
         default=1.0,
     )

@@ -41,11 +41,21 @@ class TangentialCFG(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGTangential",
-        title="Tangential CFG",
-        summary="Tangential Damping CFG (TCFG): keeps of the negative prediction only what it has in common with the "
-        "positive one. For calmer pictures with CFG, on any model. Costs nothing: no further row.",
+        name="Tangential CFG",
+        title="Tangential CFG (TCFG)",
+        group="CFG corrections",
+        summary=(
+            "Makes pictures calmer with CFG, on any model. It keeps only the part of the negative prediction that "
+            "the positive prediction has too. Takes no extra time."
+        ),
         paper="arXiv:2503.18137",
-        aliases=("tcfg", "tangential damping cfg", "tangential damping", "singular value", "svd"),
+        aliases=(
+            "tcfg",
+            "tangential damping cfg",
+            "tangential damping",
+            "singular value",
+            "svd",
+        ),
     )
 
     def __post_init__(self):

@@ -39,12 +39,25 @@ class TemporalScoreRescaling(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGTemporalScore",
-        title="Temporal Score Rescaling",
-        summary="Temporal Score Rescaling (TSR): samples a little wider or narrower around what is likely, as a "
-        "temperature does. Wider for more detail and variety, narrower for smooth results. Acts on all that stands before "
-        "it, so put it last. Costs nothing: no further row.",
+        name="Temporal Score Rescaling",
+        title="Temporal Score Rescaling (TSR)",
+        group="CFG corrections",
+        summary=(
+            "Gives more detail and variety, or smoother results, as a temperature does. It samples a little wider or "
+            "narrower around what is likely. It acts on all guidance nodes before it, so put it last. Takes no extra "
+            "time."
+        ),
         paper="arXiv:2510.01184",
-        aliases=("tsr", "temporal score rescaling", "temperature", "diversity", "more detail"),
+        aliases=(
+            "tsr",
+            "temporal score rescaling",
+            "temperature",
+            "diversity",
+            "more detail",
+            "detail",
+            "variety",
+            "sharp",
+        ),
     )
 
     def __post_init__(self):

@@ -38,10 +38,22 @@ class Tonemap(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGTonemap",
-        title="Tonemap",
-        summary="Reinhard tone mapping of the guidance: makes it weaker where it is strongest, and nowhere else much. For "
-        "high cfg without burnt places. Acts on all that stands before it. Costs nothing: no further row.",
-        aliases=("reinhard", "tonemap reinhard", "latent operation", "hdr", "high cfg", "oversaturation"),
+        name="Tonemap",
+        title="CFG Tonemap (Reinhard)",
+        group="CFG corrections",
+        summary=(
+            "Keeps places from burning at a high cfg. It makes guidance weaker where it is strongest, and changes "
+            "little elsewhere. It acts on all guidance nodes before it. Takes no extra time."
+        ),
+        aliases=(
+            "reinhard",
+            "tonemap reinhard",
+            "latent operation",
+            "hdr",
+            "high cfg",
+            "oversaturation",
+            "burnt",
+        ),
     )
 
     def __post_init__(self):

@@ -18,27 +18,43 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, WeakModelRef, ch
 
 AUTOGUIDANCE = About(
     node_id="BeyondCFGAutoguidance",
-    title="Autoguidance",
+    name="Autoguidance",
     summary=(
-        "Guides a model with a worse version of itself: fewer training steps, smaller, an older file, or the same with a "
-        "LoRA. Raises quality without losing variety, and needs no negative. Costs a second model in memory and one "
-        "forward of it per step."
+        "Gives better quality without less variety, and needs no negative prompt. It moves away from a worse version "
+        "of the same model: one with fewer training steps, a smaller one, an older file, or the same with a LoRA. "
+        "Takes a second model in memory, and the time of that model."
     ),
     paper="arXiv:2406.02507",
-    aliases=("autoguidance", "weak model", "bad model", "dual model", "guide with a bad version of itself"),
+    aliases=(
+        "autoguidance",
+        "weak model",
+        "bad model",
+        "dual model",
+        "guide with a bad version of itself",
+        "better quality",
+        "detail",
+    ),
     strength="weight",
     default=2.0,
     guider=True,
 )
 SIMS = About(
     node_id="BeyondCFGSIMS",
-    title="SIMS",
+    name="SIMS",
+    title="Self-Improving Guidance (SIMS)",
     summary=(
-        "Guides a model away from an auxiliary one that was trained on its own pictures, such as the same model with a "
-        "LoRA of them. Costs a second model in memory and one forward of it per step."
+        "Takes away what is typical of a model's own mistakes. It moves away from a second model that was trained on "
+        "pictures of the first, such as the same model with a LoRA of them. Takes a second model in memory, and the "
+        "time of that model."
     ),
     paper="arXiv:2408.16333",
-    aliases=("self-improving diffusion", "synthetic data guidance", "auxiliary model", "negative model"),
+    aliases=(
+        "self-improving diffusion",
+        "synthetic data guidance",
+        "auxiliary model",
+        "negative model",
+        "better quality",
+    ),
     default=0.5,
 )
 

@@ -19,22 +19,33 @@ from .base import About, Apply, Branch, GuidanceRule, check_params, param
 
 PERTURBED_NEGATIVE = About(
     node_id="BeyondCFGPerturbedNegative",
-    title="Perturbed Negative",
+    name="Perturbed Negative",
+    group="Negative prompts",
     summary=(
-        "The sampler's cfg moves away from what a perturbed network predicts for the negative prompt: layers left out, or "
-        "attention perturbed. Two guidances for the price of one: no further row. Needs cfg above 1."
+        "Adds the effect of Skip Layer Guidance or PAG to CFG for no extra time. It makes the network worse where it "
+        "predicts for the negative prompt, so that cfg moves away from both at once. Needs cfg above 1."
     ),
     paper="arXiv:2411.18664",
-    aliases=("slg simple", "skip layer simple", "perturbed uncond", "zero attention uncond", "skip layer negative"),
+    aliases=(
+        "slg simple",
+        "skip layer simple",
+        "perturbed uncond",
+        "zero attention uncond",
+        "skip layer negative",
+        "anatomy",
+        "better quality",
+        "negative prompt",
+    ),
     window=(0.01, 0.5),
 )
 NEGATIVE_MODEL = About(
     node_id="BeyondCFGNegativeModel",
-    title="Negative Model",
+    name="Negative Model",
+    group="Negative prompts",
     summary=(
-        "Another model makes the negative prediction of the sampler's cfg: the base model where the main one is a "
-        "fine-tune, or the same model with a LoRA for the negative. Needs cfg above 1. One forward of that model in place "
-        "of one row."
+        "Lets another model predict for the negative prompt: the base model where the main one is a fine-tune, or "
+        "the same model with a LoRA. The result moves away from what that model does. Needs cfg above 1, and memory "
+        "for a second model."
     ),
     paper="arXiv:2504.01521",
     aliases=(
@@ -44,6 +55,8 @@ NEGATIVE_MODEL = About(
         "second model uncond",
         "base model negative",
         "ideogram",
+        "negative prompt",
+        "better quality",
     ),
 )
 AMOUNT = "How much of the negative prediction is replaced, as a fraction. 1 is all of it and costs least; 0 is off."

@@ -39,11 +39,22 @@ class ZeroStar(GuidanceRule):
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(
         node_id="BeyondCFGZeroStar",
-        title="CFG-Zero*",
-        summary="CFG-Zero*: scales the negative prediction so that it fits the positive one, and lets the first step "
-        "stand still. For flow models (SD3, Flux, Wan) with CFG. Costs nothing: no further row.",
+        name="CFG-Zero*",
+        group="CFG corrections",
+        summary=(
+            "Makes CFG cleaner for flow models (SD3, Flux, Wan). It scales the negative prediction until it fits the "
+            "positive one, and lets the first step stand still. Takes no extra time."
+        ),
         paper="arXiv:2503.18886",
-        aliases=("cfg zero star", "cfgzerostar", "cfg-zero", "zero init", "optimized scale", "flow matching cfg"),
+        aliases=(
+            "cfg zero star",
+            "cfgzerostar",
+            "cfg-zero",
+            "zero init",
+            "optimized scale",
+            "flow matching cfg",
+            "better quality",
+        ),
     )
 
     def __post_init__(self):

@@ -15,14 +15,22 @@ class DistilGuidance(schema.Node):
 
     about = About(
         node_id="BeyondCFGDistil",
-        title="Distil Guidance",
+        name="Distil Guidance",
+        group="Tools",
         summary=(
-            "Trains a LoRA so that the model alone predicts as it does with all guidances that are on it and with cfg, in "
-            "one row per step at cfg 1. It needs prompts and no pictures: the guided model samples, and the LoRA learns "
-            "what it predicted."
+            "Trains a LoRA that does what your guidance nodes and cfg do, so that you can sample at cfg 1 without "
+            "them: fast, as without any guidance. It needs prompts and no pictures: the guided model samples, and "
+            "the LoRA learns from that."
         ),
         paper="arXiv:2503.07274",
-        aliases=("train lora", "distillation", "faster guidance", "cfg distill", "agd", "guidance distillation"),
+        aliases=(
+            "train lora",
+            "distillation",
+            "faster guidance",
+            "cfg distill",
+            "agd",
+            "guidance distillation",
+        ),
     )
     inputs = (
         io.Model.Input("model", tooltip="The model with the guidances that the LoRA is to learn. It stays as it is."),

@@ -39,7 +39,7 @@ class Guidance:
         )
 
     def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, region=None, **values):
-        """A copy of `model` with this guidance on it, under its node's title. Raises ValueError for what cannot work."""
+        """A copy of `model` with this guidance on it, under its node's name. Raises ValueError for what cannot work."""
         model, rule = self.make(model, **values)
         return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title, region_of(region)))
 
@@ -57,7 +57,7 @@ def term_node(guidance: Guidance) -> type[schema.Node]:
 
         @classmethod
         def build(cls, **values):
-            return guidance.add(cls.about.title, **values)
+            return guidance.add(cls.about.name, **values)
 
     TermNode.__name__ = TermNode.__qualname__ = guidance.about.node_id
     return TermNode

@@ -20,10 +20,12 @@ class CFGGuider(schema.Node):
     about = dataclasses.replace(
         SamplerCFG.about,
         node_id="BeyondCFGGuider",
+        name="CFG Interval Guider",
         title="CFG Interval Guider",
+        group="Guiders",
         summary=(
-            "Classifier-free guidance for SamplerCustomAdvanced, with the part of sampling in which it acts. "
-            "The negative may stay unconnected where cfg is 1."
+            "Gives SamplerCustomAdvanced the usual CFG, in a part of sampling if you like. The negative prompt may stay "
+            "unconnected where cfg is 1."
         ),
         aliases=("classifier-free guidance", "cfg", "guidance interval", "negative prompt"),
     )
@@ -42,7 +44,7 @@ class CFGGuider(schema.Node):
     def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None, region=None):
         when, where = Schedule(start_percent, end_percent, schedule), region_of(region)
         if when != Schedule() or where is not None:
-            model = add_term(model, Term(SamplerCFG(), when, cls.about.title, where))
+            model = add_term(model, Term(SamplerCFG(), when, cls.about.name, where))
         return make_guider(model, positive, negative, cfg)
 
 
@@ -51,20 +53,23 @@ def guider_node(guidance: Guidance) -> type[schema.Node]:
     models = [given for given in guidance.inputs if isinstance(given, io.Model.Input)]
     settings = [given for given in guidance.inputs if not isinstance(given, io.Model.Input)]
     cfg = 1.0 if guidance.about.strength == "weight" else 4.0  # a weight counts as cfg does, and stands in its place
+    name = f"{guidance.about.name} Guider"
 
     class Guider(schema.Node):
         about = dataclasses.replace(
             guidance.about,
             node_id=f"{guidance.about.node_id}Guider",
-            title=f"{guidance.about.title} Guider",
-            summary=f"{guidance.about.summary} As a guider for SamplerCustomAdvanced, with CFG.",
+            name=name,
+            title=name,
+            group="Guiders",
+            summary=f"{guidance.about.name} and CFG in one node for SamplerCustomAdvanced. {guidance.about.summary}",
         )
         inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
         output = schema.GUIDER_OUT
 
         @classmethod
         def build(cls, positive, cfg, negative=None, **values):
-            return make_guider(guidance.add(cls.about.title, **values), positive, negative, cfg)
+            return make_guider(guidance.add(cls.about.name, **values), positive, negative, cfg)
 
     Guider.__name__ = Guider.__qualname__ = Guider.about.node_id
     return Guider

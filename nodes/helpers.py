@@ -32,13 +32,21 @@ class GuidanceSchedule(schema.Node):
 
     about = About(
         node_id="BeyondCFGSchedule",
-        title="Guidance Schedule",
+        name="Guidance Schedule",
+        group="Tools",
         summary=(
-            "How strongly a guidance acts along sampling: its strength times this curve. One schedule can serve several "
-            "nodes. Where it is 0 the guidance costs nothing."
+            "Makes a guidance stronger or weaker along sampling: its strength is multiplied by this curve. One "
+            "schedule can serve several nodes. Where the curve is 0, the guidance takes no time."
         ),
         paper="arXiv:2404.07724",
-        aliases=("guidance curve", "weight schedule", "cfg schedule", "dynamic cfg", "ramp", "noise-dependent weight"),
+        aliases=(
+            "guidance curve",
+            "weight schedule",
+            "cfg schedule",
+            "dynamic cfg",
+            "ramp",
+            "noise-dependent weight",
+        ),
     )
     inputs = (
         io.Combo.Input(
@@ -92,9 +100,18 @@ class GuidanceOptions(schema.Node):
 
     about = About(
         node_id="BeyondCFGOptions",
-        title="Guidance Options",
-        summary="How the guidances on a model are computed. What they give stays the same.",
-        aliases=("sharing", "shared prefix", "speed", "faster pag", "debug", "check", "probe"),
+        name="Guidance Options",
+        group="Tools",
+        summary="Sets how the guidance nodes on a model are computed. The pictures stay the same.",
+        aliases=(
+            "sharing",
+            "shared prefix",
+            "speed",
+            "faster pag",
+            "debug",
+            "check",
+            "probe",
+        ),
     )
     inputs = (
         io.Model.Input("model", tooltip="A model with guidances on it, or before they are put on it."),
@@ -128,12 +145,21 @@ class LayerMap(schema.Node):
 
     about = About(
         node_id="BeyondCFGLayerMap",
-        title="Layer Map",
+        name="Layer Map",
+        group="Tools",
         summary=(
-            "A picture of the model's network with the layers that a choice means, and the list of them with how many "
-            "tokens each attends over: what can be written in layers, and what auto is for this model."
+            "Shows the layers of a model, and which of them a text in layers means. Use it to choose layers for PAG, "
+            "SEG, Skip Layer Guidance and others, and to see what auto is for this model."
         ),
-        aliases=("layers", "blocks", "which layers", "architecture", "model structure", "unet blocks", "pag layers"),
+        aliases=(
+            "layers",
+            "blocks",
+            "which layers",
+            "architecture",
+            "model structure",
+            "unet blocks",
+            "pag layers",
+        ),
     )
     inputs = (
         io.Model.Input("model", tooltip="The model to look into. Nothing is changed, and nothing is loaded."),

@@ -23,12 +23,19 @@ class GuidanceRecorder(schema.Node):
 
     about = About(
         node_id="BeyondCFGRecorder",
-        title="Guidance Recorder",
+        name="Guidance Recorder",
+        group="Tools",
         summary=(
-            "Listens to the guidances on a model while a sampler runs, for Guidance Report. Put it between the last "
-            "guidance and the sampler or guider. The picture stays the same, bit for bit."
+            "Records what the guidance nodes do while a sampler runs, for Guidance Report. Put it between the last "
+            "guidance node and the sampler. The picture stays exactly the same."
         ),
-        aliases=("measure guidance", "debug", "record", "report", "log"),
+        aliases=(
+            "measure guidance",
+            "debug",
+            "record",
+            "report",
+            "log",
+        ),
     )
     inputs = (
         io.Model.Input("model", tooltip="The model with its guidances."),
@@ -56,11 +63,11 @@ class GuidanceReport(schema.Node):
 
     about = About(
         node_id="BeyondCFGReport",
-        title="Guidance Report",
+        name="Guidance Report",
+        group="Tools",
         summary=(
-            "After sampling: how far each guidance moved the prediction at every step, in which direction compared with "
-            "the others, what cfg alone would be as strong, and what the steps cost. As a picture, a file, and the "
-            "predictions themselves to decode."
+            "Shows after sampling what each guidance did: in which steps, how strongly, in which direction, and how "
+            "much time it took. You get a picture, a file, and the predictions themselves to decode."
         ),
         aliases=(
             "plot guidance",
@@ -119,9 +126,18 @@ class GuidanceGrid(schema.Node):
 
     about = About(
         node_id="BeyondCFGGrid",
-        title="Guidance Grid",
-        summary="Pictures side by side with labels, for comparisons on one seed and for sweeps.",
-        aliases=("compare", "comparison", "xy plot", "contact sheet", "A/B", "labelled grid", "sweep"),
+        name="Guidance Grid",
+        group="Tools",
+        summary="Puts pictures side by side with labels, to compare settings on one seed.",
+        aliases=(
+            "compare",
+            "comparison",
+            "xy plot",
+            "contact sheet",
+            "A/B",
+            "labelled grid",
+            "sweep",
+        ),
     )
     inputs = (
         io.Image.Input(

@@ -170,7 +170,7 @@ def _only(name: str, values: list):
 class Node(io.ComfyNode):
     """A node that is declared by what it is `about`, its inputs and its outputs, and built from their values.
 
-    Its errors begin with its title, so that a user with many nodes finds it wherever the host reports them.
+    Its errors begin with its name, so that a user with many nodes finds it wherever the host reports them.
     """
 
     about: About
@@ -187,7 +187,7 @@ class Node(io.ComfyNode):
         return io.Schema(
             node_id=cls.about.node_id,
             display_name=cls.about.title,
-            category=CATEGORY,
+            category=f"{CATEGORY}/{cls.about.group}",
             description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
             inputs=[*cls.inputs],
@@ -208,11 +208,11 @@ class Node(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        """What the host calls to run the node. Raises ValueError as `built`, with the node's title in front."""
+        """What the host calls to run the node. Raises ValueError as `built`, with the node's name in front."""
         try:
             if cls.lists:  # then the host gives each input as a list
                 inputs = {name: value if name in cls.lists else _only(name, value) for name, value in inputs.items()}
             built = cls.built(**inputs)
             return built if isinstance(built, io.NodeOutput) else io.NodeOutput(built)
         except ValueError as error:
-            raise ValueError(f"{cls.about.title}: {error}") from None
+            raise ValueError(f"{cls.about.name}: {error}") from None

@@ -98,7 +98,7 @@ def guidance_by_negative(method: Any) -> Guidance:
 
     def make(model, layers, negative=None, **values):
         chosen = choose_prompt_layers(model, layers)
-        prompt = "negative" if negative is None else host.one_prompt(negative, method.about.title, "negative")
+        prompt = "negative" if negative is None else host.one_prompt(negative, method.about.name, "negative")
         return model, AttendedNegative(method(layers=chosen, **schema.settings(method, values)), prompt)
 
     return Guidance(method.about, AttendedNegative, [*schema.inputs(method), schema.PROMPT_LAYERS, NEGATIVE_TEXT], make)
@@ -163,7 +163,7 @@ EMPTY = io.Conditioning.Input("empty_conditioning", tooltip="A third prompt, whi
 
 def perp_neg(model, empty_conditioning, neg_scale, amount):
     """CFG whose negative takes away only what the positive does not ask for."""
-    return model, PerpNeg(neg_scale, amount, host.one_prompt(empty_conditioning, PERP_NEG.title, "empty_conditioning"))
+    return model, PerpNeg(neg_scale, amount, host.one_prompt(empty_conditioning, PERP_NEG.name, "empty_conditioning"))
 
 
 NEGATIVE_MODEL_IN = weak_model_input(
@@ -182,13 +182,13 @@ def negative_model(model, negative_model, amount):
 
 
 LAYERED = {
-    method.about.title: method for method in PERTURBATIONS if not issubclass(method, OF_TIME)
+    method.about.name: method for method in PERTURBATIONS if not issubclass(method, OF_TIME)
 }  # what can be done in chosen layers
 PERTURBED_NEGATIVE_IN = [
     io.Combo.Input(
         "perturbation",
         options=list(LAYERED),
-        default=IdentityAttention.about.title,
+        default=IdentityAttention.about.name,
         tooltip="How the network is made worse for the negative: as the node of this name does, at its default settings. "
         "Skip Layer needs a transformer.",
     ),

@@ -16,13 +16,21 @@ class PostHocEMA(schema.Node):
 
     about = About(
         node_id="BeyondCFGPostHocEMA",
-        title="Post-hoc EMA",
+        name="Post-hoc EMA",
+        group="Weaker models",
         summary=(
-            "A model averaged over snapshots of its training, with a length of the average that is chosen now. Both "
-            "models of Autoguidance gain from a length of their own."
+            "Makes a model from snapshots of its training. It is their average, and you choose over how much of the "
+            "training. Autoguidance gets better when each of its two models has an average of its own length."
         ),
         paper="arXiv:2312.02696",
-        aliases=("EMA", "EDM2", "power function EMA", "average checkpoints", "merge snapshots", "weaker model"),
+        aliases=(
+            "EMA",
+            "EDM2",
+            "power function EMA",
+            "average checkpoints",
+            "merge snapshots",
+            "weaker model",
+        ),
     )
     inputs = (
         io.String.Input(
@@ -74,14 +82,23 @@ class DegradedModel(schema.Node):
 
     about = About(
         node_id="BeyondCFGDegradedModel",
-        title="Degraded Model",
+        name="Degraded Model",
+        group="Weaker models",
         summary=(
-            "The same model made worse on purpose, as Autoguidance's weak model, without a second file. An experiment: "
-            "the paper found that noise, dropout and quantised weights do not guide real models well; a smaller or less "
-            "trained model does."
+            "Makes a weak model for Autoguidance from the same file, without a second one. This is an experiment: "
+            "the paper found that noise, dropout and rounded weights do not guide real models well. A smaller or "
+            "less trained model does."
         ),
         paper="arXiv:2406.02507",
-        aliases=("weak model", "bad version", "input noise", "dropout", "quantise", "fewer layers", "skip layers"),
+        aliases=(
+            "weak model",
+            "bad version",
+            "input noise",
+            "dropout",
+            "quantise",
+            "fewer layers",
+            "skip layers",
+        ),
     )
     inputs = (
         io.Model.Input(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,10 @@ class About:
     """How a method introduces itself to a user: its node's identity, and where its equation is printed."""
 
     node_id: str  # a contract with saved workflows: never changes once released
-    title: str
-    summary: str
+    name: str  # the short one, in messages, reports and labels
+    summary: str  # what it does for the user, then how, then what it takes
+    title: str = ""  # on its node, with the name in it; where none is given, the name
+    group: Literal["Guidance", "CFG corrections", "Negative prompts", "Guiders", "Weaker models", "Tools"] = "Guidance"
     paper: str = ""  # where its method comes from
     aliases: tuple[str, ...] = ()
     strength: str = "scale"  # what the user calls it, as its paper counts it
@@ -34,6 +36,9 @@ class About:
     window: tuple[float, float] = (0.0, 1.0)  # default start and end, as fractions of sampling
     guider: bool = False  # whether it has a guider node of its own
     auto: str = ""  # what the layers "auto" are, where it is not what the architecture recommends
+
+    def __post_init__(self):
+        object.__setattr__(self, "title", self.title or self.name)
 
     @property
     def off(self) -> float:

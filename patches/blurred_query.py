@@ -50,14 +50,25 @@ class BlurredQuery(AttentionPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSEG",
-        title="SEG",
+        name="SEG",
+        title="Smoothed Energy Guidance (SEG)",
         summary=(
-            "Smoothed Energy Guidance: moves away from what the model predicts when its attention is blurred over the "
-            "picture. Structure as with PAG, with fewer side effects. Works without a prompt. One more row per step."
+            "Makes structure clearer, as PAG does and with fewer side effects, with or without a negative prompt. It "
+            "moves away from what the model predicts when its attention is blurred. Takes as much extra time as CFG, "
+            "or less."
         ),
         paper="arXiv:2408.00760",
         guider=True,
-        aliases=("smoothed energy guidance", "seg", "blurred attention", "guidance without cfg"),
+        aliases=(
+            "smoothed energy guidance",
+            "seg",
+            "blurred attention",
+            "guidance without cfg",
+            "better quality",
+            "anatomy",
+            "detail",
+            "flat",
+        ),
     )
 
     def __post_init__(self):
@@ -87,7 +98,9 @@ class BlurredQuery(AttentionPerturbation):
 
     def _blurred(self, q: Tensor, call: AttentionCall) -> Tensor:
         if call.grid is None:
-            none = f"{self.about.title}: the tokens of {call.layer} are no picture that could be blurred, without an order."
+            none = (
+                f"{self.about.name}: the tokens of {call.layer} are no picture that could be blurred, without an order."
+            )
             raise ValueError(
                 f"{call.why_unknown() if call.why_unknown else none} Set blur_sigma to -1, which needs none."
             )

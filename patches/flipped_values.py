@@ -46,13 +46,22 @@ class FlippedValues(PromptGuidance):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGVSF",
-        title="VSF",
+        name="VSF",
+        title="Value Sign Flip (VSF)",
+        group="Negative prompts",
         summary=(
-            "Value Sign Flip: a negative prompt that acts at cfg 1, most where the picture would show what it names. For "
-            "models of few steps, such as SD3.5 Turbo and Flux Schnell. It costs only a part of a row."
+            "A negative prompt that works at cfg 1, for models of few steps such as SD3.5 Turbo and Flux Schnell. It "
+            "acts most where the picture would show what the negative names. It takes less extra time than CFG."
         ),
         paper="arXiv:2508.10931",
-        aliases=("vsf", "value sign flip", "negative prompt without cfg", "negative at cfg 1", "negative for turbo"),
+        aliases=(
+            "vsf",
+            "value sign flip",
+            "negative prompt without cfg",
+            "negative at cfg 1",
+            "negative for turbo",
+            "negative prompt",
+        ),
     )
 
     def __post_init__(self):

@@ -52,10 +52,12 @@ class IdentityAttention(AttentionPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGPAG",
-        title="PAG",
+        name="PAG",
+        title="Perturbed-Attention Guidance (PAG)",
         summary=(
-            "Perturbed-Attention Guidance: moves away from what the model predicts when every image token may only "
-            "look at itself. Sharpens structure, with or without a negative prompt. One more row per step."
+            "Makes shapes and structure clearer, with or without a negative prompt. It moves away from what the "
+            "model predicts when every part of the picture sees only itself. Takes as much extra time as CFG, or "
+            "less."
         ),
         paper="arXiv:2403.17377",
         guider=True,
@@ -67,6 +69,10 @@ class IdentityAttention(AttentionPerturbation):
             "SoftPAG",
             "HeadHunter",
             "uniform attention",
+            "better quality",
+            "anatomy",
+            "flat",
+            "detail",
         ),
     )
 

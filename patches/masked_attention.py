@@ -39,13 +39,21 @@ class MaskedAttention(AttentionPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGMaskedAttention",
-        title="Masked Attention",
+        name="Masked Attention",
+        title="Masked Attention Guidance",
         summary=(
-            "Moves away from what the model predicts when image tokens see only some of each other, drawn by chance: "
-            "PAG, and the milder perturbations that its paper compares it with. One more row per step."
+            "Makes structure clearer, from gently to as strongly as PAG. It moves away from what the model predicts "
+            "when parts of the picture see only some other parts, drawn by chance. Takes as much extra time as CFG, "
+            "or less."
         ),
         paper="arXiv:2403.17377",
-        aliases=("random attention mask", "pag ablation", "soft pag", "attention dropout"),
+        aliases=(
+            "random attention mask",
+            "pag ablation",
+            "soft pag",
+            "attention dropout",
+            "better quality",
+        ),
     )
 
     def __post_init__(self):

@@ -54,11 +54,12 @@ class NormalizedAttention(PromptGuidance):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGNAG",
-        title="NAG",
+        name="NAG",
+        title="Normalized Attention Guidance (NAG)",
+        group="Negative prompts",
         summary=(
-            "Normalized Attention Guidance: a negative prompt that acts at cfg 1. For Flux, turbo, lightning and other "
-            "distilled models, and beside CFG too. It acts in the attention to the prompt, so it costs only a part of a "
-            "row."
+            "A negative prompt that works at cfg 1, for Flux, Turbo, Lightning and other fast models, and beside CFG "
+            "too. It acts in the attention to the prompt, so it takes less extra time than CFG."
         ),
         paper="arXiv:2505.21179",
         aliases=(
@@ -69,6 +70,7 @@ class NormalizedAttention(PromptGuidance):
             "negative for flux",
             "negative for turbo",
             "wan nag",
+            "negative prompt",
         ),
     )
 

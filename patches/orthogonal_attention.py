@@ -34,13 +34,21 @@ class OrthogonalAttention(PromptGuidance):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGOrthogonalNegative",
-        title="Orthogonal Negative",
+        name="Orthogonal Negative",
+        group="Negative prompts",
         summary=(
-            "A negative prompt that acts at cfg 1, and takes away only what the prompt does not ask for too. For negatives "
-            "that have something in common with the prompt. It acts in the attention, so it costs only a part of a row."
+            "A negative prompt that works at cfg 1, and takes away only what the prompt does not ask for. Use it "
+            "where both prompts have something in common. It acts inside the network's attention, so it takes less "
+            "extra time than CFG."
         ),
         paper="arXiv:2605.29390",
-        aliases=("orthogonal negative guidance", "ong", "negative prompt without cfg", "negative at cfg 1"),
+        aliases=(
+            "orthogonal negative guidance",
+            "ong",
+            "negative prompt without cfg",
+            "negative at cfg 1",
+            "negative prompt",
+        ),
     )
 
     def __post_init__(self):

@@ -41,10 +41,12 @@ class RandomSkippedLayer(BlockPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGS2",
-        title="Random Skip Layer",
+        name="Random Skip Layer",
+        title="Random Skip Layer Guidance (S²)",
         summary=(
-            "S²-Guidance: moves away from what a transformer predicts with a few random blocks left out, other ones at "
-            "each step. For better structure and motion without a choice of blocks. One more row per step."
+            "Makes structure and motion better with transformers, and you need not choose layers. It moves away from "
+            "what the model predicts with a few layers left out, other ones in each step. Takes as much extra time "
+            "as CFG, or less."
         ),
         paper="arXiv:2508.12880",
         aliases=(
@@ -54,6 +56,8 @@ class RandomSkippedLayer(BlockPerturbation):
             "stochastic self-guidance",
             "random skip layer",
             "stochastic block dropping",
+            "anatomy",
+            "better quality",
         ),
         default=0.25,
         window=(0.1, 0.9),

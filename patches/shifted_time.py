@@ -38,13 +38,26 @@ class ShiftedTime(TimeShift):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSelfGuidance",
-        title="Self-Guidance",
+        name="Self-Guidance",
+        title="Self-Guidance (SG)",
         summary=(
-            "Moves away from what the model predicts when it is told that there is more noise than there is. Fixes "
-            "details such as hands, with or without a prompt. One more row per step."
+            "Makes details such as hands better, with or without a prompt. It moves away from what the model "
+            "predicts when it is told that there is more noise than there is. Takes as much extra time as CFG, or "
+            "less."
         ),
         paper="arXiv:2412.05827",
-        aliases=("self guidance", "SG", "time shift", "timestep shift", "noisier time", "guidance without cfg"),
+        aliases=(
+            "self guidance",
+            "SG",
+            "time shift",
+            "timestep shift",
+            "noisier time",
+            "guidance without cfg",
+            "hands",
+            "anatomy",
+            "detail",
+            "better quality",
+        ),
     )
 
     def __post_init__(self):

@@ -29,13 +29,24 @@ class ShuffledTokens(TokenPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGTPG",
-        title="TPG",
+        name="TPG",
+        title="Token Perturbation Guidance (TPG)",
         summary=(
-            "Token Perturbation Guidance: moves away from what the model predicts when the parts of the picture are "
-            "shuffled inside the network. Sharpens details and structure, with or without a prompt. One more row per step."
+            "Makes details and structure sharper, with or without a prompt. It moves away from what the model "
+            "predicts when the parts of the picture are shuffled inside the network. Takes as much extra time as "
+            "CFG, or less."
         ),
         paper="arXiv:2506.10036",
-        aliases=("token perturbation guidance", "tpg", "token shuffle", "shuffle guidance", "guidance without cfg"),
+        aliases=(
+            "token perturbation guidance",
+            "tpg",
+            "token shuffle",
+            "shuffle guidance",
+            "guidance without cfg",
+            "detail",
+            "sharp",
+            "better quality",
+        ),
     )
 
     @property
@@ -45,6 +56,6 @@ class ShuffledTokens(TokenPerturbation):
     def tokens(self, call: TokenCall) -> Tensor:
         """P x, with a P of each row."""
         rows, count, _ = call.tokens.shape
-        generators = call.moment.generators(rows, torch.device("cpu"), f"{self.about.title} {call.layer}")
+        generators = call.moment.generators(rows, torch.device("cpu"), f"{self.about.name} {call.layer}")
         places = torch.stack([torch.randperm(count, generator=generator) for generator in generators])
         return call.tokens.gather(1, places.to(call.tokens.device)[..., None].expand_as(call.tokens))

@@ -21,13 +21,24 @@ class SkippedLayer(BlockPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSkipLayer",
-        title="Skip Layer",
+        name="Skip Layer",
+        title="Skip Layer Guidance (SLG)",
         summary=(
-            "Skip Layer Guidance: moves away from what a transformer predicts with some of its blocks left out. "
-            "Repairs anatomy and structure when used early and briefly. One more row per step."
+            "Repairs anatomy and structure, with transformers such as SD3.5, Flux and Wan. It moves away from what "
+            "the model predicts with some of its layers left out. Use it early and briefly. Takes as much extra time "
+            "as CFG, or less."
         ),
         paper="arXiv:2411.18664",
-        aliases=("skip layer guidance", "slg", "stg", "spatiotemporal skip guidance", "skip block"),
+        aliases=(
+            "skip layer guidance",
+            "slg",
+            "stg",
+            "spatiotemporal skip guidance",
+            "skip block",
+            "anatomy",
+            "hands",
+            "better quality",
+        ),
         default=3.0,
         window=(0.01, 0.15),
     )

@@ -33,14 +33,23 @@ class SubtractedAttention(PromptGuidance):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGNASA",
-        title="NASA",
+        name="NASA",
+        title="Negative-Away Steer Attention (NASA)",
+        group="Negative prompts",
         summary=(
-            "Negative-Away Steer Attention: a negative prompt that acts at cfg 1, for models of one step. It takes the "
-            "attention to the negative prompt away from that to the prompt; for more steps use NAG. It costs only a part "
-            "of a row."
+            "A negative prompt that works at cfg 1, for models of one step. For more steps use NAG. It takes the "
+            "attention to the negative prompt away from the attention to the prompt, which takes less extra time "
+            "than CFG."
         ),
         paper="arXiv:2412.02687",
-        aliases=("nasa", "negative-away steer attention", "snoopi", "negative prompt one step", "negative at cfg 1"),
+        aliases=(
+            "nasa",
+            "negative-away steer attention",
+            "snoopi",
+            "negative prompt one step",
+            "negative at cfg 1",
+            "negative prompt",
+        ),
     )
 
     def __post_init__(self):

@@ -36,13 +36,24 @@ class SwappedTokens(TokenPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSSG",
-        title="SSG",
+        name="SSG",
+        title="Self-Swap Guidance (SSG)",
         summary=(
-            "Self-Swap Guidance: moves away from what the model predicts when the most unlike parts of the picture change "
-            "places inside the network. Gentler than TPG, and stable over a wide range of scales. One more row per step."
+            "Makes details and structure sharper, gently, and over a wide range of strengths. It moves away from "
+            "what the model predicts when the most unlike parts of the picture change places inside the network. "
+            "Takes as much extra time as CFG, or less."
         ),
         paper="arXiv:2604.08048",
-        aliases=("self-swap guidance", "ssg", "token swap", "swap tokens", "guidance without cfg"),
+        aliases=(
+            "self-swap guidance",
+            "ssg",
+            "token swap",
+            "swap tokens",
+            "guidance without cfg",
+            "detail",
+            "sharp",
+            "better quality",
+        ),
     )
 
     def __post_init__(self):

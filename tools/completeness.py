@@ -53,7 +53,7 @@ def _missed(schema, root: Path) -> Iterator[str]:
         yield from _faults_of_page(schema, page.read_text("utf-8"))
     else:
         yield f"no help page, web/docs/{page.name}"
-    rows = [row for row in rows_of(readme) if schema.display_name in titles_in(row)]
+    rows = [row for row in rows_of(readme) if locales.name_of(schema) in names_in(row)]
     if not rows:
         yield "no row in the table of nodes in README.md"
     if any(UNWRITTEN in row for row in rows):
@@ -101,8 +101,8 @@ def rows_of(readme: str) -> list[str]:
     return [line for line in section[1].splitlines() if line.startswith("| **")] if section else []
 
 
-def titles_in(row: str) -> list[str]:
-    """The titles of the nodes that a row is about: `**A**, **B**` or, for guiders, `**A, B Guider**`."""
+def names_in(row: str) -> list[str]:
+    """The names of the nodes that a row is about: `**A**, **B**` or, for guiders, `**A, B Guider**`."""
     found = []
     for written in re.findall(r"\*\*((?:\\.|[^*\\])+)\*\*", row.split("|")[1]):
         bold = re.sub(r"\\(.)", r"\1", written)  # such as of CFG-Zero\*

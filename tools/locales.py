@@ -23,6 +23,14 @@ def schemas() -> list:
     return [node.define_schema() for node in asyncio.run(BeyondCFG().get_node_list())]
 
 
+def name_of(schema) -> str:
+    """The short name of a node, as messages and the README call it: a part of its title."""
+    from ..nodes.extension import BeyondCFG
+
+    names = {node.about.node_id: node.about.name for node in asyncio.run(BeyondCFG().get_node_list())}
+    return names.get(schema.node_id, schema.display_name)
+
+
 def texts(schema) -> dict:
     """One node's entry in nodeDefs.json, in the schema's words."""
     outputs = {}
@@ -85,7 +93,8 @@ def catalogue() -> dict[str, str]:
 def files(schemas: list) -> dict[str, str]:
     """Path below locales/ → content."""
     nodes = {schema.node_id: texts(schema) for schema in schemas}
-    categories = {"nodeCategories": {schema.category: schema.category for schema in schemas}}
+    parts = dict.fromkeys(part for schema in schemas for part in schema.category.split("/"))
+    categories = {"nodeCategories": {part: part for part in parts}}  # the page looks for each part by itself
     found = {
         "zh/nodeDefs.json": translated(nodes, catalogue()),
         "zh/main.json": translated(categories, catalogue()),

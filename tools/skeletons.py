@@ -10,7 +10,7 @@ import re
 import sys
 
 from . import locales, support
-from .completeness import PAPER, UNWRITTEN, rows_of, titles_in
+from .completeness import PAPER, UNWRITTEN, names_in, rows_of
 from .places import ROOT
 
 
@@ -20,7 +20,7 @@ def help_page(schema) -> str:
     inputs = [f"| `{given.id}` | {_cell(given.tooltip)} |" for given in schema.inputs]
     parts = [f"# {schema.display_name}", summary]
     if schema.node_id.endswith("Guider"):
-        term = schema.display_name.removesuffix(" Guider")
+        term = locales.name_of(schema).removesuffix(" Guider")
         parts.append(
             f"It makes the same picture as the node **{term}** on the model with ComfyUI's own CFG Guider. The page of "
             f"**{term}** has when to use it, good values, formula and limits."
@@ -42,15 +42,15 @@ def help_page(schema) -> str:
 
 def with_row(readme: str, schema) -> str:
     """The README with a row for the node in its table of nodes; one of a guider joins the row of all guiders."""
-    guiders = next(row for row in rows_of(readme) if titles_in(row)[0].endswith(" Guider"))
+    guiders = next(row for row in rows_of(readme) if names_in(row)[0].endswith(" Guider"))
     if schema.node_id.endswith("Guider"):
-        name = schema.display_name.removesuffix(" Guider")
+        name = locales.name_of(schema).removesuffix(" Guider")
         return readme.replace(guiders, guiders.replace(" Guider**", f", {name} Guider**", 1))
     summary = _cell(PAPER.sub("", schema.description).strip())
     if paper := PAPER.search(schema.description):
         summary += f" ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
-    title = schema.display_name.replace("*", r"\*")
-    return readme.replace(guiders, f"| **{title}** | {summary} | {UNWRITTEN} |\n{guiders}")
+    name = locales.name_of(schema).replace("*", r"\*")
+    return readme.replace(guiders, f"| **{name}** | {summary} | {UNWRITTEN} |\n{guiders}")
 
 
 def _cell(text: str) -> str:
@@ -77,5 +77,5 @@ def write() -> None:
         if not page.exists():
             page.write_text(help_page(schema), "utf-8")
         text = readme.read_text("utf-8")
-        if not any(schema.display_name in titles_in(row) for row in rows_of(text)):
+        if not any(locales.name_of(schema) in names_in(row) for row in rows_of(text)):
             readme.write_text(with_row(text, schema), "utf-8")

@@ -48,7 +48,7 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
     versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
     architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
     tried = {method for version in versions for methods in found[version].values() for method in methods}
-    shown = [about.title for about in inside_the_network() if about.title in tried]
+    shown = [about.name for about in inside_the_network() if about.name in tried]
     lines = [f"| | `auto` | {' | '.join(shown)} | ComfyUI |", f"|---|---|{'---|' * len(shown)}---|"]
     for name in architectures:
         row = next(row for row in ARCHITECTURES if row.name == name)
@@ -65,7 +65,7 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
         f"\\* `{HALF_WAY}`: {RULE}. Where the others come from, Layer Map says.",
         f"Tried on ComfyUI {', '.join(versions)}. Refused by name: {'; '.join(refused)}.",
     ]
-    names = [method.about.title for method in PROMPT_GUIDANCES]
+    names = [method.about.name for method in PROMPT_GUIDANCES]
     if names[0] in shown:
         notes.append(f"{', '.join(names[1:])}: as {names[0]}.")
     for method in shown:

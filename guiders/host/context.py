@@ -38,7 +38,7 @@ class RunContext:
     process_out: Callable[[Latent], Latent]  # the host's, from a prediction to what a LATENT holds
 
     def node_of(self, rule: GuidanceRule) -> str:
-        """The title of the node that made `rule`."""
+        """The name of the node that made `rule`."""
         return next(fold.node for fold in self.folds if fold.rule is rule)
 
     def check(self, branch: Branch, call: CallInfo, options: dict) -> None:

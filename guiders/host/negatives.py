@@ -16,7 +16,7 @@ TEXT, MASK = "c_crossattn", "attention_mask"  # the host's names of the network'
 
 
 def negative_prompt(context: RunContext, active: ActiveRules, call: CallInfo) -> NegativePrompt | None:
-    """The one of the active rules. Raises ValueError, with the node's title, where there are several, or where it has no
+    """The one of the active rules. Raises ValueError, with the node's name, where there are several, or where it has no
     text that could act."""
     if not active.of_positive:
         return None

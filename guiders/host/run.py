@@ -203,7 +203,7 @@ class Run:
 
     def _warn_of_no_saving(self, directions: Directions) -> None:
         """Say that no direction went on or ended in this run, and why."""
-        for key, node in ((REUSE, Reuse.about.title), (STOP, Stop.about.title)):
+        for key, node in ((REUSE, Reuse.about.name), (STOP, Stop.about.name)):
             saving = self._guider.model_options.get(key)
             if saving is not None and saving.acts:
                 warn(f"{node} had no effect: {directions.why_not(saving)}")

@@ -18,11 +18,11 @@ class Fold:
     """A rule that is folded into the result of a model call."""
 
     rule: GuidanceRule
-    node: str  # the title of the node that it comes from
+    node: str  # the name of the node that it comes from
     region: Region | None  # where in the picture it acts
 
     def region_of(self, latent: Latent, shapes: tuple[tuple[int, ...], ...]) -> Tensor | None:
-        """Its region in a latent like this one, which packs latents of `shapes`. Raises ValueError, with the node's title,
+        """Its region in a latent like this one, which packs latents of `shapes`. Raises ValueError, with the node's name,
         where the region is none of that."""
         try:
             return None if self.region is None else self.region.of(tuple(latent.shape), shapes).to(latent.device)
@@ -36,7 +36,7 @@ class Term:
 
     rule: GuidanceRule | SamplerCFG
     schedule: Schedule
-    node: str  # the node's title, for messages
+    node: str  # the node's name, for messages
     region: Region | None = None  # where in the picture it acts
 
     @property

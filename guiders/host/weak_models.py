@@ -74,7 +74,7 @@ def _text_widths(model) -> dict[str, int]:
 
 
 class WeakModels:
-    """The weak models of one run. `nodes`: the title of the node of each."""
+    """The weak models of one run. `nodes`: the name of the node of each."""
 
     def __init__(self, guider, nodes: dict[WeakModelRef, str]):
         models = guider.model_patcher.get_additional_models_with_key(KEY)

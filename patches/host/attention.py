@@ -208,14 +208,14 @@ class TransformerAttention:
 
 
 def _named(acting: Perturbation, why: Callable[[], str]) -> str:
-    return f"{acting.about.title}: {why()}"
+    return f"{acting.about.name}: {why()}"
 
 
 def _in_heads(patch, acting: Intervention, call: AttentionCall, where: str) -> AttentionCall:
     """`call` in the heads in which something is done. Raises ValueError for heads that there are not."""
     heads, count = patch.heads.get(acting, ()), call.q.shape[1]
     if lacking := [head for head in heads if head >= count]:
-        title = acting.about.title if isinstance(acting, Perturbation) else "The guidance"
+        title = acting.about.name if isinstance(acting, Perturbation) else "The guidance"
         raise ValueError(f"{title}: {where} has no head h{lacking[0]}. It has {count} heads, h0 to h{count - 1}.")
     return call.only(heads) if heads else call
 

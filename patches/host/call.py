@@ -122,7 +122,7 @@ def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, t
     plan = dataclasses.replace(plan, chunks=tuple(one and _read(one, architecture, network) for one in plan.chunks))
     blocks, missing = plan.blocks.now(network, architecture), set(asked)
     for perturbation in missing:
-        check_layers(perturbation.about.title, perturbation.layers, network, blocks)
+        check_layers(perturbation.about.name, perturbation.layers, network, blocks)
     seen = _pictures(executor.class_obj, network, architecture, blocks, inputs, options, plan)
     others = partial(said, network, options)
     prompts = None
@@ -160,7 +160,7 @@ def _architecture(model, network: Module, inputs: dict, options: dict, plan: Pla
     if not is_to_be_probed(network):
         if architectures.find(network) is None:  # it was put in place of the one that layers were chosen in
             for perturbation in plan.proofs.missing(plan.chunks):
-                check_layers(perturbation.about.title, perturbation.layers, network, {})
+                check_layers(perturbation.about.name, perturbation.layers, network, {})
         return architecture_in(network)
     try:
         return discovered(model, network, inputs, options)
@@ -239,7 +239,7 @@ class NetworkCall:
             of_time = "the network" if isinstance(perturbation, TimeShift) else "the time embedding"
             what = f"none of the layers {layers} ran" if layers else f"{of_time} did not run"
             raise RuntimeError(
-                f"{perturbation.about.title}: {what} in the host's way in {type(self.network).__name__}, so it would have "
+                f"{perturbation.about.name}: {what} in the host's way in {type(self.network).__name__}, so it would have "
                 f"no effect. {self.others()} Take the node out that is in the way, or choose other layers."
             )
 

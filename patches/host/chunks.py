@@ -76,7 +76,7 @@ def only(kinds: type | tuple[type, ...], chunks: Chunks) -> Chunks:
 
 def titles(perturbations: Iterable[Perturbation | PromptGuidance]) -> str:
     """The titles of their nodes, each once."""
-    return ", ".join(sorted({perturbation.about.title for perturbation in perturbations}))
+    return ", ".join(sorted({perturbation.about.name for perturbation in perturbations}))
 
 
 def mark_reached(reached: set[Intervention | None], chunks: Chunks) -> None:

@@ -85,7 +85,7 @@ class PrefixSharing:
         }
         self._logged.update(new)
         if new:
-            parts = ", ".join(f"{chunk.about.title} {count}" for chunk, count in new.items())
+            parts = ", ".join(f"{chunk.about.name} {count}" for chunk, count in new.items())
             LOG.info(f"Beyond CFG: of {self.modules} modules, computed once with the row that is perturbed: {parts}")
 
 

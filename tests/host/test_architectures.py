@@ -407,7 +407,7 @@ def test_the_tokens_that_enter_a_block_are_changed_where_the_picture_is_and_nowh
 ):
     layers = entered(specimen, model)
     for method in (ShuffledTokens, SwappedTokens):
-        supports(specimen.row, method.about.title, "yes" if layers else "no")
+        supports(specimen.row, method.about.name, "yes" if layers else "no")
     if len(layers) < len(specimen.layers):
         with pytest.raises(ValueError, match="TPG and SSG do not work there"):
             choose_layers(model, "all", enter=True)

@@ -35,7 +35,7 @@ def test_a_network_that_exists_nowhere_is_guided(name, node):
 
 @pytest.mark.parametrize("node", ["BeyondCFGTPG", "BeyondCFGSSG"])
 def test_what_enters_a_block_is_not_shown_by_probes_so_that_is_refused(node):
-    title = TERM_NODES[node].about.title
+    title = TERM_NODES[node].about.name
     with pytest.raises(RuntimeError, match=f"{title}: what enters .* is not known"):
         guided("text last", node)
 

@@ -23,7 +23,7 @@ def repository(tmp_path):
     return tmp_path
 
 
-PAGE = """# PAG
+PAGE = """# Perturbed-Attention Guidance (PAG)
 
 ## Inputs
 

@@ -46,11 +46,11 @@ def execute(node_id: str, **changes):
 
 
 def refusal(node_id: str, **changes) -> str:
-    """What the node says; it begins with the node's title."""
+    """What the node says; it begins with the node's name."""
     with pytest.raises(ValueError) as error:
         execute(node_id, **changes)
-    title, _, message = str(error.value).partition(": ")
-    assert title == BY_ID[node_id].define_schema().display_name
+    name, _, message = str(error.value).partition(": ")
+    assert name == BY_ID[node_id].about.name
     return message
 
 
@@ -101,7 +101,7 @@ def test_the_host_accepts_the_schema(node):
 @EVERY
 def test_every_node_is_described_can_be_found_and_explains_each_input(node):
     schema = node.define_schema()
-    assert schema.category == "Beyond CFG" and schema.display_name
+    assert schema.category == f"Beyond CFG/{node.about.group}" and node.about.name in schema.display_name
     assert len(schema.description) > 40
     assert ("arXiv:" in schema.description) != (schema.node_id in NO_PAPER)
     assert schema.search_aliases and len(set(schema.search_aliases)) == len(schema.search_aliases)
@@ -166,8 +166,8 @@ def test_an_input_that_was_added_later_stands_last_and_a_workflow_that_lacks_it_
 
 
 def test_every_registered_perturbation_and_rule_has_a_node_or_a_reason_to_have_none():
-    titles = {guidance.about.title for guidance in GUIDANCES}
-    assert not [method.__name__ for method in PERTURBATIONS if method.about.title not in titles]
+    titles = {guidance.about.name for guidance in GUIDANCES}
+    assert not [method.__name__ for method in PERTURBATIONS if method.about.name not in titles]
     shown = {guidance.rule for guidance in GUIDANCES}
     without = [rule.__name__ for rule in RULES if rule not in shown and rule not in terms.WITHOUT_NODE]
     assert not without, f"{', '.join(without)}: give it an about, or a line in nodes/terms.py"

@@ -31,9 +31,9 @@ RULES = {
 ACTS = {AngleCap: {"max_angle": 5.0}, DynamicThresholding: {"mimic_scale": 1.0}}  # their defaults leave so small a cfg
 OF_PICTURES = [SlidingWindowGuidance]  # not of latents that are packed, nor of exact networks, which see no neighbours
 FOLDS = [rule for rule in REGISTERED if terms.is_complete(rule) and rule not in OF_PICTURES]  # at their nodes' defaults
-RULES |= {rule.about.title: [rule(**ACTS.get(rule, {}))] for rule in FOLDS}
+RULES |= {rule.about.name: [rule(**ACTS.get(rule, {}))] for rule in FOLDS}
 EVERY = pytest.mark.parametrize("rules", RULES)
-OF_VIDEOS = RULES | {rule.about.title: [rule()] for rule in OF_PICTURES}
+OF_VIDEOS = RULES | {rule.about.name: [rule()] for rule in OF_PICTURES}
 
 
 def with_rules(model, rules):

@@ -101,7 +101,7 @@ def test_a_batch_has_a_mask_for_each_picture():
 
 def test_a_mask_of_another_aspect_is_an_error_at_its_node():
     for node in ("BeyondCFGPAG", "BeyondCFGInterval"):
-        title = TERM_NODES[node].about.title
+        title = TERM_NODES[node].about.name
         with pytest.raises(
             ValueError, match=f"{title}: region is 64 × 32, and the latent is 8 × 8, which is another aspect"
         ):

@@ -138,7 +138,7 @@ def composed(model, kind, scale=2.0):
     perturbations += [SkippedLayer(select_layers(model, "all", skip=True)[1:2])] if kind in ("sd3", "flux") else []
     for perturbation in perturbations:
         model = host.add_term(
-            model, host.Term(PerturbationGuidance(scale, perturbation), Schedule(), perturbation.about.title)
+            model, host.Term(PerturbationGuidance(scale, perturbation), Schedule(), perturbation.about.name)
         )
     return model
 

@@ -145,7 +145,7 @@ def test_a_node_works_with_what_it_is_given_or_says_why_not(node_id, name, given
             _execute(node, given(node_id) | {name: value})
         except ValueError as error:
             title, _, message = str(error).partition(": ")
-            assert title == node.about.title
+            assert title == node.about.name
             assert name in message and not PYTHONS.search(message), message
             assert len(message) < 2000 and message.encode(), message[:3000]
 
@@ -176,7 +176,7 @@ def test_a_node_works_with_what_it_is_given_or_says_why_not(node_id, name, given
 def test_a_refusal_names_the_input_the_value_and_what_it_must_be(node_id, name, value, message, given):
     with pytest.raises(ValueError) as error:
         NODES[node_id].execute(**given(node_id) | {name: value})
-    assert str(error.value) == f"{NODES[node_id].about.title}: {message}"
+    assert str(error.value) == f"{NODES[node_id].about.name}: {message}"
 
 
 @pytest.mark.parametrize(("node_id", "name"), [("BeyondCFGICG", "pool_seed"), ("BeyondCFGDegradedModel", "seed")])

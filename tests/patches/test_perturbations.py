@@ -32,7 +32,7 @@ SETTINGS += [
 
 def name_of(setting) -> str:
     changed = [getattr(setting, f.name) for f in dataclasses.fields(setting) if getattr(setting, f.name) != f.default]
-    return " ".join([setting.about.title, *map(str, changed[1:])])
+    return " ".join([setting.about.name, *map(str, changed[1:])])
 
 
 EVERY = pytest.mark.parametrize("perturbation", SETTINGS, ids=name_of)

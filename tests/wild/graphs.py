@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-CATEGORY = "Beyond CFG"
+CATEGORY = "Beyond CFG/"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TEXTS = {  # what an input of this name may well be
     "layers": ["auto", "auto", "all", "0.2-0.9"],
@@ -131,8 +131,8 @@ class Generator:
 
     def __init__(self, info: dict, families: list[Family], clip_vision: str):
         self.info, self.families, self.clip_vision = info, families, clip_vision
-        self.ours = sorted(kind for kind, about in info.items() if about["category"] == CATEGORY)
-        self.titles = sorted((info[kind]["display_name"] for kind in self.ours), key=len, reverse=True)
+        self.ours = sorted(kind for kind, about in info.items() if about["category"].startswith(CATEGORY))
+        self.titles = [info[kind]["display_name"] for kind in self.ours]
 
     def inputs(self, kind: str) -> dict[str, tuple[str, dict, bool]]:
         """name → (type, its options, whether it may be left out)"""

@@ -22,8 +22,10 @@ def is_picture(answer: Answer) -> bool:
 
 def is_sentence(answer: Answer, titles: list[str]) -> bool:
     """Whether it is an error in the pack's words, that a person would read."""
-    begins = answer.error.startswith(tuple(titles))
-    return begins and len(answer.error) < 4000 and not WORDS_OF_PYTHON.search(answer.error)
+    name = answer.error.partition(": ")[0]
+    return (
+        any(name in title for title in titles) and len(answer.error) < 4000 and not WORDS_OF_PYTHON.search(answer.error)
+    )
 
 
 def fails_alike(answer: Answer, other: Answer) -> bool:
