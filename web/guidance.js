@@ -53,19 +53,25 @@ app.registerExtension({
         const box = document.createElement("div");
         box.className = "beyond-cfg-chosen";
         box.style.cssText = "color: var(--input-text, #ccc); font-size: 12px; overflow: auto; white-space: pre-wrap";
-        box.textContent = "After a run it says here what it chose.";
         const shown = node.addDOMWidget("chosen", "chosen", box, { serialize: false, getMinHeight: () => 110 });
-        const button = node.addWidget("button", APART, null, () => chosen && takeApart(node, chosen));
-        let chosen;
+        const button = node.addWidget("button", APART, null, () => takeApart(node, node.properties.chosen.nodes));
         shown.serialize = button.serialize = false;
-        button.disabled = true;
-        const executed = node.onExecuted;
-        node.onExecuted = function (output) {
-            executed?.apply(this, arguments);
-            box.textContent = output.text?.join("\n") ?? "";
-            chosen = output.nodes;
-            button.disabled = !chosen?.length;
+        const look = () => {
+            const { text, nodes } = node.properties.chosen ?? {};
+            box.textContent = text?.join("\n") ?? "After a run it says here what it chose.";
+            button.disabled = !nodes?.length;
         };
+        const { onExecuted, onConfigure } = node;
+        node.onExecuted = function (output) {
+            onExecuted?.apply(this, arguments);
+            node.properties.chosen = { text: output.text, nodes: output.nodes }; // kept, as the host may not say it again
+            look();
+        };
+        node.onConfigure = function () {
+            onConfigure?.apply(this, arguments);
+            look();
+        };
+        look();
         requestAnimationFrame(() => node.setSize(node.computeSize()));
     },
 
