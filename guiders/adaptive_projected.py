@@ -18,12 +18,21 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .linalg import exact, norm, project
 from .memory import Memory
 
-ETA = "Factor on the guidance's part along the prediction itself, which saturates. 1 keeps all of it, 0 takes it out."
-NORM = "Greatest length of the whole guidance, in latent units; less is calmer, 0 is off. The paper's r × (cfg - 1)."
-MOMENTUM = "Factor on the step before's guidance, which is added. 0 is off; the paper's -0.5 pushes on to other detail."
+ETA = (
+    "How much is kept of the part that only makes colours stronger. 1 keeps all of it. 0 takes it out, "
+    "which is the paper's."
+)
+NORM = (
+    "The limit on how strong all guidance together may be. 0 is no limit. Lower is calmer. The paper's "
+    "limit depends on cfg: for SDXL it is 15 × (cfg - 1)."
+)
+MOMENTUM = (
+    "How much of the guidance of earlier steps is added. 0 is off. The paper uses -0.5, which brings out "
+    "other detail in each step."
+)
 WARM_UP = (
-    "Whether momentum gathers from the first step on, also before start_percent, as for Hunyuan Image 2.1. Off: from "
-    "the first step in which it acts."
+    "When momentum begins to collect. On: from the first step of sampling, as for Hunyuan Image 2.1. "
+    "Off: from start_percent."
 )
 
 

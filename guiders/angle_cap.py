@@ -29,8 +29,8 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_pa
 from .linalg import dot, exact, norm, project
 
 MAX_ANGLE = (
-    "How far guidance may turn the prediction away from what the prompt alone gives, in degrees. 180 is off. "
-    "The paper uses 60; at 20 to 30 also normal cfg is calmed in the first steps."
+    "The limit on how far guidance may turn the prediction, in degrees. 180 is off. The paper uses 60. "
+    "Lower is calmer: 20 to 30 also calms a normal cfg in the first steps."
 )
 
 

@@ -24,11 +24,15 @@ import torch
 from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact, norm
 
-AMOUNT = "How much of the change is applied, as a fraction. 0 is off, 1 is the paper's."
-A = "How late CFG grows. 1 is at once, 2 is the paper's. With a above 1 the first step has no CFG."
-B = "How early CFG fades. 1 is never, 2 or 3 is the authors'. With b above 1 the end has little CFG."
+AMOUNT = "How much of the change is applied. 0 is off, 1 is the paper's."
+A = "How late CFG becomes strong. 1: at once. 2 is the paper's. Above 1 the first step has no CFG. Higher is later."
+B = (
+    "How early CFG becomes weak. 1: never. The authors use 2 or 3. Above 1 there is little CFG at the "
+    "end. Higher is earlier."
+)
 GAMMA = (
-    "How much of the guidance's own length is taken out. 0 keeps it, 1 gives every step the same length before a and b."
+    "How far all steps get the same strength. 1: all the same, before a and b change it. 0: CFG's own "
+    "strength in each step."
 )
 
 

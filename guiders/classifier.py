@@ -47,13 +47,13 @@ CLASSIFIER = About(
 )
 
 ADAM = (
-    "Steadies the gradient by those of earlier steps, as the optimizer Adam does. Each number then moves by about "
-    "scale, which must be much smaller: begin at 0.05."
+    "On: the effect is made steady over the steps, as the optimizer Adam does. Then scale must be much "
+    "smaller: begin at 0.05."
 )
 BETA1 = (
-    "With adam: how much of the average direction of earlier steps stays. 0 is none; the authors' best have 0 to 0.4."
+    "With adam: how much of the direction of earlier steps is kept. 0 is none. The authors' best results have 0 to 0.4."
 )
-BETA2 = "With adam: how much of the average size of earlier steps stays. Most of the authors' best have 0.2 to 0.8."
+BETA2 = "With adam: how much of the size of earlier steps is kept. Most of the authors' best results have 0.2 to 0.8."
 
 LogProbability = Callable[[Step], Tensor]  # log p(y | step.x; step.sigma) of each sample, [batch]; differentiable
 
@@ -73,8 +73,8 @@ class ClassifierGuidance(GuidanceRule):
     classifier: Classifier
     scale: float = param(
         1.0,
-        "How far to move towards the label. 0 is off and costs nothing; 1 is what the classifier's probability itself "
-        "asks for, and the paper goes up to 10. Too much draws what fools the classifier.",
+        "How strongly the picture moves towards the label. 0 is off and takes no extra time. 1 is a good "
+        "start; the paper goes up to 10. Too high draws patterns that only fool the classifier.",
         low=0.0,
         high=1000.0,
         step=0.1,

@@ -24,14 +24,14 @@ from torch import Tensor
 from .base import POSITIVE, REFERENCE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import exact, in_shape
 
-AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is all of it."
+AMOUNT = "How much of the correction is applied. 0 is off, 1 is all of it."
 MIMIC = (
-    "The cfg whose range of numbers the result gets. Take one at which the model's colours are right. The authors use "
-    "7."
+    "A cfg at which this model has good colours. The result gets the contrast of this cfg. The authors "
+    "use 7. Lower is calmer."
 )
 PERCENTILE = (
-    "The numbers above this part of all are cut off, the others are pressed together. 1 cuts off none; lower keeps "
-    "more contrast and loses the strongest colours. 0.9 to 1 are usual."
+    "How much of the strongest values is kept. 1 keeps all of them. Lower cuts off more: more contrast "
+    "stays, and the strongest colours are lost. 0.9 to 1 are usual."
 )
 
 

@@ -24,8 +24,8 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .linalg import exact
 
 FACTOR = (
-    "What the predicted noise is divided by (λ). 1 is off. A little more than 1 keeps more detail; the paper uses "
-    "1.004 to 1.017 for 100 steps. Less than 1 is smoother."
+    "How much the predicted noise is made weaker (the paper's λ). 1 is off. A little above 1 keeps more "
+    "detail: the paper uses 1.004 to 1.017 for 100 steps. Below 1 is smoother."
 )
 
 

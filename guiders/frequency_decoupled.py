@@ -25,19 +25,16 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_pa
 from .linalg import exact, in_shape
 
 HIGH = (
-    "Factor on the guidance's fine part: edges and texture. 1 is off. 2.25 with cfg 5 is the paper's for SDXL, "
-    "(10 - 1) / (5 - 1)."
+    "How strong the guidance is on edges and texture. 1 leaves it as it is. Higher gives more detail. "
+    "The paper's for SDXL is 2.25 with cfg 5."
 )
-LOW = (
-    "Factor on the guidance's coarse part: colours and composition. 1 keeps it. Less than 1 is calmer and more varied."
-)
+LOW = "How strong the guidance is on colours and composition. 1 leaves it as it is. Lower is calmer and more varied."
 BANDS = (
-    "What tells coarse from fine. pyramid: what is left at half the size is coarse (FDG). fourier: what has less "
-    "waves than cutoff is coarse (FreSca)."
+    "How fine detail is told from the rest. pyramid: what is lost when the picture is made half as "
+    "large, as in FDG. fourier: by cutoff, as in FreSca."
 )
 CUTOFF = (
-    "For fourier alone: from how many waves along the picture's side on the guidance is fine. Less means that more of "
-    "it is fine."
+    "For fourier only: what counts as fine detail, in waves along the side of the latent. Lower counts more as fine."
 )
 
 

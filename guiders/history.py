@@ -22,15 +22,21 @@ from .linalg import exact, in_shape, project
 from .memory import Memory
 
 SCALE = (
-    "How strongly the change since earlier steps is added. 0 is off, the paper's is 1.75. With samplers of several "
-    "steps, such as dpmpp_2m, begin at 0.5."
+    "How strongly new detail is added. 0 is off; 1.75 is the paper's. With samplers such as dpmpp_2m "
+    "begin at 0.5. Higher is sharper."
 )
-ETA = "Factor on the change's part along the prediction itself, which saturates. 0 takes it out, 1 keeps all of it."
-ALPHA = "How fast the average of earlier steps forgets. 1 is the step before alone; the paper uses 0.5 and 0.75."
-T_MIN = "Below this noise level it does nothing. Fine detail comes there, and grows noisy. The paper uses 0.3 to 0.5."
-T_MAX = "Above this noise level it does nothing. The paper uses 0.9 to 1, which is from the first step on."
+ETA = "How much is kept of the part that only makes colours stronger. 0 takes it out, 1 keeps all of it."
+ALPHA = (
+    "How much each new step counts in the average of earlier steps. 1: only the step before. The paper "
+    "uses 0.5 and 0.75."
+)
+T_MIN = (
+    "It stops below this noise level, where fine detail would become noisy. 0 is the end of sampling. "
+    "The paper uses 0.3 to 0.5."
+)
+T_MAX = "It acts below this noise level. 1 is full noise, so it acts from the first step on. The paper uses 0.9 to 1."
 CUTOFF = (
-    "Which frequencies count as low, and stay as they are, so that colours do. 0.05 is the paper's; more keeps more."
+    "How much of the coarse part stays as it is, so that colours do not change. The paper uses 0.05. Higher keeps more."
 )
 SHARPNESS = 50.0  # of the high pass, the paper's λ
 

@@ -23,8 +23,8 @@ from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_
 from .linalg import exact, norm
 
 ALPHA = (
-    "How strongly a large guidance is held back. 0 is off, the authors use 8 with cfg 10. More is calmer in the first "
-    "steps."
+    "How strongly CFG is held back where it is large. 0 is off. The authors use 8 with cfg 10. Higher is "
+    "calmer in the first steps."
 )
 
 

@@ -20,9 +20,7 @@ import torch
 from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import exact, in_shape, per_sample
 
-AMOUNT = (
-    "How much of what CFG takes away of the negative is given back, as a fraction. 0 is off, 1 is ComfyUI's own node."
-)
+AMOUNT = "How much of the correction is applied. 0 is off. 1 is as ComfyUI's own node."
 
 
 @dataclass(frozen=True)

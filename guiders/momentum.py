@@ -26,13 +26,10 @@ from .linalg import exact
 from .memory import Memory
 
 SCALE = (
-    "How far to move away from the average direction of earlier steps. 0 is off, the paper's is 0.5, and 1 to 1.5 "
-    "at low cfg. With samplers of several steps, such as dpmpp_2m, take less."
+    "How strongly it acts. 0 is off. The paper uses 0.5, and 1 to 1.5 at a low cfg. With samplers such "
+    "as dpmpp_2m take less."
 )
-BETA = (
-    "How much of the average stays in each step. 0 is the step before alone, nearer to 1 looks back farther. The "
-    "paper's is 0.6."
-)
+BETA = "How far back it looks. 0: only the step before. Nearer to 1: more steps. The paper uses 0.6."
 
 
 @dataclass(frozen=True)

@@ -31,15 +31,18 @@ from torch import Tensor
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import dot, exact, in_shape, norm
 
-AMOUNT = "How much of the cap is applied, as a fraction. 0 is off, 1 is all of it."
+AMOUNT = "How much of the limit is applied. 0 is off, 1 is all of it."
 NORM = (
-    "What is kept from getting longer. whole: the picture, as one. position: every place of it by itself. step: the "
-    "picture, by taking back guidance alone; then use a ratio of 1.05 to 1.15."
+    "What is limited. whole: the picture as one. position: each place by itself. step: the picture as "
+    "one, by making only the guidance weaker; then use a ratio of 1.05 to 1.15."
 )
-RATIO = "How many times as long as without guidance it may be. 1 is no longer at all."
+RATIO = (
+    "The limit, as a multiple of the prediction without guidance. 1: not stronger than without guidance. "
+    "Higher allows more."
+)
 OF = (
-    "What is measured. prediction: the picture that the model expects, as in ComfyUI's CFGNorm and RenormCFG. "
-    "velocity: what flow models give, as in the code of Lumina 2, Z-Image and Qwen-Image."
+    "What is measured. prediction: the clean picture that the model expects, as in ComfyUI's CFGNorm and "
+    "RenormCFG. velocity: as in the code of Lumina 2, Z-Image and Qwen-Image."
 )
 
 

@@ -43,8 +43,10 @@ ABOUT = About(
         "negative prompt",
     ),
 )
-SCALE = "How strongly the negative prompt acts beside the positive one. 1 is as strong; 0 leaves it out."
-AMOUNT = "How much of Perp-Neg is applied, as a fraction. 0 is plain CFG, 1 is the paper's."
+SCALE = (
+    "How strongly the negative prompt acts. 1 is as strong as the positive prompt. 0 leaves the negative prompt out."
+)
+AMOUNT = "How much of the method is applied. 0 is off: plain CFG. 1 is the paper's."
 
 
 @dataclass(frozen=True)

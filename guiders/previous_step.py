@@ -23,8 +23,7 @@ from .linalg import exact
 from .memory import Memory
 
 SCALE = (
-    "How far to move away from what the step before predicted. 0 is off and costs nothing; 3 is the authors'. Less "
-    "with few steps, where the step before is farther away."
+    "How strongly it acts. 0 is off; the authors use 3. With few steps take less, because each step then changes more."
 )
 
 

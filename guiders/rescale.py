@@ -25,8 +25,8 @@ class GuidanceRescale(GuidanceRule):
 
     amount: float = param(
         0.7,
-        "How much of the result's contrast is set back to that of the positive prediction alone, as a fraction (φ). "
-        "0 is off, 1 is all of it; the paper uses 0.7. More is calmer and less burnt, at 1 often dull.",
+        "How far the contrast is set back. 0 is off. 0.7 is the paper's. 1 sets all of it back to that of "
+        "the prompt alone. Higher is calmer and less burnt; 1 is often dull.",
         low=0.0,
         high=1.0,
         step=0.05,

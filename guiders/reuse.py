@@ -18,28 +18,31 @@ from typing import ClassVar
 from .base import About, check_params, param
 
 EVERY = (
-    "In every how many steps the guidances are computed. 1 is every step, so nothing is saved; 3 is every third step. In "
-    "mode auto this is the most: a guidance never goes on for longer."
+    "How often guidance is computed. 1: in every step, so nothing is saved. 3: in every third step. "
+    "Higher is faster and less exact. In mode auto this is the longest gap."
 )
 MODE = (
-    "regular: the guidances are computed every so many steps. auto: each guidance is computed as often as the tolerance "
-    "asks for, for each picture by itself."
+    "regular: guidance is computed after every so many steps. auto: each guidance is computed as often "
+    "as tolerance asks for, for each picture by itself."
 )
 TOLERANCE = (
-    "For auto: how wrong a guidance may get while it goes on, as a fraction of its largest effect. With a lower value "
-    "more steps are computed."
+    "For auto only: how wrong a guidance may get between two computed steps, as a fraction of its "
+    "largest effect. Lower is more exact and slower."
 )
 BETWEEN = (
-    "What a guidance does in the steps that do not compute it. linear: it goes on changing as it did between the last two "
-    "computed steps. held: it stays the same, which makes it stronger, since its effect shrinks along sampling."
+    "What happens in the steps between. linear: each guidance goes on changing as before. held: it stays "
+    "the same, which makes it stronger, because its effect shrinks during sampling."
 )
-FIRST = "How many steps are always computed from where a guidance begins to act."
-LAST = "How many steps at the end of sampling are always computed."
+FIRST = "How many steps are always computed when a guidance begins to act."
+LAST = "How many steps are always computed at the end of sampling."
 COSINE = (
-    "A guidance ends when its worse prediction points the same way as the main one: when the cosine of both is above "
-    "this. 1 is off."
+    "How similar the worse prediction must be to the main one for a guidance to end, as a cosine. 1 is "
+    "off; 0.99 is a good start. Lower ends it earlier and saves more time."
 )
-LENGTH = "A guidance ends when its direction is shorter than this fraction of its longest. 0 is off."
+LENGTH = (
+    "A guidance ends when its effect is smaller than this fraction of its largest effect. 0 is off. "
+    "Higher ends it earlier."
+)
 
 
 @dataclass(frozen=True)

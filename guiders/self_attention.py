@@ -80,13 +80,13 @@ class SelfAttentionGuidance(GuidanceRule):
 
     scale: float = param(0.5, low=0.0, high=100.0, off=0.0)
     blur_sigma: float = param(
-        2.0, "How much is blurred, in latent pixels. 0 blurs nothing, and the guidance does nothing.",
+        2.0, "How much is blurred, in pixels of the latent. 0 is off. 2 is usual; higher removes larger detail.",
         low=0.0, high=100.0, step=0.1,
     )  # fmt: skip
     mask: str = param(
         "attention",
-        "What is blurred: what the network attends to most; all (global); where there is fine detail; half of the pixels "
-        "at random; a square in the middle.",
+        "Which places are blurred. attention: where the model looks most, as in the paper. global: everywhere. "
+        "high-frequency: fine detail. random: half of the pixels. square: the middle of the picture.",
         choices=MASKS,
     )
     observation: Observation | None = None  # of the reference's attention, for the mask of that name

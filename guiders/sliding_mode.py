@@ -25,10 +25,10 @@ from .linalg import exact
 from .memory import Memory
 
 K = (
-    "How much is taken off each number of CFG's direction; 1 is as much as the noise has. 0 is off. The authors use 0.2 "
-    "for SD3, Flux, Qwen-Image and Wan; for SDXL and SD 1.5 begin at 0.01."
+    "How much small values of CFG are reduced. 0 is off. The authors use 0.2 for SD3, Flux, Qwen-Image "
+    "and Wan. For SDXL and SD 1.5 begin at 0.01."
 )
-LAMBDA = "How fast the guidance should die away from step to step (the paper's λ). 5 is the authors'."
+LAMBDA = "How fast the guidance should become weaker from step to step (the paper's λ). The authors use 5."
 
 
 @dataclass(frozen=True)

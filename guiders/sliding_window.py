@@ -28,16 +28,20 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .windows import Windows
 
 SCALE = (
-    "How far to move away from what the model predicts window by window. 0 is off and costs nothing. The authors use 0.2 "
-    "to 1.5, beside CFG 0.1 to 0.5."
+    "How strongly it acts. 0 is off and takes no extra time. The authors use 0.2 to 1.5, and 0.1 to 0.5 "
+    "beside CFG. Higher is stronger; too high burns colours."
 )
 WINDOW = (
-    "Size of a window, as a fraction of the picture's height and width, in eighths. 0.75 is 768 of 1024 pixels, the "
-    "authors use 0.625. Smaller hides more of the picture from the model."
+    "The size of a window, as a fraction of the picture. 0.75 is 768 of 1024 pixels; the authors use "
+    "0.625. Lower hides more of the picture from the model."
 )
-OVERLAP = "How much neighbouring windows overlap at least, as a fraction of the window. More makes more windows."
+OVERLAP = (
+    "How much neighbouring windows overlap, at least, as a fraction of a window. Higher makes more "
+    "windows, which takes more time."
+)
 MASKED = (
-    "Acts only where windows overlap, which the authors call M-SWG. The corners of the picture then stay as they are."
+    "On: it acts only where windows overlap, so the corners of the picture stay as they are. The authors "
+    "call this M-SWG."
 )
 
 

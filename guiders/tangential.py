@@ -27,8 +27,8 @@ from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_
 from .linalg import dot, exact
 
 AMOUNT = (
-    "How much of the negative's stray part is taken out, as a fraction. 0 is off, 1 is the paper's. It makes the "
-    "guidance weaker, so the cfg may be higher."
+    "How much of the correction is applied. 0 is off, 1 is the paper's. It makes CFG a little weaker, so "
+    "cfg may be higher."
 )
 
 

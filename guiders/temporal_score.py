@@ -21,13 +21,10 @@ from .base import POSITIVE, About, Apply, Branch, GuidanceRule, check_params, pa
 from .linalg import exact
 
 K = (
-    "How narrow the result is sampled around what is likely (k). 1 is off. Less gives more detail and variety, more is "
-    "smoother. The paper uses 0.93 for pictures."
+    "How closely the result stays to what is most likely. 1 is off. Lower gives more detail and variety, "
+    "higher is smoother. The paper uses 0.93 for pictures."
 )
-SIGMA = (
-    "How early it acts: the spread of the data that it thinks of, in latent units. More is earlier. The paper uses 3 "
-    "for pictures."
-)
+SIGMA = "How early in sampling it acts. Higher is earlier. The paper uses 3 for pictures."
 
 
 @dataclass(frozen=True)

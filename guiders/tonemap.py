@@ -22,10 +22,10 @@ import torch
 from .base import POSITIVE, About, Apply, Branch, GuidanceRule, Latent, check_params, param
 from .linalg import exact, in_shape, per_sample, std
 
-AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is all of it."
+AMOUNT = "How much of the correction is applied. 0 is off, 1 is all of it."
 MULTIPLIER = (
-    "How strong guidance may become in a place, times what is strong in this picture. Less is calmer. 1 is usual, 100 "
-    "does next to nothing."
+    "The limit on how strong guidance may be in one place, compared with the strong places of this "
+    "picture. 1 is usual. Lower is calmer. 100 is nearly off."
 )
 
 

@@ -59,7 +59,7 @@ NEGATIVE_MODEL = About(
         "better quality",
     ),
 )
-AMOUNT = "How much of the negative prediction is replaced, as a fraction. 1 is all of it and costs least; 0 is off."
+AMOUNT = "How much of the negative prediction is replaced. 0 is off. 1 replaces all of it, and takes the least time."
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import torch
 from .base import NEGATIVE, POSITIVE, About, Apply, Branch, GuidanceRule, check_params, param
 from .linalg import exact, project
 
-AMOUNT = "How much of the correction is applied, as a fraction. 0 is off, 1 is the paper's."
+AMOUNT = "How much of the correction is applied. 0 is off, 1 is the paper's."
 ZERO_STEPS = (
-    "How many first steps move nothing, since the model is least right there. 0 is none, the paper's is 1. They "
-    "only count in a run from full noise, since a run from a picture begins later."
+    "How many first steps leave the picture as it is, because the model is least right there. 0 is none, "
+    "1 is the paper's. It has no effect when you start from a picture."
 )
 
 

@@ -13,39 +13,51 @@ from .guidance import Guidance, term_node
 PICTURE_INPUTS = [
     io.Vae.Input(
         "vae",
-        tooltip="Turns what the model predicts into a picture. A TAESD is small enough to go back through; a whole VAE "
-        "works too and needs several times the memory of decoding.",
+        tooltip=(
+            "Turns each step's prediction into a picture. Use a TAESD: it needs little memory. A whole VAE works "
+            "too, but needs several times the memory of decoding."
+        ),
     ),
     io.ClipVision.Input(
-        "clip_vision", tooltip="Sees the picture. Must be one of CLIP, such as ViT-L/14, ViT-H/14 or ViT-bigG/14."
+        "clip_vision",
+        tooltip="Looks at the picture. It must be a CLIP vision model, such as ViT-L/14, ViT-H/14 or ViT-bigG/14.",
     ),
     io.String.Input(
         "label",
         default="",
         placeholder="a photo of a cat",
-        tooltip="What the picture should be taken for, in words. With a head: one of its labels, or a class's number "
-        "from 0.",
+        tooltip=(
+            "What the picture should look like to the classifier, in words. With a head: one of its labels, or "
+            "the number of a class, counted from 0."
+        ),
     ),
     io.String.Input(
         "other_labels",
         multiline=True,
         default="a photo\na painting\nnoise",
-        tooltip="What it should not be taken for, one per line: label is told apart from these. Not used with a head.",
+        tooltip=(
+            "What the picture should not look like, one per line. Choose things that are like the label but "
+            "wrong. Not used with a head."
+        ),
     ),
     io.String.Input(
         "head",
         default="",
         placeholder="none",
-        tooltip="A .safetensors of the model folder classifiers, to use in place of words: weight [classes, features] "
-        "and bias [classes], a linear layer on the CLIP vision embedding, with a JSON list of labels in its metadata "
-        "if they have names. Empty: words.",
+        tooltip=(
+            "Empty: the label is words. Or the name of a .safetensors file in the model folder classifiers, to "
+            "use in place of words. It holds a linear layer for the CLIP vision embedding, as weight [classes, "
+            "features] and bias [classes]. Its metadata may hold the labels, as a JSON list."
+        ),
     ),
     *schema.inputs(CleanClassifierGuidance),
     io.Clip.Input(
         "clip",
         optional=True,
-        tooltip="Reads the labels; needed without a head. The other half of clip_vision's CLIP, projection included: "
-        "those of SD 1.5 checkpoints and the usual clip_l.safetensors have none.",
+        tooltip=(
+            "Reads the labels. Needed unless there is a head. It must be the text half of the same CLIP, with "
+            "its projection. The CLIP of SD 1.5 checkpoints and the usual clip_l.safetensors have none."
+        ),
     ),
 ]
 
@@ -64,14 +76,18 @@ LATENT_INPUTS = [
         "classifier",
         default="",
         placeholder="classifier.safetensors",
-        tooltip="A .safetensors of the model folder classifiers: a small network that was trained on this model's "
-        "latents at every noise level, in the format that guiders/noisy_network.py describes.",
+        tooltip=(
+            "The name of a .safetensors file in the model folder classifiers. It holds a small network that was "
+            "trained on this model's latents at every noise level. guiders/noisy_network.py describes its format."
+        ),
     ),
     io.String.Input(
         "label",
         default="",
         placeholder="0",
-        tooltip="What the latent should be taken for: one of the classifier's labels, or a class's number from 0.",
+        tooltip=(
+            "What the picture should show: one of the classifier's labels, or the number of a class, counted from 0."
+        ),
     ),
     *schema.inputs(NoisyClassifierGuidance),
 ]

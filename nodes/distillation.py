@@ -33,26 +33,33 @@ class DistilGuidance(schema.Node):
         ),
     )
     inputs = (
-        io.Model.Input("model", tooltip="The model with the guidances that the LoRA is to learn. It stays as it is."),
+        io.Model.Input("model", tooltip="The model with the guidance nodes that the LoRA learns. It stays as it is."),
         io.Conditioning.Input(
             "positive",
-            tooltip="The prompts to learn with, like those that you will use: many and different ones, joined with "
-            "Conditioning (Combine), or as a list. With one prompt the LoRA is for that prompt.",
+            tooltip=(
+                "The prompts to learn with: many different ones, like those you will use. Join them with "
+                "Conditioning (Combine), or give a list. With one prompt, the LoRA is for that prompt only."
+            ),
         ),
         io.Latent.Input(
             "latent",
-            tooltip="Of the size to learn for, such as Empty Latent Image. Its batch is how many pictures are sampled "
-            "together.",
+            tooltip=(
+                "The size of the pictures to learn with, such as Empty Latent Image. Its batch size is how many "
+                "pictures are sampled together."
+            ),
         ),
         io.Sampler.Input(
-            "sampler", tooltip="How the guided model samples, from KSamplerSelect: as you will use the LoRA."
+            "sampler",
+            tooltip="The sampler to learn with, from KSamplerSelect: the same that you will use with the LoRA.",
         ),
-        io.Sigmas.Input("sigmas", tooltip="In which steps it samples, from Basic Scheduler or another."),
+        io.Sigmas.Input("sigmas", tooltip="The steps to learn with, from Basic Scheduler or another scheduler."),
         io.Conditioning.Input(
             "negative",
             optional=True,
-            tooltip="The negative prompt for cfg, or for NAG and others at cfg 1. The LoRA learns its effect, and cannot "
-            "change it later.",
+            tooltip=(
+                "The negative prompt, for cfg above 1, or for NAG and others at cfg 1. The LoRA learns its effect, "
+                "so you cannot change it later."
+            ),
         ),
         schema.cfg(1.0),
         io.Int.Input(
@@ -60,16 +67,27 @@ class DistilGuidance(schema.Node):
             default=64,
             min=1,
             max=100_000,
-            tooltip="How many pictures the guided model samples to learn from, of the prompts in turn. At least one for "
-            "each prompt; more for a LoRA that is to serve for all prompts.",
+            tooltip=(
+                "How many pictures are sampled to learn from. At least one for each prompt. More for a LoRA that "
+                "works with every prompt."
+            ),
         ),
-        io.Int.Input("iterations", default=500, min=1, max=1_000_000, tooltip="How many times the LoRA is changed."),
+        io.Int.Input(
+            "iterations",
+            default=500,
+            min=1,
+            max=1_000_000,
+            tooltip="How many training steps there are. If the loss still falls at the end, take more.",
+        ),
         io.Int.Input(
             "batch_size",
             default=4,
             min=1,
             max=1024,
-            tooltip="How many predictions each iteration learns from. More is smoother, and takes more memory and time.",
+            tooltip=(
+                "How many predictions each training step learns from. Higher is smoother, and takes more memory and "
+                "time."
+            ),
         ),
         io.Float.Input(
             "learning_rate",
@@ -78,39 +96,50 @@ class DistilGuidance(schema.Node):
             max=1.0,
             step=0.00001,
             round=1e-9,
-            tooltip="How far an iteration changes the LoRA at first; it falls to 0. Lower it if the loss jumps.",
+            tooltip=(
+                "How much the LoRA changes in a training step. It falls to 0 by the end. If the loss jumps, take less."
+            ),
         ),
-        io.Int.Input("rank", default=16, min=1, max=256, tooltip="How much the LoRA can hold. Its file grows with it."),
+        io.Int.Input(
+            "rank",
+            default=16,
+            min=1,
+            max=256,
+            tooltip="How much the LoRA can learn. Higher can learn more, and makes the file larger.",
+        ),
         io.Int.Input(
             "seed",
             default=0,
             min=0,
             max=2**64 - 1,
-            tooltip="For the noise of the pictures, the LoRA's first values and the order of learning.",
+            tooltip="Which random numbers are used: for the pictures, the LoRA's first values and the order of learning.",
         ),
         io.Boolean.Input(
             "checkpointing",
             default=True,
-            tooltip="Keeps only what enters each block, and computes the rest again: far less memory, a third more time.",
+            tooltip="On: takes far less memory, and a third more time.",
         ),
         io.String.Input(
             "existing_lora",
             default="",
             placeholder="none",
-            tooltip="A LoRA of the folder loras to go on from, such as one that was kept when a training was cancelled. "
-            "Do not load it into the model too. Empty: a new one.",
+            tooltip=(
+                "A LoRA file to go on from, in the folder loras. For example one that was saved when you cancelled a "
+                "training. Do not load it into the model too. Empty: a new LoRA."
+            ),
         ),
     )
     output = io.Custom("LORA_MODEL").Output(
         display_name="lora",
-        tooltip="For the host's Save LoRA Weights and Load LoRA Model. At strength 1 it is as trained.",
+        tooltip="The LoRA, for ComfyUI's Save LoRA Weights and Load LoRA Model. Use it at strength 1.",
     )
     further = (
         io.Custom("LOSS_MAP").Output(
-            display_name="loss_map", tooltip="The loss of each iteration, for Plot Loss Graph."
+            display_name="loss_map", tooltip="The loss of each training step, for Plot Loss Graph."
         ),
         io.Int.Output(
-            display_name="steps", tooltip="How many iterations it had, for the name that Save LoRA Weights gives."
+            display_name="steps",
+            tooltip="How many training steps it had. Save LoRA Weights puts it into the file's name.",
         ),
     )
     lists = ("positive",)

@@ -114,23 +114,26 @@ class GuidanceOptions(schema.Node):
         ),
     )
     inputs = (
-        io.Model.Input("model", tooltip="A model with guidances on it, or before they are put on it."),
+        io.Model.Input("model", tooltip="The model, before or after its guidance nodes."),
         io.Combo.Input(
             "sharing",
             options=["auto", "off"],
             default="auto",
-            tooltip="auto: what the weak predictions of PAG, SEG, Skip Layer and others have in common with the "
-            "positive's, all before the first layer that is perturbed, is computed once where nothing of other nodes is "
-            "in the way. The log says what is shared. off: each is computed whole.",
+            tooltip=(
+                "auto: work that a guidance has in common with the main prediction is done once, so sampling is "
+                "faster. The log says what is shared. off: everything is computed separately."
+            ),
         ),
         io.Combo.Input(
             "check",
             options=["auto", "off"],
             default="auto",
             optional=True,
-            tooltip="auto: in the first run of a model, one short call of its network shows whether the pack is right "
-            "about where the picture is in it. off: no such call. A model that the pack does not know always has such "
-            "calls, since its layers are found by them.",
+            tooltip=(
+                "auto: in the first run of a model, one short extra call checks that the pack knows where the "
+                "picture is in this network. off: no such check. A network that the pack does not know is always "
+                "checked."
+            ),
         ),
     )
     output = io.Model.Output(tooltip="The model with these options.")

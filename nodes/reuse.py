@@ -10,7 +10,7 @@ from . import schema
 
 MODEL_IN = io.Model.Input(
     "model",
-    tooltip="The model with its guidances. Those that are put on it after this node count too.",
+    tooltip="The model with its guidance nodes. Nodes that come after this one count too.",
 )
 
 
@@ -19,7 +19,7 @@ class GuidanceReuse(schema.Node):
 
     about = Reuse.about
     inputs = (MODEL_IN, *schema.inputs(Reuse))
-    output = io.Model.Output(tooltip="The model. Of two such nodes in a chain the last counts.")
+    output = io.Model.Output(tooltip="The model. If there are two such nodes in a chain, the last one counts.")
 
     @classmethod
     def build(cls, model, **values):
@@ -31,7 +31,7 @@ class GuidanceStop(schema.Node):
 
     about = Stop.about
     inputs = (MODEL_IN, *schema.inputs(Stop))
-    output = io.Model.Output(tooltip="The model. Of two such nodes in a chain the last counts.")
+    output = io.Model.Output(tooltip="The model. If there are two such nodes in a chain, the last one counts.")
 
     @classmethod
     def build(cls, model, **values):

@@ -14,31 +14,35 @@ from .values import check
 
 CATEGORY = "Beyond CFG"
 
-MODEL_IN = io.Model.Input("model", tooltip="The model to guide. Terms of other nodes on it stay; all act together.")
-MODEL_OUT = io.Model.Output(tooltip="The model with this guidance on it, for any sampler or guider.")
-GUIDER_OUT = io.Guider.Output(tooltip="For SamplerCustomAdvanced.")
-POSITIVE = io.Conditioning.Input("positive", tooltip="What the picture should show.")
+MODEL_IN = io.Model.Input(
+    "model", tooltip="The model to guide. Other guidance nodes on it keep acting, together with this one."
+)
+MODEL_OUT = io.Model.Output(tooltip="The model with this guidance on it. Connect it to any sampler or guider.")
+GUIDER_OUT = io.Guider.Output(tooltip="Connect it to SamplerCustomAdvanced.")
+POSITIVE = io.Conditioning.Input("positive", tooltip="Your prompt: what the picture should show.")
 NEGATIVE = io.Conditioning.Input(
-    "negative", optional=True, tooltip="What to move away from. Needed where cfg is not 1, unused where it is."
+    "negative",
+    optional=True,
+    tooltip="Your negative prompt: what the picture should not show. Needed unless cfg is 1; at cfg 1 it is not used.",
 )
 LIST_OF_LAYERS = (
-    "Else a list: all, middle, input.4, output.3-5, input.8.2-9 (UNets), double.7-9, single.0-3, block.12 (transformers), "
-    "7, 8, 9 where there is one stack, or by depth: 0.4-0.6."
+    "Or write a list: all, middle, input.4, output.3-5 or input.8.2-9 for UNets; double.7-9, single.0-3 or block.12 for "
+    "transformers. Numbers alone, such as 7, 8, 9, work where a network has one list of blocks. 0.4-0.6 chooses by depth."
 )
-LACKED = "A layer that the model lacks is an error that lists those it has; Layer Map shows them."
-LAYERS = io.String.Input(
-    "layers",
-    default="auto",
-    tooltip=(
-        f"Which layers are perturbed. auto: what suits the architecture. {LIST_OF_LAYERS} single.3:h0,h5 is two heads of "
-        f"one layer's attention. Earlier and more layers change more. {LACKED}"
-    ),
+LACKED = "If the model has no such layer, an error lists those it has. The Layer Map node shows them."
+
+
+def layers(what: str, detail: str = "") -> io.String.Input:
+    """The input for a choice of layers, which says what they are chosen for."""
+    return io.String.Input("layers", default="auto", tooltip=f"{what} {LIST_OF_LAYERS} {detail}{LACKED}")
+
+
+LAYERS = layers(
+    "Which layers of the network are made worse. auto: those that suit your model.",
+    "single.3:h0,h5 chooses two heads of one layer. Earlier layers, and more layers, change the picture more. ",
 )
-PROMPT_LAYERS = io.String.Input(
-    "layers",
-    default="auto",
-    tooltip=f"In which layers the negative prompt acts. auto: in all that attend to a prompt. {LIST_OF_LAYERS} {LACKED}",
-)
+READ_LAYERS = layers("Which layers show where the model looks. auto: those that suit your model.")
+PROMPT_LAYERS = layers("In which layers the negative prompt acts. auto: in all that look at a prompt.")
 
 
 def cfg(default: float) -> io.Float.Input:
@@ -50,8 +54,8 @@ def cfg(default: float) -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="Classifier-free guidance weight: how far to move away from the negative prompt. 1 is off and halves "
-        "the cost; 4 to 8 is usual for models that are not distilled.",
+        tooltip="How strongly the picture follows the prompt and avoids the negative prompt. 1 is off and takes half the "
+        "time. 4 to 8 is usual. Distilled models, such as Flux dev and Turbo models, need 1.",
     )
 
 
@@ -62,14 +66,15 @@ def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
         io.Float.Input(
             "start_percent",
             default=start,
-            tooltip="Where in sampling it begins to act, as a fraction: 0 is the first step, at full noise. Outside "
-            "start to end it costs nothing.",
+            tooltip="When it begins to act, as a fraction of sampling. 0 is the first step, at full noise. Before this it "
+            "takes no extra time.",
             **common,
         ),
         io.Float.Input(
             "end_percent",
             default=end,
-            tooltip="Where in sampling it stops acting, as a fraction: 1 is the end. Must lie after start_percent.",
+            tooltip="When it stops acting, as a fraction of sampling. 1 is the end. It must be above start_percent. After "
+            "this it takes no extra time.",
             **common,
         ),
     ]
@@ -79,17 +84,24 @@ SCHEDULE = io.Custom("BEYOND_CFG_SCHEDULE")
 SCHEDULE_IN = SCHEDULE.Input(
     "schedule",
     optional=True,
-    tooltip="How strongly it acts along sampling, from a Guidance Schedule node. Unconnected: fully, from start to end.",
+    tooltip="A curve from the Guidance Schedule node, to make it stronger or weaker during sampling. If nothing is "
+    "connected, its strength stays the same from start_percent to end_percent.",
 )
 
 
 REGION_IN = io.Mask.Input(
     "region",
     optional=True,
-    tooltip="A mask of where in the picture it acts: fully where white, not at all where black. Of the picture's size, or "
-    "another size of the same shape. One for all pictures, one for each of them, or one for each frame of a video. "
-    "Unconnected: everywhere.",
+    tooltip="A mask, to act in a part of the picture. It acts fully where the mask is white, and not at all where it is "
+    "black. The mask has the picture's shape, in any size: one for all pictures, one for each, or one for each frame of a "
+    "video. If nothing is connected, it acts everywhere.",
 )
+
+
+COUNTED = {
+    "scale": "A scale counts from 0. A weight, and cfg, count from 1.",
+    "weight": "A weight counts from 1, as cfg does. A scale counts from 0.",
+}
 
 
 def strength(about: About) -> io.Float.Input:
@@ -101,8 +113,8 @@ def strength(about: About) -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.001,
-        tooltip=f"How far to move away from the worse prediction. {about.off:g} is off and costs nothing; "
-        f"{about.default:g} is a good start. More acts more strongly; too much burns.",
+        tooltip=f"How strongly it acts. {about.off:g} is off and takes no extra time; {about.default:g} is a good start. "
+        f"Higher is stronger; too high burns colours. {COUNTED[about.strength]}",
     )
 
 

@@ -43,8 +43,10 @@ WITHOUT_NODE = {  # of the registered rules
 NEGATIVE_TEXT = io.Conditioning.Input(
     "negative",
     optional=True,
-    tooltip="What the picture should not show. Unconnected: the sampler's own negative, which acts here at cfg 1 too. "
-    "A guider without one, such as BasicGuider, needs it here.",
+    tooltip=(
+        "What the picture should not show. If nothing is connected, the sampler's own negative prompt is "
+        "used, at cfg 1 too. BasicGuider has none, so connect one here."
+    ),
 )
 
 
@@ -59,7 +61,7 @@ def guidances() -> list[Guidance]:
         Guidance(NEGATIVE_MODEL, WorseNegative, [NEGATIVE_MODEL_IN, *schema.inputs(WorseNegative)], negative_model),
         Guidance(PERTURBED_NEGATIVE, WorseNegative, PERTURBED_NEGATIVE_IN, perturbed_negative),
         Guidance(ICG, IndependentConditionGuidance, [schema.strength(ICG), *CONDITIONS], independent_condition),
-        Guidance(SAG.about, SAG, [*schema.inputs(SAG), schema.LAYERS], self_attention),
+        Guidance(SAG.about, SAG, [*schema.inputs(SAG), schema.READ_LAYERS], self_attention),
         *(guidance_by_negative(method) for method in PROMPT_GUIDANCES),
         *(guidance_away_from(method) for method in PERTURBATIONS),
         *(guidance_of(rule) for rule in RULES if is_complete(rule)),
@@ -129,13 +131,13 @@ def cfg_interval(model):
 def weak_model_input(name: str, tooltip: str) -> io.Input:
     """The input for a model to move away from."""
     return io.Model.Input(
-        name, tooltip=f"{tooltip} It must share the main model's latent space. Loaded together with it."
+        name, tooltip=f"{tooltip} It must be of the same family as the main model. Both are in memory at the same time."
     )
 
 
-WEAK_MODEL = weak_model_input("weak_model", "A worse version of the model: less trained, smaller, or older.")
+WEAK_MODEL = weak_model_input("weak_model", "A worse version of the model: one that is less trained, smaller or older.")
 AUXILIARY_MODEL = weak_model_input(
-    "auxiliary_model", "The model trained on its own pictures, such as with a LoRA of them."
+    "auxiliary_model", "The same model after training on its own pictures, for example with a LoRA."
 )
 
 
@@ -158,7 +160,9 @@ def away_from(model, weak, scale: float):
     return model, rule
 
 
-EMPTY = io.Conditioning.Input("empty_conditioning", tooltip="A third prompt, which asks for nothing: an empty text.")
+EMPTY = io.Conditioning.Input(
+    "empty_conditioning", tooltip="A third prompt that asks for nothing. Connect a CLIP Text Encode with an empty text."
+)
 
 
 def perp_neg(model, empty_conditioning, neg_scale, amount):
@@ -168,7 +172,7 @@ def perp_neg(model, empty_conditioning, neg_scale, amount):
 
 NEGATIVE_MODEL_IN = weak_model_input(
     "negative_model",
-    "Makes the negative prediction: the base of a fine-tune, or the same model with or without a LoRA.",
+    "The model that predicts for the negative prompt: the base of a fine-tune, or the same model with a LoRA.",
 )
 
 
@@ -189,8 +193,10 @@ PERTURBED_NEGATIVE_IN = [
         "perturbation",
         options=list(LAYERED),
         default=IdentityAttention.about.name,
-        tooltip="How the network is made worse for the negative: as the node of this name does, at its default settings. "
-        "Skip Layer needs a transformer.",
+        tooltip=(
+            "How the network is made worse for the negative prompt: as the node of this name does, with its "
+            "default settings. Skip Layer needs a transformer, such as SD3.5, Flux or Wan."
+        ),
     ),
     *schema.inputs(WorseNegative),
     schema.LAYERS,
@@ -209,26 +215,33 @@ CONDITIONS = [
         "conditions",
         options=["gaussian", "random tokens", "prompts"],
         default="gaussian",
-        tooltip="What the independent condition is. gaussian: noise like the prompt's own encoding, needs nothing. "
-        "random tokens: texts of random tokens through the CLIP, the paper's for text. prompts: others, joined in one "
-        "conditioning.",
+        tooltip=(
+            "Which random condition is used. gaussian: noise in place of the prompt; needs nothing. random "
+            "tokens: nonsense texts made with clip, as in the paper. prompts: your own, connected to prompts."
+        ),
     ),
     io.Int.Input(
         "pool_size",
         default=8,
         min=2,
         max=256,
-        tooltip="How many texts of random tokens are encoded, before sampling, for each step to draw one of.",
+        tooltip=(
+            "For random tokens only: how many nonsense texts are made before sampling. Each step draws one of them."
+        ),
     ),
     io.Int.Input(
         "pool_seed",
         default=0,
         min=0,
         max=2**64 - 1,
-        tooltip="Which texts are made and in which order conditions are drawn. The sampler's seed matters too.",
+        tooltip="Which random conditions are drawn, and in which order. The sampler's seed matters too.",
     ),
-    io.Clip.Input("clip", optional=True, tooltip="Encodes the random tokens. Needed for random tokens only."),
-    io.Conditioning.Input("prompts", optional=True, tooltip="Two or more prompts, joined. Needed for prompts only."),
+    io.Clip.Input("clip", optional=True, tooltip="Makes the nonsense texts. Needed for random tokens only."),
+    io.Conditioning.Input(
+        "prompts",
+        optional=True,
+        tooltip="Two or more prompts, joined with Conditioning (Combine). Needed for prompts only.",
+    ),
 ]
 
 

@@ -39,9 +39,9 @@ class PostHocEMA(schema.Node):
             default="",
             placeholder="epoch_10.safetensors\nepoch_20.safetensors\nepoch_30.safetensors",
             tooltip=(
-                "The files, one per line, from early to late: of the folders checkpoints or diffusion_models. Each may "
-                "have the training time it was saved at, in any unit from the beginning of training, as in "
-                "model.safetensors @ 5000; else they are 1, 2, 3 … And a snapshot_ema of its own: model @ 5000 @ 0.05."
+                "The files, one per line, from early to late, in the folders checkpoints or diffusion_models. After "
+                "each you may write its training time, in any unit: model.safetensors @ 5000. Without times they "
+                "count as 1, 2, 3. A snapshot_ema of its own comes last: model @ 5000 @ 0.05."
             ),
         ),
         io.Float.Input(
@@ -52,9 +52,9 @@ class PostHocEMA(schema.Node):
             step=0.005,
             round=0.0001,
             tooltip=(
-                "What the snapshots hold. 0: the weights of that moment, as most trainers save them. Else power "
-                "function averages of this relative length, as EDM2 saves them: of two lengths, 0.05 and 0.1, at each "
-                "time. Two need far fewer times than one; the log says if these are too few."
+                "What the files hold. 0: plain weights, as most trainers save them. Above 0: averages of this "
+                "length, as EDM2 saves them, with two lengths, 0.05 and 0.1, at each time. Two lengths need far "
+                "fewer times than one. The log says if there are too few."
             ),
         ),
         io.Float.Input(
@@ -65,12 +65,12 @@ class PostHocEMA(schema.Node):
             step=0.005,
             round=0.0001,
             tooltip=(
-                "Length of the average, relative to the training time until the last snapshot. More averages over "
-                "more of the training. Much below snapshot_ema what comes out is mostly noise."
+                "How much of the training is averaged, as a fraction of the training time. 0.1 is a good start. "
+                "Higher averages over more of the training. Far below snapshot_ema the result is mostly noise."
             ),
         ),
     )
-    output = io.Model.Output(tooltip="The averaged model, at the time of the last snapshot.")
+    output = io.Model.Output(tooltip="The averaged model, as at the time of the last snapshot.")
 
     @classmethod
     def build(cls, snapshots, snapshot_ema, ema):
@@ -101,18 +101,16 @@ class DegradedModel(schema.Node):
         ),
     )
     inputs = (
-        io.Model.Input(
-            "model", tooltip="The model to make worse. It stays as it is; what comes out is a version of it."
-        ),
+        io.Model.Input("model", tooltip="The model to make a worse copy of. The model itself stays as it is."),
         io.Combo.Input(
             "degradation",
             options=["dropout", "input noise", "fewer layers", "quantised weights"],
             default="dropout",
             tooltip=(
-                "dropout: parts of what its layers add are lost at random. input noise: it sees the picture with more "
-                "noise. fewer layers: blocks are left out, transformers only. quantised weights: they are rounded; "
-                "with the same model as main this takes a second copy in memory. In the paper noise and dropout "
-                "only undid the same damage, done to the main model too."
+                "How it is made worse. dropout: parts of its layers are lost at random. input noise: it sees more "
+                "noise. fewer layers: blocks are left out, in transformers only. quantised weights: the weights are "
+                "rounded, which takes a second copy in memory. The paper found that noise and dropout only undo the "
+                "same damage in the main model."
             ),
         ),
         io.Float.Input(
@@ -123,16 +121,17 @@ class DegradedModel(schema.Node):
             step=0.01,
             round=0.0001,
             tooltip=(
-                "0 is off. dropout: the share that is lost. input noise: 0.1 is a noise level raised by 10 %. The paper "
-                "tried 0.05 to 0.2. fewer layers and quantised weights are fully on at any amount above 0."
+                "How much worse it is made. 0 is off. For dropout: the part that is lost. For input noise: 0.1 is 10 "
+                "% more noise. The paper tried 0.05 to 0.2. The other two are fully on above 0."
             ),
         ),
         io.String.Input(
             "layers",
             default="auto",
             tooltip=(
-                "For dropout and fewer layers. auto: all for dropout, those of Skip Layer for fewer layers. Else a list "
-                "such as double.7-9 or input.4, middle. A layer that the model lacks is an error that lists those it has."
+                "For dropout and fewer layers only. auto: all layers for dropout, and those of Skip Layer for fewer "
+                "layers. Or a list such as double.7-9, or input.4, middle. If the model has no such layer, an error "
+                "lists those it has."
             ),
         ),
         io.Int.Input(
@@ -140,18 +139,24 @@ class DegradedModel(schema.Node):
             default=4,
             min=2,
             max=8,
-            tooltip="For quantised weights: how many bits each has left. 8 is hardly worse, 2 is ruined.",
+            tooltip=(
+                "For quantised weights only: how many bits are left of each weight. 8 is hardly worse; 2 breaks the "
+                "picture."
+            ),
         ),
         io.Int.Input(
             "seed",
             default=0,
             min=0,
             max=2**64 - 1,
-            tooltip="For input noise and dropout: what is drawn in each step. The sampler's seed has no part in it.",
+            tooltip=(
+                "For input noise and dropout only: which random numbers are used. The sampler's seed does not change "
+                "them."
+            ),
         ),
     )
     output = io.Model.Output(
-        tooltip="The worse model, for the weak_model of Autoguidance, or to look at what it makes."
+        tooltip="The worse model. Connect it to weak_model of Autoguidance, or sample it to see how much worse it is."
     )
 
     @classmethod

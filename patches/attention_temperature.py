@@ -29,8 +29,8 @@ class AttentionTemperature(AttentionPerturbation):
     layers: tuple[Layer, ...]
     tau: float = param(
         0.01,
-        "What the attention's logits are multiplied by. Below 1 image tokens look at all others more evenly: 0.01 is "
-        "nearly the same for all, as in ACE-Step. 1 is off. Above 1 they look at fewer.",
+        "How evenly the attention looks at everything. 1 is off. Lower is more even: 0.01 is nearly the same "
+        "for all, as in ACE-Step. Above 1 it looks at fewer places.",
         low=0.0,
         high=10.0,
         step=0.01,

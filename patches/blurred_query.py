@@ -35,16 +35,16 @@ class BlurredQuery(AttentionPerturbation):
     layers: tuple[Layer, ...]
     blur_sigma: float = param(
         INFINITE,
-        "How far the queries are blurred, in tokens. -1 is infinite: all of them become their mean, which acts most and "
-        "is the fastest. 0 is off; 1 to 10 act more gently, the paper uses 10 and infinite.",
+        "How far the attention is blurred. 0 is off. 1 to 10 is gentle; the paper uses 10 and -1. -1 blurs "
+        "without limit: the strongest, and the fastest.",
         low=-1.0,
         high=9999.0,
         step=0.1,
     )
     padding: str = param(
         "symmetric",
-        "What lies beyond the picture's edge for a finite blur. symmetric: a mirror that keeps the mean, so that a wide "
-        "blur becomes the infinite one. reflect: as in the authors' code, which keeps neither.",
+        "What lies beyond the picture's edge, for a blur_sigma above 0. symmetric: a mirror, with which a "
+        "wide blur becomes the unlimited one. reflect: as in the authors' code.",
         choices=("symmetric", "reflect"),
     )
 

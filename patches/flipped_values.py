@@ -28,8 +28,8 @@ class FlippedValues(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         3.5,
-        "How strongly the negative prompt is taken away. 0 is off and costs nothing; the authors use 3.5 for SD3.5, 6 for "
-        "Flux Schnell and 1.7 for Wan.",
+        "How strongly the picture avoids the negative prompt. 0 is off and takes no extra time. The authors "
+        "use 3.5 for SD3.5, 6 for Flux Schnell and 1.7 for Wan. Higher is stronger.",
         low=0.0,
         high=100.0,
         step=0.1,
@@ -37,8 +37,8 @@ class FlippedValues(PromptGuidance):
     )
     offset: float = param(
         0.1,
-        "How much less the picture looks at the negative prompt than at the prompt. The authors use 0.1 for SD3.5 and 0.2 "
-        "for Wan. A higher value keeps more of the picture.",
+        "How much less the picture looks at the negative prompt than at the prompt. Higher is gentler and "
+        "keeps more of the picture. The authors use 0.1 for SD3.5 and 0.2 for Wan.",
         low=-100.0,
         high=100.0,
         step=0.05,

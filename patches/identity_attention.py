@@ -35,7 +35,7 @@ class IdentityAttention(AttentionPerturbation):
     layers: tuple[Layer, ...]
     blend: float = param(
         1.0,
-        "How much of the attention is replaced. 1 is PAG. Less is SoftPAG, which is gentler and has fewer artifacts; "
+        "How far the network is made worse. 1 is PAG. Lower is gentler and has fewer artifacts (SoftPAG); "
         "0.5 is a good start. 0 is off.",
         low=0.0,
         high=1.0,
@@ -44,8 +44,9 @@ class IdentityAttention(AttentionPerturbation):
     )
     target: str = param(
         "identity",
-        "What it is replaced by. identity: an image token sees itself and the text. identity without text: itself alone, "
-        "which differs in transformers that hold picture and text in one attention. uniform: all tokens equally.",
+        "What each part of the picture still sees. identity: itself and the text. identity without text: "
+        "itself alone. uniform: everything equally. The first two differ only in networks that mix text and "
+        "picture, such as SD3 and Flux.",
         choices=("identity", "identity without text", "uniform"),
         added=True,
     )

@@ -28,14 +28,19 @@ class MaskedAttention(AttentionPerturbation):
     layers: tuple[Layer, ...]
     ratio: float = param(
         1.0,
-        "How much of what image tokens see of each other is hidden, by chance. 0 is off, 1 hides all; the paper's "
-        "ablation uses 0.25, and 1 for PAG itself.",
+        "How much the parts of the picture are hidden from each other, by chance. 0 is off. 1 hides all: "
+        "with keep_diagonal on that is PAG. The paper's comparison uses 0.25. Higher changes the picture "
+        "more.",
         low=0.0,
         high=1.0,
         step=0.01,
     )
-    keep_diagonal: bool = param(True, "Whether an image token always sees itself. With ratio 1 that is PAG.")
-    seed: int = param(0, "Of the masks: another one draws others.", low=0, high=2**64 - 1, step=1)
+    keep_diagonal: bool = param(
+        True, "On: each part of the picture always sees itself. The paper found on better than off."
+    )
+    seed: int = param(
+        0, "Which parts are hidden by chance. Another seed hides other parts.", low=0, high=2**64 - 1, step=1
+    )
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGMaskedAttention",

@@ -28,14 +28,16 @@ class NoisyTimeEmbedding(TimePerturbation):
     layers: tuple[Layer, ...] = ()
     noise: float = param(
         1.25,
-        "How much noise, in standard deviations of the time embedding. 0 is off; the paper uses 1 to 3.",
+        "How wrong the time is that the model is told. 0 is off. The paper uses 1 to 3. Higher makes the "
+        "guidance stronger; if pictures break, take less.",
         low=0.0,
         high=20.0,
         step=0.05,
     )
     power: float = param(
         0.0,
-        "How the noise falls along sampling, as (t/T) to this power. 0 keeps it constant; the paper uses 0, 0.25 and 1.",
+        "How fast the error in the time shrinks during sampling. 0 keeps it constant. Higher ends it sooner. "
+        "The paper uses 0, 0.25 and 1.",
         low=0.0,
         high=10.0,
         step=0.05,

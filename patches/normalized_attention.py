@@ -28,8 +28,8 @@ class NormalizedAttention(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         5.0,
-        "How far to move away from the negative prompt. 1 is off and costs nothing; the authors use 3 to 11. "
-        "Change this one first.",
+        "How strongly the picture avoids the negative prompt. Here 1 is off and takes no extra time, as the "
+        "authors count it. They use 3 to 11. Higher is stronger. Change this one first.",
         low=1.0,
         high=100.0,
         step=0.1,
@@ -37,16 +37,16 @@ class NormalizedAttention(PromptGuidance):
     )
     tau: float = param(
         2.5,
-        "How many times its own length the attention of a place in the picture may have. 2.5 is the authors' for nearly "
-        "all models. More acts more strongly; too much burns.",
+        "The limit on how strong the effect may become in each place. The authors use 2.5 for nearly all "
+        "models. Higher allows a stronger effect; too high burns colours.",
         low=0.0,
         high=100.0,
         step=0.1,
     )
     alpha: float = param(
         0.25,
-        "How much of the guided attention is mixed in, as a fraction. 0 is off. The authors use 0.25 for most "
-        "transformers, 0.5 for SDXL and for Wan in 4 steps. Less keeps more of a reference picture.",
+        "How much of the effect is mixed in. 0 is off, 1 is all. The authors use 0.25 for most transformers, "
+        "and 0.5 for SDXL and for Wan in 4 steps. Lower keeps more of a reference picture.",
         low=0.0,
         high=1.0,
         step=0.01,

@@ -25,7 +25,8 @@ class OrthogonalAttention(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         4.0,
-        "How much of what only the negative prompt asks for is taken away. 0 is off and costs nothing; the paper uses 4.",
+        "How strongly the picture avoids what only the negative prompt asks for. 0 is off and takes no extra "
+        "time. The paper uses 4. Higher is stronger; too high breaks the picture.",
         low=0.0,
         high=100.0,
         step=0.1,

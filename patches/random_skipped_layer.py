@@ -32,8 +32,8 @@ class RandomSkippedLayer(BlockPerturbation):
     layers: tuple[Layer, ...]
     share: float = param(
         0.1,
-        "How many of the layers are left out at each step, as a fraction; at least one. The paper uses about 0.1. More "
-        "makes the prediction much worse, and the guidance stronger.",
+        "How many layers are left out in each step, as a fraction; always at least one. The paper uses about "
+        "0.1. Higher changes the picture more.",
         low=0.01,
         high=1.0,
         step=0.01,

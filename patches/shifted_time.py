@@ -29,8 +29,8 @@ class ShiftedTime(TimeShift):
     layers: tuple[Layer, ...] = ()
     shift: float = param(
         0.01,
-        "How much noisier the time is that the model is told, as a fraction of all its times. 0 is off; the paper uses "
-        "0.01. More makes the prediction smoother, and the guidance stronger.",
+        "How wrong the time is that the model is told, as a fraction of all its times. 0 is off. The paper "
+        "uses 0.01. Higher makes the guidance stronger.",
         low=0.0,
         high=1.0,
         step=0.001,

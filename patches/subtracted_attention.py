@@ -23,8 +23,8 @@ class SubtractedAttention(PromptGuidance):
     layers: tuple[Layer, ...]
     scale: float = param(
         0.2,
-        "How much of the negative prompt's attention is taken away. 0 is off and costs nothing; 0.2 is a good start. "
-        "Too much breaks the picture.",
+        "How strongly the picture avoids the negative prompt. 0 is off and takes no extra time; 0.2 is a "
+        "good start. Too high breaks the picture.",
         low=0.0,
         high=10.0,
         step=0.01,

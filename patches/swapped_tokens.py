@@ -28,7 +28,8 @@ class SwappedTokens(TokenPerturbation):
     layers: tuple[Layer, ...]
     share: float = param(
         0.1,
-        "How many pairs are swapped, as a fraction of the tokens, and of the channels. 0 is off; the paper's is 0.1.",
+        "How many parts of the picture change places, as a fraction. 0 is off. The paper uses 0.1. Higher "
+        "changes the picture more.",
         low=0.0,
         high=1.0,
         step=0.01,
