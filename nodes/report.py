@@ -42,8 +42,8 @@ class GuidanceRecorder(schema.Node):
         io.String.Input(
             "predictions_at",
             default="0, -1",
-            tooltip="Steps, from 0, at which the positive, negative and guided predictions are kept to look at; -1 is the "
-            "last. Empty: none.",
+            tooltip="The steps whose predictions are kept to look at: positive, negative and guided. 0 is the first step, "
+            "-1 is the last. A step after the end of the run counts as the last. Empty: none.",
         ),
     )
     output = io.Model.Output(tooltip="The model, for the sampler or guider.")

@@ -17,13 +17,14 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import folder_paths
 import torch
 
+from ...patches.host.log import warn
 from ...patches.texts import shown
 from ..base import NEGATIVE, POSITIVE, Branch, Latent, Step
 from ..directions import Known
@@ -121,13 +122,17 @@ class Recorder:
     _kept_steps: frozenset[int] = frozenset()  # predictions_at, counted from 0
 
     def begin(self, steps: int) -> None:
-        """A run of so many steps. Raises ValueError for a step that it does not have."""
-        for step in self.predictions_at:
-            if not -steps <= step < steps:
-                raise ValueError(
-                    f"Guidance Recorder: predictions_at asks for step {step}, and this run has the steps 0 to {steps - 1}"
-                )
-        self._kept_steps = frozenset(step % steps for step in self.predictions_at)
+        """A run of so many steps. For a step that it does not have, its first or last is kept, and the log says so."""
+        steps = max(steps, 1)  # a schedule may have one noise level alone
+        nearest = {step: min(max(step, -steps), steps - 1) for step in self.predictions_at}
+        beyond = [step for step, kept in nearest.items() if kept != step]
+        if beyond:
+            kept = sorted({nearest[step] % steps for step in beyond})
+            warn(
+                f"Guidance Recorder: predictions_at asks for {_steps(beyond)}, but this run has the steps 0 to "
+                f"{steps - 1}. It keeps {_steps(kept)} instead"
+            )
+        self._kept_steps = frozenset(step % steps for step in nearest.values())
         self.calls, self.predictions = [], {}
 
     def add(
@@ -240,6 +245,11 @@ class Recorder:
 def _heard(known: Known, samples: int) -> Heard:
     error = None if known.error is None else known.error.mean()
     return Heard(known.computed / samples, known.over / samples, error)
+
+
+def _steps(numbers: Iterable[int]) -> str:
+    listed = [*map(str, numbers)]
+    return f"step {listed[0]}" if len(listed) == 1 else f"the steps {', '.join(listed[:-1])} and {listed[-1]}"
 
 
 def _refusal(prefix: str, why: str) -> ValueError:

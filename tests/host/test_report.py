@@ -129,6 +129,28 @@ def test_the_predictions_are_the_hosts_own():
             assert torch.equal(found[name], out(seen[theirs][:1]).cpu()), name
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept", "said"),
+    [
+        ((0, 99), [0, 3], "asks for step 99, but this run has the steps 0 to 3. It keeps step 3 instead"),
+        ((-9, 1), [0, 1], "asks for step -9, but this run has the steps 0 to 3. It keeps step 0 instead"),
+        (
+            (-9, 7, 8),
+            [0, 3],
+            "asks for the steps -9, 7 and 8, but this run has the steps 0 to 3. It keeps the steps 0 and 3",
+        ),
+        ((-4, 3), [0, 3], None),
+    ],
+)
+def test_a_step_that_the_run_does_not_have_counts_as_its_nearest_and_is_said_once(asked, kept, said, caplog):
+    listening, recorder = recorded(network("unet"), asked)
+    sample(listening, "unet")
+    assert sorted(recorder.predictions) == kept
+    messages = [message for message in caplog.messages if "predictions_at" in message]
+    assert len(messages) == (said is not None)
+    assert said is None or f"Beyond CFG: Guidance Recorder: predictions_at {said}" in messages[0]
+
+
 def test_outside_its_interval_a_guidance_has_no_number_and_costs_no_row():
     listening, recorder = recorded(pag(network("unet"), end=0.5))
     sample(listening, "unet", cfg=1.0, steps=6)
@@ -285,9 +307,6 @@ def test_what_cannot_be_is_said():
         assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match='Guidance Recorder: predictions_at is "now"'):
         GuidanceRecorder.execute(model=network("unet"), predictions_at="now")
-    listening, _ = recorded(network("unet"), (9,))
-    with pytest.raises(ValueError, match=r"Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
-        sample(listening, "unet")
     with pytest.raises(ValueError, match="Guidance Report: nothing was recorded"):
         GuidanceReport.execute(report=Recorder(), samples={"samples": torch.zeros(1, 4, 8, 8)}, filename_prefix="")
 
