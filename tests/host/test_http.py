@@ -6,16 +6,14 @@ import json
 import time
 import urllib.parse
 import uuid
-from pathlib import Path
 
 import pytest
 import websocket
 from pack.tests.host.harness import CAN_COPY, NO_COPY, needs_copy
-from pack.tools import thumbnails, workflows
+from pack.tools import examples, thumbnails, workflows
 from pack.tools.console import Failure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
+WORKFLOWS = examples.names()
 SMALL = {  # class_type: what makes the example small enough for a test
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptySD3LatentImage": {"width": 64, "height": 64},
@@ -65,7 +63,7 @@ def workflow(small_files):
     def load(name, whole=False, **inputs):
         """The example, small and with four steps; further inputs as class_type__input=value. Not whole: without its
         Guidance Grid, and so without the sampling that is for comparison only."""
-        loaded = workflows.load(ROOT / f"workflows/api/{name}.json")
+        loaded = workflows.load(examples.api_of(name))
         if not whole:
             loaded = {key: node for key, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
         if name in OF_THE_DEMO:
@@ -142,7 +140,7 @@ def is_learnt(workflow: dict, model: str) -> bool:
 
 @pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map"}))  # which samples nothing
 def test_every_example_compares_on_one_seed(name):
-    workflow = workflows.load(ROOT / f"workflows/api/{name}.json")
+    workflow = workflows.load(examples.api_of(name))
     (batch,) = (node for node in workflow.values() if node["class_type"] == "BatchImagesNode")
     assert any(
         workflow[node["inputs"]["images"][0]] is batch
@@ -167,10 +165,10 @@ def test_every_example_compares_on_one_seed(name):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_example_has_a_note_that_says_whose_picture_its_thumbnail_is(name):
-    nodes = json.loads((ROOT / f"workflows/{name}.json").read_text("utf-8"))["nodes"]
+    nodes = json.loads(examples.page_of(name).read_text("utf-8"))["nodes"]
     (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
     assert note.splitlines()[-1].startswith("The thumbnail ") and "small demo model of two digits" in note
-    assert 1000 < (ROOT / f"workflows/{name}.jpg").stat().st_size < 40_000
+    assert 1000 < examples.picture_of(name).stat().st_size < 40_000
 
 
 def test_the_ksampler_and_the_guider_give_the_same_picture(server, workflow):
