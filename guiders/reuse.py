@@ -59,7 +59,7 @@ class Reuse:
     about: ClassVar[About] = About(
         node_id="BeyondCFGReuse",
         name="Guidance Reuse",
-        title="Guidance Reuse (faster)",
+        title="Faster: Guidance Reuse",
         group="Tools",
         summary=(
             "Makes all guidance nodes on a model faster, and the sampler's cfg too. What a guidance adds changes "
@@ -106,7 +106,7 @@ class Stop:
     about: ClassVar[About] = About(
         node_id="BeyondCFGStop",
         name="Guidance Stop",
-        title="Guidance Stop (faster)",
+        title="Faster: Guidance Stop",
         group="Tools",
         summary=(
             "Saves time in the later steps. It ends each guidance on a model, and the sampler's cfg, as soon as it "

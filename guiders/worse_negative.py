@@ -56,7 +56,6 @@ NEGATIVE_MODEL = About(
         "base model negative",
         "ideogram",
         "negative prompt",
-        "better quality",
     ),
 )
 AMOUNT = "How much of the negative prediction is replaced. 0 is off. 1 replaces all of it, and takes the least time."

@@ -33,6 +33,7 @@ class GuidanceSchedule(schema.Node):
     about = About(
         node_id="BeyondCFGSchedule",
         name="Guidance Schedule",
+        title="Strength Curve (Guidance Schedule)",
         group="Tools",
         summary=(
             "Makes a guidance stronger or weaker along sampling: its strength is multiplied by this curve. One "
@@ -101,6 +102,7 @@ class GuidanceOptions(schema.Node):
     about = About(
         node_id="BeyondCFGOptions",
         name="Guidance Options",
+        title="Options (Guidance Options)",
         group="Tools",
         summary="Sets how the guidance nodes on a model are computed. The pictures stay the same.",
         aliases=(

@@ -25,6 +25,7 @@ class GuidanceRecorder(schema.Node):
     about = About(
         node_id="BeyondCFGRecorder",
         name="Guidance Recorder",
+        title="Record (Guidance Recorder)",
         group="Tools",
         summary=(
             "Records what the guidance nodes do while a sampler runs, for Guidance Report. Put it between the last "
@@ -65,6 +66,7 @@ class GuidanceReport(schema.Node):
     about = About(
         node_id="BeyondCFGReport",
         name="Guidance Report",
+        title="What Happened (Guidance Report)",
         group="Tools",
         summary=(
             "Shows after sampling what each guidance did: in which steps, how strongly, in which direction, and how "
@@ -134,6 +136,7 @@ class GuidanceGrid(schema.Node):
     about = About(
         node_id="BeyondCFGGrid",
         name="Guidance Grid",
+        title="Compare Pictures (Guidance Grid)",
         group="Tools",
         summary="Puts pictures side by side with labels, to compare settings on one seed.",
         aliases=(

@@ -23,14 +23,6 @@ def schemas() -> list:
     return [node.define_schema() for node in asyncio.run(BeyondCFG().get_node_list())]
 
 
-def name_of(schema) -> str:
-    """The short name of a node, as messages and the README call it: a part of its title."""
-    from ..nodes.extension import BeyondCFG
-
-    names = {node.about.node_id: node.about.name for node in asyncio.run(BeyondCFG().get_node_list())}
-    return names.get(schema.node_id, schema.display_name)
-
-
 def texts(schema) -> dict:
     """One node's entry in nodeDefs.json, in the schema's words."""
     outputs = {}

@@ -20,7 +20,7 @@ def help_page(schema) -> str:
     inputs = [f"| `{given.id}` | {_cell(given.tooltip)} |" for given in schema.inputs]
     parts = [f"# {schema.display_name}", summary]
     if schema.node_id.endswith("Guider"):
-        term = locales.name_of(schema).removesuffix(" Guider")
+        term = schema.display_name.removesuffix(" Guider")
         parts.append(
             f"It makes the same picture as the node **{term}** on the model with ComfyUI's own CFG Guider. The page of "
             f"**{term}** has when to use it, good values, formula and limits."

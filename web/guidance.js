@@ -54,8 +54,10 @@ app.registerExtension({
         box.className = "beyond-cfg-chosen";
         box.style.cssText = "color: var(--input-text, #ccc); font-size: 12px; overflow: auto; white-space: pre-wrap";
         const shown = node.addDOMWidget("chosen", "chosen", box, { serialize: false, getMinHeight: () => 110 });
-        const button = node.addWidget("button", APART, null, () => takeApart(node, node.properties.chosen.nodes));
-        shown.serialize = button.serialize = false;
+        const button = node.addWidget("button", APART, null, () => takeApart(node, node.properties.chosen.nodes), {
+            serialize: false,
+        });
+        shown.serialize = false;
         const look = () => {
             const { text, nodes } = node.properties.chosen ?? {};
             box.textContent = text?.join("\n") ?? "After a run it says here what it chose.";

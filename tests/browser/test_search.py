@@ -2,19 +2,33 @@
 
 import pytest
 
-WORDS = {
-    "PAG": "PAG",
-    "perturbed attention": "PAG",
+NAMES = {  # what somebody types who knows the method → its node
+    "PAG": "Perturbed-Attention Guidance (PAG)",
+    "perturbed attention": "Perturbed-Attention Guidance (PAG)",
     "autoguidance": "Autoguidance",
     "weak model": "Autoguidance",
-    "skip layer": "Skip Layer",
-    "SLG": "Skip Layer",
-    "self-attention guidance": "SAG",
-    "smoothed energy": "SEG",
-    "apg": "Adaptive Projected",
+    "skip layer": "Skip Layer Guidance (SLG)",
+    "SLG": "Skip Layer Guidance (SLG)",
+    "self-attention guidance": "Self-Attention Guidance (SAG)",
+    "smoothed energy": "Smoothed Energy Guidance (SEG)",
+    "apg": "Adaptive Projected Guidance (APG)",
     "guidance interval": "CFG Interval",
-    "guidance schedule": "Guidance Schedule",
-    "compare": "Guidance Grid",
+    "guidance schedule": "Strength Curve (Guidance Schedule)",
+    "compare": "Compare Pictures (Guidance Grid)",
+}
+WISHES = {  # what somebody types who does not → nodes that help, of which the first of ours is one
+    "guidance": {"Guidance (easy)"},
+    "better quality": {"Guidance (easy)"},
+    "detail": {"Guidance (easy)", "Self-Attention Guidance (SAG)", "Token Perturbation Guidance (TPG)"},
+    "anatomy": {"Guidance (easy)", "Skip Layer Guidance (SLG)", "Self-Guidance (SG)"},
+    "hands": {"Guidance (easy)", "Self-Guidance (SG)", "Skip Layer Guidance (SLG)"},
+    "burnt": {"Guidance (easy)", "CFG Rescale", "Adaptive Projected Guidance (APG)"},
+    "flat": {"Guidance (easy)", "Smoothed Energy Guidance (SEG)", "Perturbed-Attention Guidance (PAG)"},
+    "sharp": {"Guidance (easy)", "Self-Attention Guidance (SAG)", "Token Perturbation Guidance (TPG)"},
+    "negative prompt": {"Normalized Attention Guidance (NAG)", "Negative-Away Steer Attention (NASA)"},
+    "variety": {"Guidance (easy)", "CFG Interval", "Entropy Rectifying Guidance (ERG)"},
+    "perturbed": {"Perturbed-Attention Guidance (PAG)", "Perturbed Negative"},
+    "faster": {"Faster: Guidance Reuse", "Faster: Guidance Stop"},
 }
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("newest_page")]
@@ -46,9 +60,22 @@ def search(page):
 
 
 def test_ours_are_among_the_first_that_are_found(search, graph):
-    for words, name in WORDS.items():
+    for words, name in NAMES.items():
         assert name in search(words)[:5], words
         graph.photograph(f"search_{words.replace(' ', '_')}")
+
+
+def test_for_everyday_words_the_first_of_ours_is_a_node_that_helps(search, server, graph):
+    nodes = server.ask("/object_info").values()
+    ours = {node["display_name"] for node in nodes if node["category"].startswith("Beyond CFG/")}
+    wrong = []
+    for words, wanted in WISHES.items():
+        found = search(words)
+        first = next((at for at, name in enumerate(found) if name in ours), 99)
+        if first >= 5 or found[first] not in wanted:
+            wrong.append((words, found[:8]))
+        graph.photograph(f"search_{words.replace(' ', '_')}")
+    assert not wrong
 
 
 def test_every_node_is_found_by_its_own_name(search, server):
@@ -59,4 +86,5 @@ def test_every_node_is_found_by_its_own_name(search, server):
     ]
     assert names
     for name in names:
-        assert name in search(name)[:5]
+        typed = name.partition(" (")[0]  # the page finds little by more than 32 letters
+        assert name in search(typed)[:5], name

@@ -14,6 +14,7 @@ from pack.tools import examples
 from PIL import Image
 
 NAMES = examples.names()
+TEXT = 0.571  # the zoom below which the host draws none
 
 pytestmark = pytest.mark.browser
 
@@ -105,6 +106,16 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(name, page, grap
     assert not about_us(page.errors)
     if lacks:
         pytest.skip(f"this host has no {' and no '.join(lacks)}: all but that node is as it should be")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_opens_at_a_size_at_which_a_laptop_shows_text(name, page, graph):
+    page.set_viewport_size({"width": 1536, "height": 864})
+    open_in(page, name)
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => app.canvas.ds.scale") > TEXT
+    graph.photograph(f"laptop_{name}")
+    page.set_viewport_size({"width": 2000, "height": 1050})
 
 
 def whole(graph, name: str):
