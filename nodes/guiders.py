@@ -62,6 +62,7 @@ def guider_node(guidance: Guidance) -> type[schema.Node]:
             name=name,
             title=name,
             group="Guiders",
+            aliases=("guider", "custom sampler"),  # who types what is wrong with a picture wants the node of a MODEL
             summary=f"{guidance.about.name} and CFG in one node for SamplerCustomAdvanced. {guidance.about.summary}",
         )
         inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
