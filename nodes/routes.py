@@ -11,6 +11,7 @@ from aiohttp import web
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..guiders.presets import PRESETS, values_of
 from ..guiders.schedule import Curve
 from ..patches.texts import shown
 from .helpers import GuidanceSchedule
@@ -42,8 +43,20 @@ def picture_of(curve: Curve) -> bytes:
     return png(draw_schedule(curve))
 
 
+def published() -> dict[str, list[dict]]:
+    """Node id → the values that are published for it, for each family of models."""
+    found = {}
+    for settings in (settings for families in PRESETS.values() for settings in families.values()):
+        for node in (setting.node for setting in settings):
+            found[f"BeyondCFG{node}"] = [
+                {"family": family, "values": setting.at(0.5), "source": setting.source}
+                for family, setting in values_of(node).items()
+            ]
+    return {node: lines for node, lines in found.items() if lines}
+
+
 def add_routes() -> None:
-    """Let the host's server answer /beyond_cfg_schedule. Does nothing where the host runs without a server."""
+    """Let the host's server answer the page's questions. Does nothing where the host runs without a server."""
     if getattr(PromptServer, "instance", None) is None:  # without a page
         return
 
@@ -56,3 +69,8 @@ def add_routes() -> None:
             return web.Response(body=picture, content_type="image/png")
         except ValueError as error:
             return web.Response(text=str(error), status=400)
+
+    @PromptServer.instance.routes.get("/beyond_cfg_values")
+    async def values(_: web.Request) -> web.Response:
+        """The published values of each node, for the page's menu."""
+        return web.json_response(published())

@@ -1,6 +1,6 @@
-"""What a node still lacks outside its code: help page, row in the README, Chinese, a picture, an example, a golden.
+"""What a node still lacks outside its code: help page, Chinese, a picture, an example, a golden.
 
-A user would miss the first two, so a test fails without them; the others are listed.
+A user would miss the first, so a test fails without it; the others are listed.
 """
 
 from __future__ import annotations
@@ -48,16 +48,11 @@ def message(schemas: list, root: Path = ROOT) -> str:
 
 
 def _missed(schema, root: Path) -> Iterator[str]:
-    page, readme = root / "web/docs" / f"{schema.node_id}.md", (root / "README.md").read_text("utf-8")
+    page = root / "web/docs" / f"{schema.node_id}.md"
     if page.exists():
         yield from _faults_of_page(schema, page.read_text("utf-8"))
     else:
         yield f"no help page, web/docs/{page.name}"
-    rows = [row for row in rows_of(readme) if locales.name_of(schema) in names_in(row)]
-    if not rows:
-        yield "no row in the table of nodes in README.md"
-    if any(UNWRITTEN in row for row in rows):
-        yield "its row in README.md is not written"
 
 
 def _faults_of_page(schema, page: str) -> Iterator[str]:
@@ -93,19 +88,3 @@ def _missing(schema, root: Path) -> Iterator[str]:
 
 def _uses(path: Path, node_id: str) -> bool:
     return any(node["class_type"] == node_id for node in json.loads(path.read_text("utf-8")).values())
-
-
-def rows_of(readme: str) -> list[str]:
-    """The rows of the README's table of nodes, without its head."""
-    section = re.search(r"^## Nodes\n(.*?)^## ", readme, re.M | re.S)
-    return [line for line in section[1].splitlines() if line.startswith("| **")] if section else []
-
-
-def names_in(row: str) -> list[str]:
-    """The names of the nodes that a row is about: `**A**, **B**` or, for guiders, `**A, B Guider**`."""
-    found = []
-    for written in re.findall(r"\*\*((?:\\.|[^*\\])+)\*\*", row.split("|")[1]):
-        bold = re.sub(r"\\(.)", r"\1", written)  # such as of CFG-Zero\*
-        names = bold.removesuffix(" Guider").split(", ")
-        found += [f"{name} Guider" for name in names] if bold.endswith(" Guider") else names
-    return found

@@ -1,6 +1,6 @@
-"""Skeletons of what a new node needs beside its code: its help page, and its row in the README.
+"""The skeleton of a new node's help page.
 
-What can be computed stands in them: titles, inputs with their tooltips, the paper, the equation. The rest says that it
+What can be computed stands in it: title, inputs with their tooltips, the paper, the equation. The rest says that it
 is to be written; completeness.py lists it. What exists is never written over.
 """
 
@@ -10,7 +10,7 @@ import re
 import sys
 
 from . import help_pages, locales, support
-from .completeness import PAPER, UNWRITTEN, names_in, rows_of
+from .completeness import PAPER, UNWRITTEN
 from .places import ROOT
 
 
@@ -38,23 +38,6 @@ def help_page(schema) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def with_row(readme: str, schema) -> str:
-    """The README with a row for the node in its table of nodes; one of a guider joins the row of all guiders."""
-    guiders = next(row for row in rows_of(readme) if names_in(row)[0].endswith(" Guider"))
-    if schema.node_id.endswith("Guider"):
-        name = locales.name_of(schema).removesuffix(" Guider")
-        return readme.replace(guiders, guiders.replace(" Guider**", f", {name} Guider**", 1))
-    summary = _cell(PAPER.sub("", schema.description).strip())
-    if paper := PAPER.search(schema.description):
-        summary += f" ([{paper[1]}](https://arxiv.org/abs/{paper[1]}))"
-    name = locales.name_of(schema).replace("*", r"\*")
-    return readme.replace(guiders, f"| **{name}** | {summary} | {UNWRITTEN} |\n{guiders}")
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def _equation(node_id: str) -> str:
     """The equation in the first line of the file of the method that has this node; empty where no method has."""
     from ..guiders import RULES
@@ -68,12 +51,8 @@ def _equation(node_id: str) -> str:
 
 
 def write() -> None:
-    """The skeletons of all nodes that have none. The host has to be importable."""
-    readme = ROOT / "README.md"
+    """The pages of all nodes that have none. The host has to be importable."""
     for schema in locales.schemas():
         page = ROOT / "web/docs" / f"{schema.node_id}.md"
         if not page.exists():
             page.write_text(help_page(schema), "utf-8")
-        text = readme.read_text("utf-8")
-        if not any(locales.name_of(schema) in names_in(row) for row in rows_of(text)):
-            readme.write_text(with_row(text, schema), "utf-8")

@@ -7,7 +7,7 @@ SCHEMAS = locales.schemas()
 
 
 def test_no_node_lacks_what_a_user_would_miss(record_property):
-    """Its help page and its row in the README. What else it lacks stands in the same message, and is only noted."""
+    """Its help page. What else it lacks stands in the same message, and is only noted."""
     text = completeness.message(SCHEMAS)
     record_property("note", text)
     assert not [lack for schema in SCHEMAS for lack in completeness.lacks_of(schema) if lack.is_missed], f"\n{text}"
@@ -42,7 +42,7 @@ def repository(tmp_path):
     for folder in ("web/docs", "workflows/api", "tests/golden"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "tests/golden/schemas.json").write_text("{}", "utf-8")
-    (tmp_path / "README.md").write_text("## Nodes\n\n| **Other**, **PAGE** | |\n\n## Papers\n", "utf-8")
+    (tmp_path / "README.md").write_text("## Papers\n", "utf-8")
     return tmp_path
 
 
@@ -63,16 +63,14 @@ To be written.
 def test_what_is_lacking_is_named_once_for_each_node_with_what_is_wrong_in_a_page(repository):
     pag = next(schema for schema in SCHEMAS if schema.node_id == "BeyondCFGPAG")
     missed = [lack.what for lack in completeness.lacks_of(pag, repository) if lack.is_missed]
-    assert missed == ["no help page, web/docs/BeyondCFGPAG.md", "no row in the table of nodes in README.md"]
+    assert missed == ["no help page, web/docs/BeyondCFGPAG.md"]
     (repository / "web/docs/BeyondCFGPAG.md").write_text(PAGE, "utf-8")
-    (repository / "README.md").write_text("## Nodes\n\n| **PAG** | To be written. |\n\n## Papers\n", "utf-8")
     lacks = completeness.lacks_of(pag, repository)
     assert [lack.what for lack in lacks if lack.is_missed] == [
         "its help page does not name the inputs layers, start_percent, end_percent, blend, target, schedule, region",
         "its help page names inputs that it does not have: strength",
         "its help page does not name its paper, 2403.17377",
         'its help page has nothing under "Good values"',
-        "its row in README.md is not written",
     ]
     others = [lack.what for lack in lacks if not lack.is_missed]
     assert [what for what in others if not what.startswith("no Chinese")] == [

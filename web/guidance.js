@@ -1,0 +1,87 @@
+// The node Guidance writes on itself what it chose, and can be taken apart into the single nodes. Nodes with published values
+// offer them in their menu.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const EASY = "BeyondCFGGuidance";
+const APART = "take apart into single nodes";
+
+/** Sets the widgets of a node by name. @param {Record<string, number | string>} values */
+function fill(node, values) {
+    for (const [name, value] of Object.entries(values)) {
+        const widget = node.widgets?.find((one) => one.name === name);
+        if (!widget) continue;
+        widget.value = value;
+        widget.callback?.(value, app.canvas, node);
+    }
+}
+
+/** Puts the chosen nodes in the place of `node`, in a chain. @param {{type: string, values: object}[]} chosen */
+function takeApart(node, chosen) {
+    const { graph } = node;
+    const found = (id) => graph.getLink?.(id) ?? graph.links.get?.(id) ?? graph.links[id];
+    const source = node.inputs[0].link == null ? undefined : found(node.inputs[0].link);
+    const targets = (node.outputs[0].links ?? []).map(found).map((link) => [link.target_id, link.target_slot]);
+    graph.beforeChange?.();
+    let [last, slot] = source ? [graph.getNodeById(source.origin_id), source.origin_slot] : [];
+    let [x, y] = node.pos;
+    for (const { type, values } of chosen) {
+        const single = window.LiteGraph.createNode(type);
+        single.pos = [x, y];
+        graph.add(single);
+        fill(single, values);
+        last?.connect(slot, single, 0);
+        [last, slot] = [single, 0];
+        x += single.size[0] + 30;
+    }
+    graph.remove(node);
+    for (const [id, input] of targets) last?.connect(slot, graph.getNodeById(id), input);
+    graph.afterChange?.();
+    graph.setDirtyCanvas(true, true);
+}
+
+app.registerExtension({
+    name: "BeyondCFG.Guidance",
+
+    async setup() {
+        const answer = await api.fetchApi("/beyond_cfg_values");
+        this.values = answer.ok ? await answer.json() : {};
+    },
+
+    nodeCreated(node) {
+        if (node.comfyClass !== EASY) return;
+        const box = document.createElement("div");
+        box.className = "beyond-cfg-chosen";
+        box.style.cssText = "color: var(--input-text, #ccc); font-size: 12px; overflow: auto; white-space: pre-wrap";
+        const shown = node.addDOMWidget("chosen", "chosen", box, { serialize: false, getMinHeight: () => 110 });
+        const button = node.addWidget("button", APART, null, () => takeApart(node, node.properties.chosen.nodes));
+        shown.serialize = button.serialize = false;
+        const look = () => {
+            const { text, nodes } = node.properties.chosen ?? {};
+            box.textContent = text?.join("\n") ?? "After a run it says here what it chose.";
+            button.disabled = !nodes?.length;
+        };
+        const { onExecuted, onConfigure } = node;
+        node.onExecuted = function (output) {
+            onExecuted?.apply(this, arguments);
+            node.properties.chosen = { text: output.text, nodes: output.nodes }; // kept, as the host may not say it again
+            look();
+        };
+        node.onConfigure = function () {
+            onConfigure?.apply(this, arguments);
+            look();
+        };
+        look();
+        requestAnimationFrame(() => node.setSize(node.computeSize()));
+    },
+
+    getNodeMenuItems(node) {
+        const known = this.values?.[node.comfyClass] ?? [];
+        if (!known.length) return [];
+        const options = known.map(({ family, values, source }) => ({
+            content: `${family}: ${Object.entries(values).map((pair) => pair.join(" ")).join(", ")} (${source})`,
+            callback: () => fill(node, values),
+        }));
+        return [{ content: "Values for a model", has_submenu: true, submenu: { options } }];
+    },
+});
