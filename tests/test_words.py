@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from tests.readability import faults, faults_of_page, sentences
+from pack.tests.readability import faults, faults_of_page, sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.stem: path for path in sorted((ROOT / "web/docs").glob("*.md"))}

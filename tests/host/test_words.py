@@ -1,9 +1,8 @@
 """The words of the nodes: titles, descriptions and tooltips. ../test_words.py reads the help pages and the examples."""
 
 import pytest
+from pack.tests.readability import faults
 from pack.tools import locales
-
-from tests.readability import faults
 
 SCHEMAS = {schema.node_id: schema for schema in locales.schemas()}
 STARTED = {
