@@ -2,7 +2,13 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, distillation, guiders, helpers, presets, report, reuse, terms, weaker_models
+from . import classifier, distillation, guiders, helpers, presets, report, reuse, schema, terms, weaker_models
+
+
+def nodes() -> list[type[schema.Node]]:
+    """All nodes, in the order in which the host lists them."""
+    groups = presets, terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report
+    return [node for group in groups for node in group.NODES]
 
 
 class BeyondCFG(ComfyExtension):
@@ -10,5 +16,4 @@ class BeyondCFG(ComfyExtension):
 
     async def get_node_list(self):
         """All nodes, in the order in which the host lists them."""
-        groups = presets, terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report
-        return [node for group in groups for node in group.NODES]
+        return nodes()

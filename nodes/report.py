@@ -10,9 +10,10 @@ from ..guiders.base import About
 from ..guiders.host import Recorder, with_recorder
 from ..patches.texts import shown
 from . import schema
-from .pictures.drawing import draw_report
 from .pictures.labelled_grid import grid
+from .pictures.report import draw_report
 from .pictures.tensors import as_image, as_pictures, joined
+from .verdict import moved, verdict
 
 REPORT = io.Custom("BEYOND_CFG_REPORT")
 STEP = re.compile(r"-?\d{1,9}", re.ASCII)
@@ -42,8 +43,8 @@ class GuidanceRecorder(schema.Node):
         io.String.Input(
             "predictions_at",
             default="0, -1",
-            tooltip="Steps, from 0, at which the positive, negative and guided predictions are kept to look at; -1 is the "
-            "last. Empty: none.",
+            tooltip="The steps whose predictions are kept to look at: positive, negative and guided. 0 is the first step, "
+            "-1 is the last. A step after the end of the run counts as the last. Empty: none.",
         ),
     )
     output = io.Model.Output(tooltip="The model, for the sampler or guider.")
@@ -89,7 +90,10 @@ class GuidanceReport(schema.Node):
             tooltip="Where in the output folder the numbers go, as .csv and .json. Empty: no file.",
         ),
     )
-    output = io.Image.Output("IMAGE", tooltip="Sizes, angles and cost, step by step.")
+    output = io.Image.Output(
+        "IMAGE",
+        tooltip="The verdict and the chart, and below them the details step by step: directions, effective cfg and cost.",
+    )
     further = (
         io.Latent.Output(
             display_name="predictions",
@@ -102,6 +106,9 @@ class GuidanceReport(schema.Node):
             tooltip="The cfg at which CFG alone comes nearest to this run. Sample with it, and compare: is the guidance "
             "better, or only stronger? 1 where the run had no negative prediction.",
         ),
+        io.String.Output(
+            display_name="verdict", tooltip="What each guidance did, in sentences. The picture begins with them."
+        ),
     )
     shows = True
 
@@ -112,13 +119,13 @@ class GuidanceReport(schema.Node):
                 "nothing was recorded. The sampler that samples comes from must use the model that comes out of Guidance "
                 "Recorder"
             )
-        picture = draw_report(report)
+        sentences = verdict(report)
+        whole, summary = draw_report(report, sentences, moved(report))
         predictions = {"samples": joined(report.predictions)} if any(report.predictions.values()) else samples
-        files = report.save(filename_prefix.strip()) if filename_prefix.strip() else []
-        names = "\n".join(str(path) for path in files)
-        return io.NodeOutput(
-            picture, predictions, names, report.effective_cfg() or 1.0, ui=ui.PreviewImage(picture, cls=cls)
-        )
+        files = report.save(filename_prefix.strip(), sentences) if filename_prefix.strip() else []
+        names, text = "\n".join(str(path) for path in files), "\n".join(sentences)
+        shows = {**ui.PreviewImage(summary, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(whole, predictions, names, report.effective_cfg() or 1.0, text, ui=shows)
 
 
 class GuidanceGrid(schema.Node):

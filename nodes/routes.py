@@ -13,9 +13,12 @@ from server import PromptServer
 
 from ..guiders.presets import PRESETS, values_of
 from ..guiders.schedule import Curve
+from ..patches.host.log import LISTENERS
 from ..patches.texts import shown
+from .extension import nodes
 from .helpers import GuidanceSchedule
 from .pictures.drawing import draw_schedule, png
+from .warnings import Warnings
 
 SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
 DRAWING = ThreadPoolExecutor(1, "beyond_cfg_schedule")  # one at a time, while the server answers others
@@ -56,11 +59,25 @@ def published() -> dict[str, list[dict]]:
 
 
 def add_routes() -> None:
-    """Let the host's server answer the page's questions. Does nothing where the host runs without a server."""
-    if getattr(PromptServer, "instance", None) is None:  # without a page
+    """Let the host's server answer what the page asks, and tell the page what the pack warns of. Does nothing where the
+    host runs without a server."""
+    server = getattr(PromptServer, "instance", None)
+    if server is None:  # without a page
         return
+    warnings = Warnings(server)
+    LISTENERS.append(warnings.hear)
 
-    @PromptServer.instance.routes.get("/beyond_cfg_schedule")
+    @server.routes.get("/beyond_cfg_nodes")
+    async def names(_: web.Request) -> web.Response:
+        """Node id → the short name with which the node's sentences begin."""
+        return web.json_response({node.about.node_id: node.about.name for node in nodes()})
+
+    @server.routes.get("/beyond_cfg_warnings/{prompt_id}")
+    async def warned(request: web.Request) -> web.Response:
+        """What the pack warned of while a prompt ran, as a list of texts."""
+        return web.json_response(warnings.of(request.match_info["prompt_id"]))
+
+    @server.routes.get("/beyond_cfg_schedule")
     async def schedule(request: web.Request) -> web.Response:
         """The picture of a Guidance Schedule with these settings; 400 with the node's own words for what cannot work."""
         try:
@@ -70,7 +87,7 @@ def add_routes() -> None:
         except ValueError as error:
             return web.Response(text=str(error), status=400)
 
-    @PromptServer.instance.routes.get("/beyond_cfg_values")
+    @server.routes.get("/beyond_cfg_values")
     async def values(_: web.Request) -> web.Response:
         """The published values of each node, for the page's menu."""
         return web.json_response(published())

@@ -28,7 +28,6 @@ HARD = {
     r"\bmay do\b|\bwill do\b|\bwill not do\b": "is enough, or works",
     r"\bin (its|their|the) turn\b": "one after the other",
     r"\bbit for bit\b": "exactly",
-    r"\bguidances\b": "guidance nodes, or guidance",
     r"\b[Tt]he host\b": "ComfyUI",
     r"\battend(s|ed)? (to|over)\b": "look at",
     r"\bsaturates?\b": "makes colours too strong",

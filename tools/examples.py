@@ -12,6 +12,7 @@ from .places import ROOT
 FOLDER = ROOT / "workflows"
 TITLES = {  # name → title, in the order of learning
     "easy_sdxl": "Start here, Guidance (easy) for SDXL",
+    "easy_app": "Guidance (easy) as an app",
     "pag_sdxl": "PAG for SDXL",
     "pag_ksampler": "PAG with KSampler, SD 1.5",
     "cfg_interval_sdxl": "CFG Interval for SDXL, faster and more varied",
@@ -33,7 +34,6 @@ TITLES = {  # name → title, in the order of learning
     "region_sdxl": "Guidance in a part of the picture, SDXL",
     "reuse_sdxl": "Guidance Reuse for SDXL, faster",
     "sweep": "Compare strengths on one seed",
-    "sweep_sdxl": "Guidance Sweep, many values in one node",
     "guidance_report": "Guidance Report, what each guidance did",
     "layer_map": "Layer Map, which layers there are",
     "pag_guider": "PAG Guider, one node with cfg",

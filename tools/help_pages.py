@@ -27,10 +27,12 @@ BLOCK = re.compile(r"^```.*?^```$", re.M | re.S)
 
 
 def examples() -> dict[str, set[str]]:
-    """The name of each example → the ids of the pack's nodes in it."""
+    """The name of each example, in the order of learning → the ids of the pack's nodes in it."""
     found = {}
-    for path in sorted((ROOT / "workflows/api").glob("*.json")):
-        kinds = {node["class_type"] for node in json.loads(path.read_text("utf-8")).values()}
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        workflow = json.loads(path.read_text("utf-8"))
+        graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+        kinds = {node["type"] for graph in graphs for node in graph["nodes"]}
         found[path.stem] = {kind for kind in kinds if kind.startswith("BeyondCFG")}
     return found
 

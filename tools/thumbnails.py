@@ -2,7 +2,7 @@
 
     python dev.py docs --pictures [NAME ...]
 
-Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/NAME.jpg, and the same as the
+Runs workflows/api/NAME.json (all without names) on a host of its own and writes workflows/TITLE.jpg, and the same as the
 picture of the nodes that it is about, web/docs/NODE.jpg. The demo model takes the place of the checkpoints, with its
 prompts, 128 x 128 pixels and 12 Euler steps. Seeds and strengths below were chosen by eye on these very pictures; the
 labels say what was set.
@@ -16,7 +16,7 @@ import tempfile
 import urllib.parse
 from pathlib import Path
 
-from . import hosts, workflows
+from . import examples, hosts, workflows
 from .console import busy
 from .places import MODELS, ROOT
 from .server import running
@@ -61,6 +61,8 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "distil": (9, 1.5, ["the LoRA, cfg 1", "CFG 1.5 + PAG 1, single.2"],
                {"BeyondCFGPAG": PERTURBED, "KSampler: the LoRA alone": {"cfg": 1},
                 "BeyondCFGDistil": {"cfg": 1.5, "pictures": 30, "iterations": 300, "learning_rate": 0.002}}),
+    "easy_app": (7, 1, ["shapes and anatomy, 0.2", "no guidance"], {"BeyondCFGGuidance": {"strength": 0.2}}),
+    "easy_sdxl": (1, 1, ["shapes and anatomy, 0.2", "no guidance"], {"BeyondCFGGuidance": {"strength": 0.2}}),
     "guidance_report": (1, 1.5, [], {"BeyondCFGPAG": PERTURBED}),
     "high_cfg": (7, 6, ["CFG 6, Adaptive Projected", "CFG 6, Rescale 0.7", "CFG 6"],
                  {"BeyondCFGAdaptiveProjected": {"norm_threshold": 0, "momentum": 0}}),
@@ -98,7 +100,8 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
 SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrates
     "autoguidance": ("Autoguidance", "AutoguidanceGuider"), "cfg": ("Guider",), "cfg_interval_sdxl": ("Interval",),
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
-    "distil": ("Distil",), "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
+    "distil": ("Distil",), "easy_sdxl": ("Guidance",),
+    "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
     "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
     "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
@@ -210,7 +213,7 @@ def write(host: hosts.Host, names: tuple[str, ...]) -> None:
 
     from . import tiny_models
 
-    names = names or tuple(sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json")))
+    names = names or tuple(examples.names())
     with tempfile.TemporaryDirectory() as folder:
         torch.save(tiny_models.half(tiny_models.clip_l(0)), Path(folder) / "random_clip.ckpt")
         paths = MODELS / "extra_model_paths.yaml"  # the next setup writes it anew
@@ -219,10 +222,10 @@ def write(host: hosts.Host, names: tuple[str, ...]) -> None:
         paths.write_text(json.dumps(known), "utf-8")
         with running(host) as server:
             for name in names:
-                workflow = as_drawn(name, workflows.load(ROOT / f"workflows/api/{name}.json"))
+                workflow = as_drawn(name, workflows.load(examples.api_of(name)))
                 with busy(f"Drawing {name}") as detail:
                     *_, (_, content) = server.run(workflow, detail)  # the last, if a node on the way shows one too
-                (ROOT / f"workflows/{name}.jpg").write_bytes(jpeg(content))
+                examples.picture_of(name).write_bytes(jpeg(content))
                 for node in SHOWS.get(name, ()):
                     (ROOT / f"web/docs/BeyondCFG{node}.jpg").write_bytes(jpeg(content, WIDE))
             curve = server.get("/beyond_cfg_schedule?" + urllib.parse.urlencode(SCHEDULE))

@@ -283,7 +283,7 @@ class HostEvaluator:
         for branch in branches:
             if branch.model is not None:
                 values[branch] = context.weak_models.predict(branch.model, branch, x, call.timestep, call.step.index)
-                self._result.count(x.shape[0])
+                self._result.count(x.shape[0], [branch])
         branches = [branch for branch in branches if branch not in values]
         for branch in branches:
             context.check(branch, call, self._options)
@@ -331,13 +331,14 @@ class HostEvaluator:
     def _network(self, wrapper: Callable | None, found: Found | None, apply_model: Callable, args: dict) -> Latent:
         """The outermost model_function_wrapper: one network call, with its roles set and its plan in the options."""
         context, call, conditionings = self._context, self._call, self._context.conditionings
-        self._result.count(args["input"].shape[0])
         options = args["c"]["transformer_options"]
         conditionings.give_roles(options)
         branches = conditionings.branches(options)
+        uuids = options["uuids"]  # not the options, which will hold the plan, which holds this list
+        own = [POSITIVE if conditionings.is_positive(key) else NEGATIVE for key in uuids]
+        self._result.count(args["input"].shape[0], [branch or mine for branch, mine in zip(branches, own, strict=True)])
         record(call.step.sigma, branches, tuple(options["cond_or_uncond"]))
         chunks: Chunks = tuple(branch.perturbation if branch else None for branch in branches)
-        uuids = options["uuids"]  # not the options, which will hold the plan, which holds this list
         if found is not None and not call.hides_attention:
             reference = {entry["uuid"] for entry in conditionings.source(REFERENCE, call) or ()}
             chunks = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 
 from ...patches.base import Moment
 from ...patches.host import NegativePrompt
-from ..base import Latent, Observation, Predictions, Step
+from ..base import Branch, Latent, Observation, Predictions, Step
 from ..directions import Known
 
 
@@ -41,10 +42,13 @@ class CallResult:
     folded: bool = False
     forwards: int = 0  # of any network
     rows: int = 0  # in them
+    rows_of: dict[Branch, int] = field(default_factory=dict)  # the same, by what they were evaluated for
     stages: list[tuple[str, Latent]] = field(default_factory=list)  # after each guidance, where somebody records
     known: list[Known] = field(default_factory=list)  # how directions were known, where they may go on
     saved: tuple[int, int] = (0, 0)  # forwards and rows that those did without
 
-    def count(self, rows: int) -> None:
-        """Count one forward of so many rows."""
+    def count(self, rows: int, branches: Sequence[Branch]) -> None:
+        """Count one forward of so many rows, in equal parts for `branches`."""
         self.forwards, self.rows = self.forwards + 1, self.rows + rows
+        for branch in branches:
+            self.rows_of[branch] = self.rows_of.get(branch, 0) + rows // len(branches)

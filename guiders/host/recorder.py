@@ -17,13 +17,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import folder_paths
 import torch
 
+from ...patches.host.log import warn
 from ...patches.texts import shown
 from ..base import NEGATIVE, POSITIVE, Branch, Latent, Step
 from ..directions import Known
@@ -63,6 +65,7 @@ class Call:
     products: torch.Tensor | None = None  # between all of them, means over all elements
     heard: dict[str, Heard] = field(default_factory=dict)  # of the guidances whose directions may go on
     saved: tuple[int, int] = (0, 0)  # forwards and rows that they did without
+    rows_for: dict[tuple[str, ...], int] = field(default_factory=dict)  # titles → rows that only these guidances need
 
     def on_cpu(self) -> Call:
         """The same with its measurements on the CPU."""
@@ -73,7 +76,7 @@ class Call:
 
     def sizes(self) -> dict[str, float]:
         """Of each direction, the root of the mean of its squares: in units of the latent."""
-        return {name: math.sqrt(self._product(name, name)) for name in self.names}
+        return {name: math.sqrt(self.product(name, name)) for name in self.names}
 
     def angles(self) -> dict[tuple[str, str], float]:
         """Between each two directions, in degrees; none with a direction that is 0."""
@@ -83,11 +86,15 @@ class Call:
     def shares(self) -> dict[str, float]:
         """Of each direction, what it adds to the effective cfg; empty where that is not known."""
         length = self.length_of_cfg()
-        return {name: self._product(name, OF_CFG) / length for name in self.names} if length > 0 else {}
+        return {name: self.product(name, OF_CFG) / length for name in self.names} if length > 0 else {}
 
     def length_of_cfg(self) -> float:
         """The mean of the squares of Δ; 0 where no negative was predicted."""
-        return self._product(OF_CFG, OF_CFG)
+        return self.product(OF_CFG, OF_CFG)
+
+    def size_of_result(self) -> float:
+        """The root of the mean of the squares of D; 0 where nothing acted."""
+        return math.sqrt(self.product(OF_RESULT, OF_RESULT))
 
     def effective_cfg(self) -> float | None:
         """The weight of the plain CFG that is nearest to the result; None where no negative was predicted."""
@@ -99,12 +106,13 @@ class Call:
         return self._angle(OF_POSITIVE, OF_RESULT)
 
     def _angle(self, one: str, other: str) -> float | None:
-        length = math.sqrt(self._product(one, one) * self._product(other, other))
+        length = math.sqrt(self.product(one, one) * self.product(other, other))
         if not 0 < length < math.inf:
             return None
-        return math.degrees(math.acos(max(-1.0, min(1.0, self._product(one, other) / length))))
+        return math.degrees(math.acos(max(-1.0, min(1.0, self.product(one, other) / length))))
 
-    def _product(self, one: str, other: str) -> float:
+    def product(self, one: str, other: str) -> float:
+        """The mean of the product of two directions; 0 where one of them did not act."""
         known = (*self.names, *self.beside)
         if self.products is None or one not in known or other not in known:
             return 0.0
@@ -118,17 +126,25 @@ class Recorder:
     predictions_at: tuple[int, ...] = ()
     calls: list[Call] = field(default_factory=list)
     predictions: dict[int, dict[str, Latent]] = field(default_factory=dict)  # step → name → [1, …], of the first sample
+    guidances: tuple[str, ...] = ()  # the titles of all that the model has
+    without_effect: tuple[tuple[str, str], ...] = ()  # (title, a sentence that says why)
     _kept_steps: frozenset[int] = frozenset()  # predictions_at, counted from 0
 
-    def begin(self, steps: int) -> None:
-        """A run of so many steps. Raises ValueError for a step that it does not have."""
-        for step in self.predictions_at:
-            if not -steps <= step < steps:
-                raise ValueError(
-                    f"Guidance Recorder: predictions_at asks for step {step}, and this run has the steps 0 to {steps - 1}"
-                )
-        self._kept_steps = frozenset(step % steps for step in self.predictions_at)
+    def begin(self, steps: int, guidances: Sequence[str] = ()) -> None:
+        """A run of so many steps, with these guidances. For a step that it does not have, its first or last is kept, and
+        the log says so."""
+        steps = max(steps, 1)  # a schedule may have one noise level alone
+        nearest = {step: min(max(step, -steps), steps - 1) for step in self.predictions_at}
+        beyond = [step for step, kept in nearest.items() if kept != step]
+        if beyond:
+            kept = sorted({nearest[step] % steps for step in beyond})
+            warn(
+                f"Guidance Recorder: predictions_at asks for {_steps(beyond)}, but this run has the steps 0 to "
+                f"{steps - 1}. It keeps {_steps(kept)} instead"
+            )
+        self._kept_steps = frozenset(step % steps for step in nearest.values())
         self.calls, self.predictions = [], {}
+        self.guidances, self.without_effect = tuple(guidances), ()
 
     def add(
         self,
@@ -141,8 +157,17 @@ class Recorder:
         """One model call that is over. `began`: when, on time.perf_counter. `finish` turns a prediction into what a LATENT
         holds. names_of: the guidances that a branch is for."""
         cost = step.index, step.sigma, call.forwards, call.rows, 1000 * (time.perf_counter() - began)
-        pairs = ((name, known) for known in call.known for name in names_of(known.branch))
-        more = {"heard": {name: _heard(known, step.x.shape[0]) for name, known in pairs}, "saved": call.saved}
+
+        def titles(branch: Branch) -> list[str]:  # the negative is CFG's where that acts, whoever else reads it
+            return ["CFG"] if branch == NEGATIVE and step.cfg != 1 else names_of(branch)
+
+        pairs = ((name, known) for known in call.known for name in titles(known.branch))
+        more: dict = {"heard": {name: _heard(known, step.x.shape[0]) for name, known in pairs}, "saved": call.saved}
+        rows_for: Counter[tuple[str, ...]] = Counter()
+        for branch, rows in call.rows_of.items():
+            if branch != POSITIVE:
+                rows_for[tuple(dict.fromkeys(titles(branch)))] += rows
+        more["rows_for"] = rows_for
         if call.predictions is None or POSITIVE not in call.predictions:
             self.calls.append(Call(*cost, **more))
             return  # another guider's, which keeps its predictions to itself
@@ -167,9 +192,10 @@ class Recorder:
                 found = {"positive": found["positive"], "negative": call.predictions[NEGATIVE], "guided": before}
             self.predictions[step.index] = {name: finish(value[:1]).detach().cpu() for name, value in found.items()}
 
-    def end(self) -> None:
-        """The run is over: bring what was measured to the CPU."""
+    def end(self, without_effect: Iterable[tuple[str, str]] = ()) -> None:
+        """The run is over: bring what was measured to the CPU. without_effect: (title, sentence) of each such guidance."""
         self.calls = [call.on_cpu() for call in self.calls]
+        self.without_effect = tuple(without_effect)
 
     @property
     def names(self) -> list[str]:
@@ -204,9 +230,9 @@ class Recorder:
         total = sum(length for length, _ in lengths)
         return sum(length * weight for length, weight in lengths) / total if total else None
 
-    def save(self, prefix: str) -> list[Path]:
-        """The table as .csv and .json in the host's output folder, under the next number that is free. Raises ValueError
-        where `prefix` leads out of that folder, or is no name of a file in it."""
+    def save(self, prefix: str, verdict: Sequence[str] = ()) -> list[Path]:
+        """The table as .csv and, with the sentences of `verdict`, as .json in the host's output folder, under the next
+        number that is free. Raises ValueError where `prefix` leads out of that folder, or is no name of a file in it."""
         if Path(os.path.normpath(prefix)).name in ("", "..") or any(letter < " " for letter in prefix):
             raise _refusal(prefix, "it must end in the name of a file")
         try:
@@ -221,16 +247,16 @@ class Recorder:
             if not os.path.lexists(table) and not os.path.lexists(same):
                 break
         try:
-            self._write(table, same)
+            self._write(table, same, verdict)
         except OSError as error:
             raise _refusal(prefix, f"no file can be written there ({error.strerror})") from None
         return [table, same]
 
-    def _write(self, table: Path, same: Path) -> None:
+    def _write(self, table: Path, same: Path, verdict: Sequence[str]) -> None:
         lines = self.table()
         columns = list(dict.fromkeys(column for line in lines for column in line))
         with open(same, "x", encoding="utf-8") as file:  # never over a file that has come meanwhile
-            json.dump(lines, file, indent=1, ensure_ascii=False)
+            json.dump({"verdict": [*verdict], "calls": lines}, file, indent=1, ensure_ascii=False)
         with open(table, "x", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
@@ -240,6 +266,11 @@ class Recorder:
 def _heard(known: Known, samples: int) -> Heard:
     error = None if known.error is None else known.error.mean()
     return Heard(known.computed / samples, known.over / samples, error)
+
+
+def _steps(numbers: Iterable[int]) -> str:
+    listed = [*map(str, numbers)]
+    return f"step {listed[0]}" if len(listed) == 1 else f"the steps {', '.join(listed[:-1])} and {listed[-1]}"
 
 
 def _refusal(prefix: str, why: str) -> ValueError:

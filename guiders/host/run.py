@@ -109,7 +109,7 @@ class Run:
     ):
         """The SAMPLER_SAMPLE wrapper: the first place where schedule, sampler and conditionings are final."""
         for recorder in self._recorders:
-            recorder.begin(len(sigmas) - 1)
+            recorder.begin(len(sigmas) - 1, [term.node for term in self._terms if term.acts])
         sampler = executor.class_obj
         schedule = sigmas.tolist()
         self._steps = StepTracker(schedule, sampler_name(sampler), free=churns(sampler))
@@ -185,28 +185,29 @@ class Run:
 
     def report(self) -> None:
         """Tell recorders that the run is over, and the log which terms had no effect in it."""
+        without_effect = [(node, f"{node} had no effect: {why}") for node, why in self._without_effect()]
+        for _, message in without_effect:
+            warn(message)
         for recorder in self._recorders:
-            recorder.end()
+            recorder.end(without_effect)
+
+    def _without_effect(self) -> Iterator[tuple[str, str]]:
+        """(node, why) of each that had no effect in this run."""
         for term in self._terms:
             if term.acts_nowhere:
-                warn(f"{term.node} had no effect: its region is empty")
+                yield term.node, "its region is empty"
             elif term not in self._in_reach:
                 where = f"{term.schedule.start_percent:g} to {term.schedule.end_percent:g} of sampling"
                 curve = " where its schedule is not 0" if term.schedule.curve else ""
-                warn(f"{term.node} had no effect: no step of this run lies in {where}{curve}")
+                yield term.node, f"no step of this run lies in {where}{curve}"
             elif term not in self._mattered:
-                warn(f"{term.node} had no effect: {type(self._guider).__name__} {self._why_no_cfg(term)}")
-
+                yield term.node, f"{type(self._guider).__name__} {self._why_no_cfg(term)}"
         directions = self._directions
         if directions is not None and not directions.saved:
-            self._warn_of_no_saving(directions)
-
-    def _warn_of_no_saving(self, directions: Directions) -> None:
-        """Say that no direction went on or ended in this run, and why."""
-        for key, node in ((REUSE, Reuse.about.name), (STOP, Stop.about.name)):
-            saving = self._guider.model_options.get(key)
-            if saving is not None and saving.acts:
-                warn(f"{node} had no effect: {directions.why_not(saving)}")
+            for key, node in ((REUSE, Reuse.about.name), (STOP, Stop.about.name)):
+                saving = self._guider.model_options.get(key)
+                if saving is not None and saving.acts:
+                    yield node, directions.why_not(saving)
 
     def _why_no_cfg(self, term: Term) -> str:
         """Why there was no CFG for a term to act on."""

@@ -162,7 +162,7 @@ NODES = (
         "the kinds of what nodes take and give",
     ),
     Symbol("comfy_api.latest.ui.PreviewImage", "pictures that nodes show"),
-    Symbol("server.PromptServer", "the schedule's preview asks the server for its picture"),
+    Symbol("server.PromptServer", "the page asks the server, and is told warnings"),
     *_each("folder_paths", "get_filename_list get_full_path get_folder_paths", "snapshots and classifiers are files"),
     *_each("folder_paths", "get_output_directory get_save_image_path", "a Guidance Report is a file"),
 )

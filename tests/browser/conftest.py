@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pack.tools import examples
 from pack.tools.environment import CHROMIUMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -94,7 +95,7 @@ class Graph:
 
     def open(self, example: str):
         """One of workflows, with the tiny checkpoint and two steps."""
-        workflow = json.loads((ROOT / "workflows" / f"{example}.json").read_text(encoding="utf-8"))
+        workflow = json.loads(examples.page_of(example).read_text(encoding="utf-8"))
         for node in workflow["nodes"]:
             node["properties"].pop("models", None)  # nor does the page miss those that it would use
             if node["type"] == "CheckpointLoaderSimple":

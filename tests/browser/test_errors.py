@@ -1,10 +1,14 @@
-"""What a user can do wrong is said in the page in our own words: in its panel of errors, which a notice opens, and in the
-dialog that a user can choose instead. What had no effect is said in its console.
+"""What a user can do wrong is said in the page in our own words: in a notice, with a button for the cure where one is
+plain, and in the panel of errors. What had no effect is said in a notice, by a badge on the node, and in the console.
 """
 
 import pytest
 
-pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("newest_page")]
+pytestmark = pytest.mark.browser
+
+NOTICE = ".beyond-cfg-notices"
+BADGES = """() => Object.fromEntries(app.rootGraph.nodes.map(node => [
+    node.type, node.badges.map(badge => badge instanceof Function ? badge() : badge).map(badge => badge.text)]))"""
 
 
 def layer_that_is_not_there(graph):
@@ -53,31 +57,95 @@ SENTENCES = {
 }
 
 
+CURES = {
+    layer_that_is_not_there: ("Set layers to auto", "BeyondCFGPAG", {"layers": "auto"}),
+    no_negative: ("Set cfg to 1", "BeyondCFGPAGGuider", {"cfg": 1}),
+    points_that_cannot_be_read: ("Set points to 0: 1, 1: 0", "BeyondCFGSchedule", {"points": "0: 1, 1: 0"}),
+}
+
+
+def widgets_of(page, node_type: str) -> dict:
+    return page.evaluate(
+        """type => Object.fromEntries(app.rootGraph.nodes.find(node => node.type === type).widgets
+            .map(widget => [widget.name, widget.value]))""",
+        node_type,
+    )
+
+
 @pytest.mark.parametrize("mistake", SENTENCES, ids=lambda mistake: mistake.__name__)
-def test_the_page_says_what_is_wrong(mistake, graph, page):
+def test_a_notice_says_what_is_wrong_and_its_button_cures_it(mistake, graph, page):
     mistake(graph)
     graph.run()
-    page.get_by_test_id("error-overlay-see-errors").click(timeout=120_000)
-    panel = page.get_by_test_id("runtime-error-panel")
-    panel.get_by_text(SENTENCES[mistake]).wait_for(timeout=30_000)
-    graph.photograph(f"error_{mistake.__name__}_panel")
-
-    page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.ShowErrorsTab', false)")
-    try:
+    notice = page.locator(NOTICE)
+    notice.get_by_text(SENTENCES[mistake]).wait_for(timeout=120_000)
+    graph.photograph(f"error_{mistake.__name__}")
+    if mistake in CURES:
+        label, node_type, cured = CURES[mistake]
+        notice.get_by_role("button", name=label).click()
+        assert widgets_of(page, node_type).items() >= cured.items()
         graph.run()
-        dialog = page.get_by_test_id("error-dialog")
-        dialog.get_by_text(SENTENCES[mistake]).wait_for(timeout=120_000)
-        graph.photograph(f"error_{mistake.__name__}")
-        page.keyboard.press("Escape")
-        dialog.wait_for(state="detached", timeout=30_000)
-    finally:
-        page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.ShowErrorsTab', true)")
+        notice.get_by_text(SENTENCES[mistake]).wait_for(state="detached", timeout=30_000)
+        page.wait_for_function("() => app.ui.lastQueueSize === 0", timeout=120_000)
+        assert not notice.get_by_text(SENTENCES[mistake]).count()
 
 
-def test_the_pages_console_says_what_had_no_effect(graph, page):
+@pytest.mark.usefixtures("newest_page")
+def test_the_pages_panel_of_errors_has_the_sentence_too(graph, page):
+    layer_that_is_not_there(graph)
+    graph.run()
+    page.get_by_test_id("error-overlay-see-errors").click(timeout=120_000)
+    page.get_by_test_id("runtime-error-panel").get_by_text(SENTENCES[layer_that_is_not_there]).wait_for(timeout=30_000)
+    graph.photograph("error_panel")
+
+
+def without_effect(graph):
     graph.open("pag_ksampler")
     graph.set("BeyondCFGPAG", "start_percent", 0.4)
     graph.set("BeyondCFGPAG", "end_percent", 0.6)
+
+
+NO_EFFECT = "PAG had no effect: no step of this run lies in 0.4 to 0.6 of sampling"
+
+
+def test_what_had_no_effect_is_said_in_a_notice_and_by_a_badge_until_it_has_one(graph, page):
+    without_effect(graph)
+    graph.run()
+    notice = page.locator(NOTICE)
+    notice.get_by_text(NO_EFFECT).wait_for(timeout=120_000)
+    page.wait_for_function("() => app.ui.lastQueueSize === 0", timeout=120_000)
+    badges = page.evaluate(BADGES)
+    assert [kind for kind, texts in badges.items() if "⚠ no effect" in texts] == ["BeyondCFGPAG"]
+    graph.photograph("warning_no_effect")
+    graph.run()  # all is cached, and nothing samples: the badge stays
+    page.wait_for_timeout(1000)
+    assert "⚠ no effect" in page.evaluate(BADGES)["BeyondCFGPAG"]
+    graph.set("BeyondCFGPAG", "start_percent", 0)
+    graph.run()
+    page.wait_for_function(f"() => !({BADGES})().BeyondCFGPAG.includes('⚠ no effect')", timeout=120_000)
+    page.wait_for_function("() => app.ui.lastQueueSize === 0", timeout=120_000)
+    assert not notice.get_by_text(NO_EFFECT).count()
+
+
+@pytest.mark.usefixtures("newest_page")
+def test_the_badge_shows_where_the_page_draws_nodes_in_the_new_way(open_page, graph_of):
+    with open_page(**{"VueNodes.Enabled": True}) as page:
+        graph = graph_of(page)
+        without_effect(graph)
+        graph.run()
+        page.locator(NOTICE).get_by_text(NO_EFFECT).wait_for(timeout=120_000)
+        badges = """() => [...document.querySelectorAll('.lg-node')].map(node => getComputedStyle(node, '::after').content)
+            .filter(text => text.includes('no effect')).length"""
+        page.wait_for_function(f"() => ({badges})() === 1", timeout=30_000)
+        page.wait_for_function("() => app.ui.lastQueueSize === 0", timeout=120_000)
+        graph.photograph("warning_no_effect_vue")
+        graph.set("BeyondCFGPAG", "start_percent", 0)
+        graph.run()
+        page.wait_for_function(f"() => ({badges})() === 0", timeout=120_000)
+
+
+@pytest.mark.usefixtures("newest_page")
+def test_the_pages_console_says_what_had_no_effect(graph, page):
+    without_effect(graph)
     # The console shows its last lines: no second sampling may come after this one.
     page.evaluate("() => { app.rootGraph.nodes.find(node => node.type === 'BatchImagesNode').mode = 4 }")
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleBottomPanelTab.logs-terminal')")
@@ -85,29 +153,8 @@ def test_the_pages_console_says_what_had_no_effect(graph, page):
     graph.run()
     page.wait_for_function(
         """said => document.querySelector('.xterm-rows')?.textContent.replace(/\\s+/g, '').includes(said)""",
-        arg="".join(
-            [
-                "Beyond",
-                "CFG:",
-                "PAG",
-                "had",
-                "no",
-                "effect:",
-                "no",
-                "step",
-                "of",
-                "this",
-                "run",
-                "lies",
-                "in",
-                "0.4",
-                "to",
-                "0.6",
-                "of",
-                "sampling",
-            ]
-        ),
+        arg=f"Beyond CFG: {NO_EFFECT}".replace(" ", ""),
         timeout=120_000,
     )
-    graph.photograph("warning_no_effect")
+    graph.photograph("warning_in_the_console")
     page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleBottomPanelTab.logs-terminal')")

@@ -7,21 +7,22 @@ in output/browser.
 import json
 import time
 from io import BytesIO
-from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
+from pack.tools import examples
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+NAMES = examples.names()
 
 pytestmark = pytest.mark.browser
 
 
-def open_in(page, workflow: Path):
+def open_in(page, name: str):
     page.errors.clear()
-    page.evaluate("workflow => app.loadGraphData(workflow)", json.loads(workflow.read_text(encoding="utf-8")))
+    workflow = json.loads(examples.page_of(name).read_text(encoding="utf-8"))
+    workflow["extra"].pop("linearMode", None)  # an app's nodes are wanted here
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
 
 
 def converted(page) -> dict:
@@ -69,19 +70,25 @@ def as_on(info: dict, expected: dict, prompt: dict, titled: set[str]) -> tuple[d
     return wanted, got, lacks
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, graph, server, request, older):
-    open_in(page, workflow)
+def test_every_example_has_a_title_and_the_page_has_no_other():
+    shown = {path for path in examples.FOLDER.iterdir() if path.suffix == ".json"}
+    assert shown == {examples.page_of(name) for name in NAMES}
+    assert set(NAMES) == set(examples.TITLES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_opens_complete_and_converts_to_its_api_form(name, page, graph, server, request, older):
+    open_in(page, name)
     missing = page.evaluate(
         "() => app.rootGraph.nodes.map(node => node.type).filter(type => !LiteGraph.registered_node_types[type])"
     )
     assert not missing
-    saved = json.loads(workflow.read_text(encoding="utf-8"))
+    saved = json.loads(examples.page_of(name).read_text(encoding="utf-8"))
     assert page.evaluate("() => app.rootGraph.nodes.length") == len(saved["nodes"])
     assert page.evaluate("() => app.rootGraph.links.size") == len(saved["links"])
-    whole(graph, workflow.stem)
+    whole(graph, name)
 
-    api = ROOT / "workflows" / "api" / workflow.name
+    api = examples.api_of(name)
     prompt = converted(page)
     if request.config.getoption("--update-golden"):
         api.parent.mkdir(exist_ok=True)
@@ -94,7 +101,7 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(workflow, page, 
     assert got == expected, "python dev.py test tests/browser --update-golden"
     if both := sampled(prompt, server):  # the note: who bypasses these has the guided picture only
         bypass(page, "Batch Images", "SaveAnimatedWEBP: without")
-        assert sampled(converted(page), server) == (2 if workflow.stem == "sims_training" else 1) < both
+        assert sampled(converted(page), server) == (2 if name == "sims_training" else 1) < both
     assert not about_us(page.errors)
     if lacks:
         pytest.skip(f"this host has no {' and no '.join(lacks)}: all but that node is as it should be")
@@ -110,7 +117,7 @@ def whole(graph, name: str):
 @pytest.mark.parametrize("name", ["cfg_pag_seg_compose", "pag_guider", "guidance_report"])
 def test_a_workflow_runs_from_the_page_to_pictures(name, page, graph, server):
     server.get("/history", {"clear": True})
-    open_in(page, ROOT / "workflows" / f"{name}.json")
+    open_in(page, name)
     graph.set("CheckpointLoaderSimple", "ckpt_name", "tiny_sd15.ckpt")
     for side in "width", "height":
         graph.set("EmptyLatentImage", side, 128)
@@ -140,6 +147,7 @@ def test_a_workflow_runs_from_the_page_to_pictures(name, page, graph, server):
 
 def test_the_template_browser_lists_every_workflow(server):
     (folder,) = (folder for folder in server.ask("/workflow_templates") if "beyond-cfg" in folder)
-    assert sorted(server.ask("/workflow_templates")[folder]) == [workflow.stem for workflow in WORKFLOWS]
-    for workflow in WORKFLOWS:
-        assert server.get(f"/api/workflow_templates/{folder}/{workflow.stem}.jpg")[:2] == b"\xff\xd8"
+    assert sorted(server.ask("/workflow_templates")[folder]) == sorted(map(examples.title_of, NAMES))
+    for name in NAMES:
+        title = quote(examples.title_of(name))
+        assert server.get(f"/api/workflow_templates/{folder}/{title}.jpg")[:2] == b"\xff\xd8"

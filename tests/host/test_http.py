@@ -1,18 +1,19 @@
 """The pack as people run it: a host of its own, the demo model, POST /prompt."""
 
+import contextlib
 import copy
 import json
 import time
+import urllib.parse
 import uuid
-from pathlib import Path
 
 import pytest
+import websocket
 from pack.tests.host.harness import CAN_COPY, NO_COPY, needs_copy
-from pack.tools import thumbnails, workflows
+from pack.tools import examples, thumbnails, workflows
 from pack.tools.console import Failure
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows/api").glob("*.json"))
+WORKFLOWS = examples.names()
 SMALL = {  # class_type: what makes the example small enough for a test
     "EmptyLatentImage": {"width": 64, "height": 64},
     "EmptySD3LatentImage": {"width": 64, "height": 64},
@@ -62,7 +63,7 @@ def workflow(small_files):
     def load(name, whole=False, **inputs):
         """The example, small and with four steps; further inputs as class_type__input=value. Not whole: without its
         Guidance Grid, and so without the sampling that is for comparison only."""
-        loaded = workflows.load(ROOT / f"workflows/api/{name}.json")
+        loaded = workflows.load(examples.api_of(name))
         if not whole:
             loaded = {key: node for key, node in loaded.items() if node["class_type"] != "BeyondCFGGrid"}
         if name in OF_THE_DEMO:
@@ -89,6 +90,26 @@ def picture(server):
         return server.run(workflow)[-1][1]
 
     return run
+
+
+@contextlib.contextmanager
+def heard_by(server, client: str):
+    """A context: a function from an event to what the host has sent of it to this client since the last call."""
+    address = "ws" + server.url.removeprefix("http") + f"/ws?clientId={client}"
+    host = urllib.parse.urlsplit(server.url).hostname
+    with contextlib.closing(websocket.create_connection(address, timeout=60, http_no_proxy=[host])) as events:
+        events.settimeout(1)
+
+        def heard(event: str) -> list[dict]:
+            found = []
+            with contextlib.suppress(websocket.WebSocketTimeoutException):
+                while True:
+                    message = events.recv()
+                    if isinstance(message, str) and json.loads(message)["type"] == event:
+                        found.append(json.loads(message)["data"])
+            return found
+
+        yield heard
 
 
 def failure(server, workflow) -> str:
@@ -119,7 +140,7 @@ def is_learnt(workflow: dict, model: str) -> bool:
 
 @pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map"}))  # which samples nothing
 def test_every_example_compares_on_one_seed(name):
-    workflow = workflows.load(ROOT / f"workflows/api/{name}.json")
+    workflow = workflows.load(examples.api_of(name))
     (batch,) = (node for node in workflow.values() if node["class_type"] == "BatchImagesNode")
     assert any(
         workflow[node["inputs"]["images"][0]] is batch
@@ -144,10 +165,10 @@ def test_every_example_compares_on_one_seed(name):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_example_has_a_note_that_says_whose_picture_its_thumbnail_is(name):
-    nodes = json.loads((ROOT / f"workflows/{name}.json").read_text("utf-8"))["nodes"]
+    nodes = json.loads(examples.page_of(name).read_text("utf-8"))["nodes"]
     (note,) = (node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
     assert note.splitlines()[-1].startswith("The thumbnail ") and "small demo model of two digits" in note
-    assert 1000 < (ROOT / f"workflows/{name}.jpg").stat().st_size < 40_000
+    assert 1000 < examples.picture_of(name).stat().st_size < 40_000
 
 
 def test_the_ksampler_and_the_guider_give_the_same_picture(server, workflow):
@@ -264,3 +285,24 @@ def test_the_page_is_told_everything_about_our_nodes(server):
         assert info["category"] == "Beyond CFG" and info["description"] and info["search_aliases"]
         for inputs in info["input"].values():
             assert all(options[1]["tooltip"] for options in inputs.values())
+
+
+def test_what_had_no_effect_is_sent_to_the_page_and_kept_for_those_who_ask(server, workflow):
+    from pack.nodes.warnings import EVENT
+
+    without = workflow("pag_ksampler", BeyondCFGPAG__start_percent=0.401, BeyondCFGPAG__end_percent=0.402)
+    (pag,) = (key for key, node in without.items() if node["class_type"] == "BeyondCFGPAG")
+    (sampler,) = (key for key, node in without.items() if node["inputs"].get("model") == [pag, 0])
+    said = "PAG had no effect: no step of this run lies in 0.401 to 0.402 of sampling"
+    client, other = (str(uuid.uuid4()) for _ in range(2))
+    with heard_by(server, client) as page, heard_by(server, other) as another:
+        prompt = server.ask("/prompt", {"prompt": without, "client_id": client})["prompt_id"]
+        assert server.wait_for(prompt)["status"]["status_str"] == "success"
+        assert page(EVENT) == [{"node": sampler, "text": said}] and another(EVENT) == []
+        assert server.ask(f"/beyond_cfg_warnings/{prompt}") == [said]
+        without[pag]["inputs"]["scale"] += 1
+        nobodys = server.ask("/prompt", {"prompt": without})["prompt_id"]
+        server.wait_for(nobodys)
+        assert page(EVENT) == another(EVENT) == []
+        assert server.ask(f"/beyond_cfg_warnings/{nobodys}") == [said]
+    assert server.ask("/beyond_cfg_warnings/of-no-prompt") == []

@@ -3,15 +3,12 @@
 import re
 import uuid
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 import torch
-from pack.tools import workflows
+from pack.tools import examples, workflows
 from pack.tools.places import MODELS
 from PIL import Image, ImageChops
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def weak_file(server):
 @pytest.fixture
 def picture(server, weak_file):
     def run(weight: float, weak: str = weak_file, **guidance):
-        workflow = workflows.load(ROOT / "workflows/api/autoguidance.json")
+        workflow = workflows.load(examples.api_of("autoguidance"))
         workflow = {key: node for key, node in workflow.items() if node["class_type"] != "BeyondCFGGrid"}
         (guider,) = (node for node in workflow.values() if node["class_type"] == "BeyondCFGAutoguidanceGuider")
         guider["inputs"].update(weight=weight, **guidance)

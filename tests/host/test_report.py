@@ -12,6 +12,8 @@ from pack.guiders.host import Recorder, trace, with_recorder
 from pack.guiders.host.recorder import Call
 from pack.nodes.pictures.labelled_grid import LARGEST_SIDE, check_size
 from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
+from pack.nodes.reuse import GuidanceReuse, GuidanceStop
+from pack.nodes.verdict import moved, verdict
 from pack.patches.texts import shown
 from pack.tests.host import networks
 from pack.tests.host.harness import TERM_NODES, guider_of, network, pag, prompts, run, sample, sigmas_of
@@ -129,6 +131,28 @@ def test_the_predictions_are_the_hosts_own():
             assert torch.equal(found[name], out(seen[theirs][:1]).cpu()), name
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept", "said"),
+    [
+        ((0, 99), [0, 3], "asks for step 99, but this run has the steps 0 to 3. It keeps step 3 instead"),
+        ((-9, 1), [0, 1], "asks for step -9, but this run has the steps 0 to 3. It keeps step 0 instead"),
+        (
+            (-9, 7, 8),
+            [0, 3],
+            "asks for the steps -9, 7 and 8, but this run has the steps 0 to 3. It keeps the steps 0 and 3",
+        ),
+        ((-4, 3), [0, 3], None),
+    ],
+)
+def test_a_step_that_the_run_does_not_have_counts_as_its_nearest_and_is_said_once(asked, kept, said, caplog):
+    listening, recorder = recorded(network("unet"), asked)
+    sample(listening, "unet")
+    assert sorted(recorder.predictions) == kept
+    messages = [message for message in caplog.messages if "predictions_at" in message]
+    assert len(messages) == (said is not None)
+    assert said is None or f"Beyond CFG: Guidance Recorder: predictions_at {said}" in messages[0]
+
+
 def test_outside_its_interval_a_guidance_has_no_number_and_costs_no_row():
     listening, recorder = recorded(pag(network("unet"), end=0.5))
     sample(listening, "unet", cfg=1.0, steps=6)
@@ -166,18 +190,152 @@ def test_the_nodes_write_what_was_recorded(tmp_path, monkeypatch):
     model, report = GuidanceRecorder.execute(model=pag(network("unet")), predictions_at="0, 2").result
     samples = {"samples": sample(model, "unet")}
     shown = GuidanceReport.build(report, samples, "reports/run")
-    picture, predictions, files, scale = shown.result
+    picture, predictions, files, scale, text = shown.result
+    assert text.splitlines() == verdict(report) == list(shown.ui["text"][0].splitlines())
     assert scale == report.effective_cfg() > 1
     assert picture.ndim == 4 and picture.shape[-1] == 3 and picture.std() > 0.01
     assert predictions["samples"].shape == (6, *samples["samples"].shape[1:])  # 2 steps × 3 predictions
     paths = files.splitlines()
-    lines = json.loads((tmp_path / "reports" / "run_00001.json").read_text("utf-8"))
+    file = json.loads((tmp_path / "reports" / "run_00001.json").read_text("utf-8"))
+    lines = file["calls"]
     assert lines == json.loads(json.dumps(report.table())) and len(paths) == 2
+    assert file["verdict"] == text.splitlines()
     with open(tmp_path / "reports" / "run_00001.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["size of PAG"]) for row in rows] == [line["size of PAG"] for line in lines]
     assert GuidanceReport.build(report, samples, "reports/run").result[2].splitlines()[0].endswith("run_00002.csv")
     assert GuidanceReport.build(report, samples, " ").result[2] == ""
+
+
+def of_sizes(rows=(), **names) -> Recorder:
+    """A run with these sizes of each guidance, step by step; None is where it did not act. rows: for each."""
+    recorder, steps = Recorder(), max(map(len, names.values()))
+    for step in range(steps):
+        acting = [name.replace("_", " ") for name, sizes in names.items() if sizes[step] is not None]
+        sizes = torch.tensor([sizes[step] for sizes in names.values() if sizes[step] is not None] + [1.0])
+        needed = {(name,): count for name, count in rows if name in acting}
+        count = 1 + sum(needed.values())
+        recorder.calls.append(
+            Call(step, 1.0, 1, count, 500.0, (*acting,), ("= result",), sizes.diag() ** 2, rows_for=needed)
+        )
+    return recorder
+
+
+FADING = [0.02, 0.1, 0.2, 0.15, 0.12, 0.05, 0.03, 0.001, None, None]
+
+
+@pytest.mark.parametrize(
+    ("recorder", "said"),
+    [
+        (
+            of_sizes(PAG=FADING, rows=[("PAG", 1)]),
+            [
+                "PAG acted most in steps 1 to 4, where it moved the picture by up to 20%. It did almost nothing after "
+                "step 6. It made sampling up to 80% slower.",
+                "Sampling took 5.0 s for 10 steps.",
+            ],
+        ),
+        (
+            of_sizes(CFG=[0.3, 0.2, 0.25], Rescale=[None, 0.005, None], rows=[("CFG", 1)]),
+            [
+                "CFG acted about equally in all steps, and moved the picture by up to 30%. It made sampling up to 100% "
+                "slower.",
+                "Rescale acted most in step 1, where it moved the picture by up to less than 1%. It did nothing before "
+                "step 1 and after step 1. It made sampling no slower.",
+                "Sampling took 1.5 s for 3 steps.",
+            ],
+        ),
+        (
+            of_sizes(PAG=[0.1, None, None, 0.1, 0.1], rows=[("PAG", 1)]),
+            [
+                "PAG acted most in steps 0, 3 and 4, where it moved the picture by up to 10%. It did nothing in steps 1 "
+                "and 2. It made sampling up to 60% slower.",
+                "Sampling took 2.5 s for 5 steps.",
+            ],
+        ),
+        (
+            of_sizes(PAG=[0.0], rows=[("PAG", 1)]),
+            ["PAG changed nothing. It made sampling up to 100% slower.", "Sampling took 0.5 s for 1 step."],
+        ),
+        (
+            of_sizes(PAG=[0.1, math.nan]),
+            [
+                "PAG gave values that are not numbers in step 1, so the picture is black or broken.",
+                "Sampling took 1.0 s for 2 steps.",
+            ],
+        ),
+        (
+            of_sizes(PAG=[0.1], PAG_2=[0.1], rows=[("PAG", 2)]),
+            [
+                "PAG acted about equally in all steps, and moved the picture by up to 10%.",
+                "PAG 2 acted about equally in all steps, and moved the picture by up to 10%.",
+                "All PAG nodes together made sampling up to 200% slower.",
+                "Sampling took 0.5 s for 1 step.",
+            ],
+        ),
+    ],
+    ids=["fading", "everywhere and in one step", "with a gap", "nothing", "no number", "two of a kind"],
+)
+def test_the_verdict_says_when_each_guidance_acted_how_much_and_what_it_cost(recorder, said):
+    assert verdict(recorder) == said
+
+
+def test_the_verdict_of_a_run_is_of_its_own_numbers():
+    """Which steps, how much and how much slower, counted by hand from the table; and what pushes the same way."""
+    listening, recorder = recorded(seg(pag(network("unet"), end=0.5)))
+    sample(listening, "unet", cfg=4.0, steps=6)
+    cfg, of_pag, of_seg, *others = verdict(recorder)
+    table = recorder.table()
+    sizes = [line.get("size of PAG", 0.0) for line in table]
+    assert [*moved(recorder)["PAG"].values()] == pytest.approx(
+        [size / recorder.calls[-1].size_of_result() for size in sizes]
+    )
+    last = max(step for step, size in enumerate(sizes) if size > 0.01 * max(sizes))
+    assert "PAG acted most in step 0, where" in of_pag and f"nothing after step {last}." in of_pag
+    rows, acting = sum(line["rows"] for line in table), sum("size of PAG" in line for line in table)
+    assert 0 < acting < 6 and f"It made sampling up to {100 * acting / (rows - acting):.0f}% slower." in of_pag
+    assert f"It made sampling up to {100 * 6 / (rows - 6):.0f}% slower." in cfg and "up to" in of_seg
+    assert any(line.startswith("All guidance together was about as strong as cfg ") for line in others)
+
+
+def test_the_verdict_names_what_was_continued_ended_or_without_effect():
+    settings = {"every": 3, "mode": "regular", "tolerance": 0.6, "between": "linear", "first": 1, "last": 0}
+    model = pag(pag(network("unet")), start=0.02, end=0.04)
+    listening, recorder = recorded(GuidanceReuse.execute(model=model, **settings).result[0])
+    sample(listening, "unet", cfg=4.0, steps=9)
+    found = verdict(recorder)
+    assert "It was computed in 3 of 9 model calls, and continued in 6." in found[0]
+    assert "PAG had no effect: no step of this run lies in 0.02 to 0.04 of sampling." in found
+    assert any(line.startswith("Continued and ended guidance saved ") for line in found)
+
+    settings = {"cosine": 0.0, "length": 0.0}
+    listening, recorder = recorded(GuidanceStop.execute(model=pag(network("unet")), **settings).result[0])
+    sample(listening, "unet", cfg=1.0)
+    assert "Guidance Stop ended it at step 1." in verdict(recorder)[0]
+
+
+def test_two_guidances_with_one_prediction_and_one_without_a_curve_are_said():
+    model = pag(pag(network("unet"), scale=1.0), scale=2.0)
+    listening, recorder = recorded(model)
+    sample(listening, "unet", cfg=1.0)
+    assert "All PAG nodes together made sampling up to 100% slower." in verdict(recorder)
+    assert "PAG and PAG 2 push the picture much the same way (0° apart). One of them may be enough." in verdict(
+        recorder
+    )
+
+    node = TERM_NODES["BeyondCFGPerturbedNegative"]
+    given = {given.id: given.default for given in node.inputs if getattr(given, "default", None) is not None}
+    listening, recorder = recorded(node.execute(**given, model=network("unet")).result[0])
+    sample(listening, "unet", cfg=4.0)
+    name = node.about.name
+    assert any(line.startswith(f"{name} acts inside another prediction") for line in verdict(recorder))
+
+
+def test_a_run_without_guidance_has_a_verdict_and_a_picture():
+    listening, recorder = recorded(network("unet"))
+    samples = sample(listening, "unet", cfg=1.0)
+    assert verdict(recorder)[0] == "No guidance acted in this run."
+    assert GuidanceReport.build(recorder, {"samples": samples}, "").result[0].shape[0] == 1
 
 
 @pytest.fixture
@@ -285,9 +443,6 @@ def test_what_cannot_be_is_said():
         assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match='Guidance Recorder: predictions_at is "now"'):
         GuidanceRecorder.execute(model=network("unet"), predictions_at="now")
-    listening, _ = recorded(network("unet"), (9,))
-    with pytest.raises(ValueError, match=r"Guidance Recorder: predictions_at asks for step 9.*the steps 0 to 3"):
-        sample(listening, "unet")
     with pytest.raises(ValueError, match="Guidance Report: nothing was recorded"):
         GuidanceReport.execute(report=Recorder(), samples={"samples": torch.zeros(1, 4, 8, 8)}, filename_prefix="")
 

@@ -13,8 +13,9 @@ from pack.guiders.base import NEGATIVE
 from pack.guiders.host import Recorder
 from pack.guiders.reuse import Reuse, Stop
 from pack.guiders.schedule import FREE, Schedule
-from pack.nodes.pictures.drawing import draw_report
+from pack.nodes.pictures.report import draw_report
 from pack.nodes.reuse import GuidanceReuse, GuidanceStop
+from pack.nodes.verdict import moved, verdict
 from pack.tests.host import networks
 from pack.tests.host.harness import (
     TERM_NODES,
@@ -260,7 +261,7 @@ def test_a_report_has_a_panel_more_where_directions_may_go_on():
     for model in (pag(network("unet")), host.with_stop(reused(pag(network("unet")), every=2), Stop(cosine=0.0))):
         recorder = Recorder()
         sample(host.with_recorder(model, recorder), steps=4)
-        heights.append(draw_report(recorder).shape[1])
+        heights.append(draw_report(recorder, verdict(recorder), moved(recorder))[0].shape[1])
     assert recorder.table()[-1]["PAG"] == "stopped"
     assert heights[1] > heights[0]
 

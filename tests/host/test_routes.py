@@ -86,3 +86,11 @@ def test_what_was_drawn_is_not_drawn_again(ask):
     new = [seconds(end=-n / 100) for n in range(1, 11)]
     again = [seconds(end=-n / 100) for n in range(1, 11)]
     assert sum(again) < sum(new) / 2, (new, again)
+
+
+def test_the_page_is_told_the_name_with_which_each_nodes_sentences_begin(server):
+    from pack.nodes.extension import nodes
+
+    names = server.ask("/beyond_cfg_nodes")
+    assert names == {node.about.node_id: node.about.name for node in nodes()} and names["BeyondCFGPAG"] == "PAG"
+    assert len({*names.values()}) == len(names)

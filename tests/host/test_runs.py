@@ -14,7 +14,7 @@ from pack.guiders.base import Branch, GuidanceRule
 from pack.guiders.classifier_free import SamplerCFG
 from pack.guiders.host.quirks import reads_cfg
 from pack.guiders.schedule import Schedule
-from pack.patches.host.log import warn_once
+from pack.patches.host.log import log_once
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, guider_of, network, pag, prompts, run, sample
 from pack.tests.host.reference import with_reference_pag
@@ -62,7 +62,7 @@ def test_after_a_failed_or_interrupted_run_the_next_is_as_on_a_fresh_host(error)
 
 def test_terms_are_a_no_op_in_training_and_say_so_once(monkeypatch, caplog):
     model = network("unet")
-    warn_once.cache_clear()
+    log_once.cache_clear()
     monkeypatch.setattr(comfy.model_management, "in_training", True)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample(pag(model)), sample(model))

@@ -9,7 +9,7 @@ from pack.guiders.schedule import Schedule
 from pack.guiders.self_attention import MASKS, SelfAttentionGuidance, blur
 from pack.patches.attention_sums import AttentionSums
 from pack.patches.host import select_layers
-from pack.patches.host.log import warn_once
+from pack.patches.host.log import log_once
 from pack.tests.host import networks
 from pack.tests.host.harness import Counter, close, network, noise_like, prompts, sample, sigmas_of
 from pack.tests.host.test_with_others import REGIONAL, regional, windowed
@@ -131,7 +131,7 @@ def wrapped(model):
 
 @pytest.mark.parametrize("hide", [wrapped, windowed])
 def test_where_the_attention_cannot_be_seen_it_says_so(hide, caplog):
-    warn_once.cache_clear()
+    log_once.cache_clear()
     model = hide(sag(network("unet")))
     assert sample(model, conds=prompts("unet"), steps=2).isfinite().all()
     assert "SAG cannot see the attention here" in caplog.text

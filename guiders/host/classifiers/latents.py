@@ -18,6 +18,7 @@ from torch import Tensor
 from ....patches.host.log import warn
 from ...base import Step
 from ...classifier import LogProbability
+from ...noisy_network import ABOUT
 from .files import load_network
 from .heads import Head
 
@@ -93,10 +94,10 @@ def checked(log_probability: LogProbability) -> LogProbability:
     def of(step: Step) -> Tensor:
         nonlocal first
         if step.x.ndim != 4:
-            raise ValueError(f"Classifier Guidance needs the latents of pictures, not of shape {[*step.x.shape]}")
+            raise ValueError(f"{ABOUT.name}: it needs the latents of pictures, not of shape {[*step.x.shape]}")
         found = log_probability(step)
         if first and not found.isfinite().all():
-            warn("Classifier Guidance has no effect where its classifier gives no finite number, as now")
+            warn(f"{ABOUT.name} has no effect where its classifier gives no finite number, as now")
         first = False
         return found
 
