@@ -51,8 +51,8 @@ class AdaptiveProjectedGuidance(GuidanceRule):
         title="Adaptive Projected Guidance (APG)",
         group="CFG corrections",
         summary=(
-            "Keeps colours natural at a high cfg. It takes out the part of the guidance that only saturates, and can "
-            "limit the rest. It acts on all guidance nodes before it. Takes no extra time."
+            "Keeps colours natural at a high cfg. It takes out the part of the guidance that only makes colours "
+            "stronger, and can limit the rest. It acts on all guidance nodes before it. Takes no extra time."
         ),
         paper="arXiv:2410.02416",
         aliases=(

@@ -25,8 +25,8 @@ class GuidanceRescale(GuidanceRule):
 
     amount: float = param(
         0.7,
-        "How far the contrast is set back. 0 is off. 0.7 is the paper's. 1 sets all of it back to that of "
-        "the prompt alone. Higher is calmer and less burnt; 1 is often dull.",
+        "How far the contrast is set back. 0 is off. 0.7 is the paper's. 1 gives the contrast of the prompt "
+        "alone. Higher is calmer and less burnt; 1 is often dull.",
         low=0.0,
         high=1.0,
         step=0.05,

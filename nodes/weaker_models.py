@@ -20,7 +20,7 @@ class PostHocEMA(schema.Node):
         group="Weaker models",
         summary=(
             "Makes a model from snapshots of its training. It is their average, and you choose over how much of the "
-            "training. Autoguidance gets better when each of its two models has an average of its own length."
+            "training. Autoguidance gets better when its two models are averages of different lengths."
         ),
         paper="arXiv:2312.02696",
         aliases=(

@@ -29,12 +29,12 @@ def test_a_page_shows_the_picture_of_its_own_node_and_every_picture_is_shown():
     assert all(1000 < size < 60_000 for size in pictures.values())
 
 
-def test_pages_of_what_depends_on_the_architecture_have_the_table():
+def test_pages_of_what_depends_on_the_network_say_where_it_works():
     assert {node_id for node_id, page in PAGES.items() if support.BEGIN in page} == support.node_ids()
 
 
 def test_the_page_of_nag_names_every_network_that_no_negative_prompt_can_act_in():
-    rows = [f"| {row.name} | {row.no_prompt} |" for row in ARCHITECTURES if row.no_prompt]
+    rows = [f"- **{row.name}**: {row.no_prompt}\n" for row in ARCHITECTURES if row.no_prompt]
     assert [row for row in rows if row not in PAGES["BeyondCFGNAG"]] == []
     beside = {name for row in ARCHITECTURES for name in row.text.alone}
     assert {name for name in beside if f"`{name}`" not in PAGES["BeyondCFGNAG"]} == set()

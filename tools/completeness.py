@@ -58,8 +58,8 @@ def _missed(schema, root: Path) -> Iterator[str]:
 def _faults_of_page(schema, page: str) -> Iterator[str]:
     if not page.startswith(f"# {schema.display_name}\n"):
         yield f"its help page does not begin with its title, # {schema.display_name}"
-    table = re.search(r"## Inputs\n\n(.*?)\n\n", page, re.S)
-    named = re.findall(r"`(.*?)`", "".join(row.split("|")[1] for row in table[1].splitlines()[2:])) if table else []
+    listed = re.search(r"## Inputs\n\n(.*?)\n\n", page, re.S)
+    named = re.findall(r"^- `(.*?)`", listed[1], re.M) if listed else []
     inputs = [given.id for given in schema.inputs]
     if unnamed := [name for name in inputs if name not in named]:
         yield f"its help page does not name the inputs {', '.join(unnamed)}"

@@ -9,39 +9,33 @@ from __future__ import annotations
 import re
 import sys
 
-from . import locales, support
+from . import help_pages, locales, support
 from .completeness import PAPER, UNWRITTEN
 from .places import ROOT
 
 
 def help_page(schema) -> str:
     """The help page of a node, in Markdown, with what its schema and its method's file know."""
-    summary = PAPER.sub("", schema.description).strip()
-    inputs = [f"| `{given.id}` | {_cell(given.tooltip)} |" for given in schema.inputs]
-    parts = [f"# {schema.display_name}", summary]
+    parts = [f"# {schema.display_name}", help_pages.opening(schema)]
     if schema.node_id.endswith("Guider"):
         term = schema.display_name.removesuffix(" Guider")
         parts.append(
-            f"It makes the same picture as the node **{term}** on the model with ComfyUI's own CFG Guider. The page of "
-            f"**{term}** has when to use it, good values, formula and limits."
+            f"It makes the same picture as the node [{term}] on the model with ComfyUI's own CFG Guider. The page of "
+            f"[{term}] has good values, the formula and the limits."
         )
     else:
         parts += ["## When to use it", UNWRITTEN]
-    parts += ["## Inputs", "\n".join(["| input | what it does |", "|---|---|", *inputs])]
+    parts += ["## Inputs", help_pages.inputs(schema)]
     if not schema.node_id.endswith("Guider"):
         parts += ["## Good values", UNWRITTEN]
-    parts += ["## Cost per step", UNWRITTEN]
+    parts += ["## Cost", UNWRITTEN]
     if equation := _equation(schema.node_id):
-        parts += ["## Formula", f"```text\n{equation}\n```"]
+        parts += ["## Formula", f"`{equation}`"]  # a block of code would not wrap
     if paper := PAPER.search(schema.description):
         parts.append(f"Paper: [arXiv:{paper[1]}](https://arxiv.org/abs/{paper[1]})")
     if schema.node_id in support.node_ids():
-        parts += ["## Architectures", f"{support.BEGIN}\n{support.END}"]
+        parts += ["## Works on", f"{support.BEGIN}\n{support.END}"]
     return "\n\n".join(parts) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _equation(node_id: str) -> str:

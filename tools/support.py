@@ -1,8 +1,11 @@
-"""The table of what works on which architecture, from the tests' results into README.md and the nodes' help pages.
+"""What works on which network, from the tests' results: a table into README.md and docs/NETWORKS.md, and a sentence into
+the help pages, which are too narrow for the table.
 
 python dev.py test --update-support tests/host/test_architectures.py tests/host/test_prompts.py   on each host version; then
 python dev.py docs
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -13,9 +16,11 @@ from ..guiders import RULES
 from ..patches import PERTURBATIONS, PROMPT_GUIDANCES
 from ..patches.architectures import ARCHITECTURES, HALF_WAY, REFUSED, RULE
 from ..patches.base import About, AttentionPerturbation, BlockPerturbation, TimePerturbation, TokenPerturbation
-from .places import ROOT
+from .places import PACK, ROOT
 
 BEGIN, END = "<!-- support: made by tools/support.py -->", "<!-- /support -->"
+ALL_NETWORKS = f"[All networks](https://github.com/beyond-cfg/{PACK}/blob/main/docs/NETWORKS.md)"
+Found = dict[str, dict[str, dict[str, str]]]  # host version → architecture → method → what its tests have shown
 
 
 def inside_the_network() -> list[About]:
@@ -38,31 +43,78 @@ def inside_the_network() -> list[About]:
     ]
 
 
+def said(found: Found) -> dict[str, str]:
+    """The node of each method that depends on the network → where it works. One without results of its own works where the
+    first method of its kind does."""
+    tried, methods = _tried(found), {about.node_id: about for about in inside_the_network()}
+    methods |= {method.about.node_id: method.about for method in PROMPT_GUIDANCES}
+    negatives = {method.about.name for method in PROMPT_GUIDANCES}
+    first = next(about.name for about in inside_the_network() if about.name in tried)
+    sentences = {}
+    for node_id, about in methods.items():
+        other = PROMPT_GUIDANCES[0].about.name if about.name in negatives else first
+        sentences[node_id] = sentence(found, about.name if about.name in tried else other, about.name)
+    known = f"The pack knows {len(_architectures(found))} networks by name. {ALL_NETWORKS}"
+    return sentences | {"BeyondCFGLayerMap": known}
+
+
+def sentence(found: Found, method: str, name: str) -> str:
+    """On which networks the method of that name works, by the results of a method."""
+    results = {network: _cell(_by_version(found, network, method)) for network in _architectures(found)}
+    no = [network for network, can in results.items() if can == "no"]
+    only = [f"On {network} only with {can}." for network, can in results.items() if can not in ("yes", "no")]
+    count = f"{len(results) - len(no)} of the {len(results)}" if no else f"all {len(results)}"
+    where = f"{count} networks that the pack knows by name"
+    works = f"Works on {where}." if name == method else f"Works where {method} does: on {where}."
+    but = [f"Not on: {'; '.join(no)}."] if no else []
+    return " ".join([works, *but, *only, ALL_NETWORKS])
+
+
 def node_ids() -> set[str]:
-    """The nodes whose help page has the table."""
-    return {about.node_id for about in inside_the_network()} | {"BeyondCFGLayerMap"}
+    """The nodes whose help page says on which networks they work."""
+    return {*said(_found())}
 
 
-def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> str:
-    """host version → architecture → method → what its tests have shown. `skip`: with the layers that are skipped."""
-    versions = sorted(found, key=lambda version: [*map(int, version.split("."))])
-    architectures = [row.name for row in ARCHITECTURES if any(row.name in found[version] for version in versions)]
-    tried = {method for version in versions for methods in found[version].values() for method in methods}
+def _found() -> Found:
+    return json.loads((ROOT / "tests/golden/support.json").read_text("utf-8"))
+
+
+def _tried(found: Found) -> set[str]:
+    return {method for architectures in found.values() for methods in architectures.values() for method in methods}
+
+
+def _versions(found: Found) -> list[str]:
+    return sorted(found, key=lambda version: [*map(int, version.split("."))])
+
+
+def _architectures(found: Found) -> list[str]:
+    return [row.name for row in ARCHITECTURES if any(row.name in on for on in found.values())]
+
+
+def _by_version(found: Found, architecture: str, method: str) -> dict[str, str]:
+    on = {version: found[version].get(architecture, {}) for version in _versions(found)}
+    return {version: methods[method] for version, methods in on.items() if method in methods}
+
+
+def table(found: Found) -> str:
+    """One row for each network: which layers `auto` is, there and for Skip Layer, and what works."""
+    versions, tried = _versions(found), _tried(found)
     shown = [about.name for about in inside_the_network() if about.name in tried]
-    lines = [f"| | `auto` | {' | '.join(shown)} | ComfyUI |", f"|---|---|{'---|' * len(shown)}---|"]
-    for name in architectures:
+    lines = [
+        f"| | `auto` | `auto` of Skip Layer | {' | '.join(shown)} | ComfyUI |",
+        f"|---|---|---|{'---|' * len(shown)}---|",
+    ]
+    for name in _architectures(found):
         row = next(row for row in ARCHITECTURES if row.name == name)
-        auto, source = (row.auto_skip, row.skip_source) if skip else (row.auto, row.source)
-        auto = f"`{auto}`" + " *" * (source == RULE)
+        cells = {method: _cell(_by_version(found, name, method)) for method in shown}
+        skip = "" if cells["Skip Layer"] == "no" else _auto(row.auto_skip, row.skip_source)
         on = [version for version in versions if name in found[version]]
-        results = {version: found[version][name] for version in on}
-        cells = [_cell({v: of[method] for v, of in results.items() if method in of}) for method in shown]
-        if skip and cells[shown.index("Skip Layer")] == "no":
-            auto = ""
-        lines.append(f"| {name} | {auto} | {' | '.join(cells)} | {_range(on)} |")
+        lines.append(
+            f"| {name} | {_auto(row.auto, row.source)} | {skip} | {' | '.join(cells.values())} | {_range(on)} |"
+        )
     refused = (f"{path.rpartition('.')[2]}: {why}" for path, why in REFUSED.items())
     notes = [
-        f"\\* `{HALF_WAY}`: {RULE}. Where the others come from, Layer Map says.",
+        f"\\* `{HALF_WAY}`: {RULE}. Layer Map says where the others come from.",
         f"Tried on ComfyUI {', '.join(versions)}. Refused by name: {'; '.join(refused)}.",
     ]
     names = [method.about.name for method in PROMPT_GUIDANCES]
@@ -73,6 +125,10 @@ def table(found: dict[str, dict[str, dict[str, str]]], skip: bool = False) -> st
         if on != versions:
             notes.append(f"{method}: tried on {', '.join(on)} so far.")
     return "\n".join([*lines, "", *notes])
+
+
+def _auto(layers: str, source: str) -> str:
+    return f"`{layers}`" + " *" * (source == RULE)
 
 
 def _range(versions: list[str]) -> str:
@@ -89,12 +145,15 @@ def _cell(on: dict[str, str]) -> str:
 
 
 def stale() -> dict[Path, str]:
-    """The pages whose table is not that of the tests' results, with what they should be."""
-    found, changed = json.loads((ROOT / "tests/golden/support.json").read_text("utf-8")), {}
-    skipping = {method.about.node_id for method in PERTURBATIONS if issubclass(method, BlockPerturbation)}
-    for page in (ROOT / "README.md", *sorted((ROOT / "web/docs").glob("*.md"))):
+    """The pages that do not say what the tests' results are, with what they should be."""
+    found, changed = _found(), {}
+    tables = dict.fromkeys((ROOT / "README.md", ROOT / "docs/NETWORKS.md"), table(found))
+    pages = {ROOT / f"web/docs/{node_id}.md": words for node_id, words in said(found).items()}
+    for page, what in {**tables, **pages}.items():
+        if not page.exists():  # of a new node, before skeletons.py wrote it
+            continue
         text = page.read_text("utf-8")
-        made = f"{BEGIN}\n{table(found, skip=page.stem in skipping)}\n{END}"
+        made = f"{BEGIN}\n{what}\n{END}"
         new = re.sub(f"{BEGIN}.*?{END}", lambda _, made=made: made, text, flags=re.DOTALL)
         if new != text:
             changed[page] = new
@@ -102,6 +161,6 @@ def stale() -> dict[Path, str]:
 
 
 def write() -> None:
-    """The table, into all pages that have its marks."""
+    """Into all pages that have the marks."""
     for page, text in stale().items():
         page.write_text(text, "utf-8")

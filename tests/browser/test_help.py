@@ -10,6 +10,19 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted((ROOT / "web" / "docs").glob("*.md"))
 CHINESE = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
 
+NARROW = 270  # px: the help beside the graph of a page 1536 px wide
+# What would have to be scrolled sideways, where the help is so wide.
+TOO_WIDE = """async (help, width) => {
+    help.style.width = help.style.maxWidth = `${width}px`
+    await new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))
+    const right = help.getBoundingClientRect().right + 1
+    const found = [...help.querySelectorAll('*')].filter(part =>
+        part.scrollWidth > part.clientWidth + 1 && getComputedStyle(part).display !== 'inline'
+        || part.getBoundingClientRect().right > right)
+    help.style.width = help.style.maxWidth = ''
+    return found.map(part => `${part.tagName}: ${part.textContent.slice(0, 60)}`)
+}"""
+
 pytestmark = pytest.mark.browser
 
 
@@ -40,6 +53,7 @@ def test_a_nodes_help_opens_beside_it(path, page, graph):
         page.wait_for_function("picture => picture.naturalWidth > 100", arg=picture.element_handle(), timeout=30_000)
     assert shown.locator("img").count() == text.count("![")
     graph.photograph(f"help_{path.stem}")
+    assert shown.evaluate(TOO_WIDE, NARROW) == []
 
 
 def test_in_chinese_a_node_has_its_chinese_name_and_words(open_page):

@@ -40,8 +40,8 @@ class ShuffledAttention(AttentionPerturbation):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGShuffled",
-        title="Shuffled Attention",
-        summary="Moves away from what the model predicts with shuffled tokens of the picture. One more row per step.",
+        name="Shuffled Attention",
+        summary="Moves away from what the model predicts with shuffled tokens of the picture. As slow as CFG.",
         paper="arXiv:2506.10036",
         aliases=("token shuffling", "tpg"),
         guider=True,
@@ -83,8 +83,8 @@ class SidewaysGuidance(GuidanceRule):
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGSideways",
-        title="Sideways",
-        summary="Moves away from the negative, but not along the prediction. Use cfg 1 with it. One more row per step.",
+        name="Sideways",
+        summary="Moves away from the negative, but not along the prediction. Use cfg 1 with it. As slow as CFG.",
         paper="arXiv:2503.18137",
         aliases=("sideways guidance", "across"),
         strength="weight",
@@ -133,11 +133,11 @@ for name in NODES:
     assert guided.isfinite().all() and not (guided == plain).all(), name
 """
 PAGES = """
-from pack.tools import completeness, locales, skeletons, support
+from pack.tools import completeness, help_pages, locales, skeletons, support
 
 schemas = [schema for schema in locales.schemas() if schema.node_id in NODES]
 print(completeness.message(schemas), end="=====")
-for part in (skeletons, locales, support):
+for part in (skeletons, help_pages, locales, support):
     part.write()
 print(completeness.message(schemas), end="")
 """
@@ -204,20 +204,17 @@ def test_its_nodes_draw_and_one_message_says_what_words_are_missing(copy):
     before, after = done.stdout.split("=====")
     for node in NODES:
         assert f"{node}: no help page, web/docs/{node}.md" in before
-        assert f"{node}: no row in the table of nodes in README.md" in before
         assert f"{node}: no Chinese for: " in before and f"{node}: no example workflow has it" in before
     missed = after.partition("Lacking as well")[0].splitlines()[1:]
-    term = ("When to use it", "Good values", "Cost per step")
+    term = ("When to use it", "Good values", "Cost")
     assert missed == [
         *(f'    BeyondCFGShuffled: its help page has nothing under "{part}"' for part in term),
-        "    BeyondCFGShuffled: its row in README.md is not written",
         *(f'    BeyondCFGSideways: its help page has nothing under "{part}"' for part in term),
-        "    BeyondCFGSideways: its row in README.md is not written",
-        '    BeyondCFGShuffledGuider: its help page has nothing under "Cost per step"',
-        '    BeyondCFGSidewaysGuider: its help page has nothing under "Cost per step"',
+        '    BeyondCFGShuffledGuider: its help page has nothing under "Cost"',
+        '    BeyondCFGSidewaysGuider: its help page has nothing under "Cost"',
     ]
     page = (copy / "web/docs/BeyondCFGShuffled.md").read_text("utf-8")
-    assert "A V → A P V" in page and "| `layers` | Which layers" in page and "| SD3, SD3.5 |" in page
+    assert "A V → A P V" in page and "- `layers`: Which layers" in page and "Works where PAG does" in page
 
 
 def test_a_misspelt_function_of_a_method_fails_its_laws_by_name(copy):
