@@ -13,6 +13,10 @@ node divides that too; so do we. The noise prediction itself, n̂ = (x − (1 �
 
 which has no value at σ = 1, where a flow begins, and shifts the first steps by far more than the last. The paper has no
 flow network.
+
+A schedule of zero terminal SNR begins at σ = 4518, and its next σ is often 40. There a λ of 1.005 would leave noise of
+22 in x, beside the 40 that belong there. x is the noise itself there, which nobody predicts, so D stays, as in the node of
+ComfyUI-ppm; the host's scales there too.
 """
 
 from __future__ import annotations
@@ -64,6 +68,8 @@ class EpsilonScaling(GuidanceRule):
 
     def begin(self) -> Apply:
         def apply(denoised, _predictions, step):
+            if step.only_noise:
+                return denoised
             x = exact(step.x)
             return (x - (x - exact(denoised)) / self.scaling_factor).to(denoised.dtype)
 

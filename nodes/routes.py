@@ -1,4 +1,4 @@
-"""What the page asks the host for while the user edits, before anything is queued."""
+"""What the page asks the host for while the user edits, before anything is queued, and how a prompt comes in."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..patches.texts import shown
 from .extension import nodes
 from .helpers import GuidanceSchedule
 from .pictures.drawing import draw_schedule, png
+from .replacements import register, with_meta
 from .warnings import Warnings
 
 SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
@@ -56,6 +57,14 @@ def published() -> dict[str, list[dict]]:
                 for family, setting in values_of(node).items()
             ]
     return {node: lines for node, lines in found.items() if lines}
+
+
+async def add_replacements() -> None:
+    """Let the host swap old nodes for ours. Does nothing where the host runs without a server."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.add_on_prompt_handler(with_meta)
+        await register()
 
 
 def add_routes() -> None:

@@ -66,6 +66,12 @@ def _called(step: dis.Instruction, before: dis.Instruction | None, function, kin
     return next((later for one, later in itertools.pairwise(methods) if one is function), None)
 
 
+def is_only_noise(sampling, sigma: float) -> bool:
+    """Whether nothing of x₀ is left in x at σ: where a schedule of zero terminal SNR begins. The host stops it short of
+    σ = ∞, at 4518."""
+    return bool(getattr(sampling, "zsnr", False)) and sigma >= float(sampling.sigma_max)
+
+
 def mixture(sampling, sigma: float) -> tuple[float, float]:
     """(a, b / σ) of x = a x₀ + b n, by the formula with which the host makes D of x and of what the network says.
 

@@ -29,7 +29,7 @@ from .comfy_compiler import compiler_off
 from .condition_pools import ConditionPools
 from .conditionings import Conditionings, acts_at
 from .context import RunContext
-from .quirks import churns, combines_by_cfg, mixture, reads_cfg, sampler_name
+from .quirks import churns, combines_by_cfg, is_only_noise, mixture, reads_cfg, sampler_name
 from .recorder import RECORDERS
 from .sampler_inputs import SamplerInputs
 from .term import Term
@@ -167,8 +167,8 @@ class Run:
             if not active and not self._recorders and directions is None:
                 return executor(x, timestep, model_options, seed)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
-            mixed = mixture(self._sampling, sigma)
-            step = Step(x, sigma, start, index, moment.time, *mixed, moment.seed, cfg, self._shapes)
+            mixed, noise = mixture(self._sampling, sigma), is_only_noise(self._sampling, sigma)
+            step = Step(x, sigma, start, index, moment.time, *mixed, moment.seed, cfg, self._shapes, only_noise=noise)
             began = time.perf_counter()
             call = ModelCall(context, active, directions, step, timestep, moment)
             with call.placed_in(model_options):

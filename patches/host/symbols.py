@@ -161,6 +161,7 @@ NODES = (
         "Model.Input Model.Output Sampler.Input Sigmas.Input String.Input String.Output Vae.Input Guider.Output",
         "the kinds of what nodes take and give",
     ),
+    *_each("comfy_api.latest", "ComfyAPI io.NodeReplace", "nodes of other packs are swapped for ours"),
     Symbol("comfy_api.latest.ui.PreviewImage", "pictures that nodes show"),
     Symbol("server.PromptServer", "the page asks the server, and is told warnings"),
     *_each("folder_paths", "get_filename_list get_full_path get_folder_paths", "snapshots and classifiers are files"),
