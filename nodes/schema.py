@@ -179,6 +179,7 @@ class Node(io.ComfyNode):
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
+    hears: tuple[io.Hidden, ...] = ()  # what it is told besides, in `hidden`
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
@@ -192,6 +193,7 @@ class Node(io.ComfyNode):
             search_aliases=list(cls.about.aliases),
             inputs=[*cls.inputs],
             outputs=[cls.output, *cls.further],
+            hidden=[*cls.hears],
             is_output_node=cls.shows,
             is_input_list=bool(cls.lists),
         )

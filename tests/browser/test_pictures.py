@@ -47,6 +47,12 @@ def test_guidance_report_shows_what_the_run_did(nodes, graph):
                            "steps": 4, "cfg": 4}),
         "8": ("BeyondCFGReport", {"report": ["4", 1], "samples": ["7", 0], "filename_prefix": ""}),
     })  # fmt: skip
-    graph.look_at("BeyondCFGReport", (800, 520))
-    graph.run_to_the_picture_in("BeyondCFGReport")
-    graph.photograph(f"node_report{nodes}")
+    graph.look_at("BeyondCFGReport", None)
+    width = graph.page.evaluate("() => app.rootGraph.nodes.find(node => node.type === 'BeyondCFGReport').size[0]")
+    assert width >= 460  # of a new node, so that letters have 11 pixels at least
+    for palette in ("dark", "light"):
+        graph.page.evaluate("name => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        graph.run_to_the_picture_in("BeyondCFGReport")
+        graph.photograph(f"node_report{nodes}_{palette}")
+        graph.set("KSampler", "cfg", 3)
+    graph.page.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")

@@ -14,8 +14,8 @@ from pack.guiders.host import Recorder
 from pack.guiders.reuse import Reuse, Stop
 from pack.guiders.schedule import FREE, Schedule
 from pack.nodes.pictures.report import draw_report
-from pack.nodes.verdict import moved, verdict
 from pack.nodes.reuse import GuidanceReuse, GuidanceStop
+from pack.nodes.verdict import moved, verdict
 from pack.tests.host import networks
 from pack.tests.host.harness import (
     TERM_NODES,
