@@ -76,7 +76,10 @@ class Graph:
 
     def takes(self, node: str) -> dict[str, tuple[str, dict]]:
         """Name → (type, options) of the inputs of a node that take values."""
-        declared = self.type_of(node).INPUT_TYPES()
+        try:
+            declared = self.type_of(node).INPUT_TYPES()
+        except Exception:  # of another pack, which may raise anything
+            declared = {}
         found = {}
         for given in (*declared.get("required", {}).items(), *declared.get("optional", {}).items()):
             name, (kind, *more) = given

@@ -59,6 +59,7 @@ class GuidanceGrid(schema.Node):
             options=["rows", "columns"],
             default="rows",
             optional=True,
+            advanced=True,
             tooltip="In which order the pictures come. rows: from left to right, then the next row. columns: from top to "
             "bottom, then the next column, as batches of the same size do.",
         ),
@@ -73,7 +74,11 @@ class GuidanceGrid(schema.Node):
         columns, placed = arrange(len(images), columns, rows, fill, pictures_of(cls.hidden))
         cells = as_pictures(images)
         picture = as_image(grid([(label, [cells[at] for at in row]) for label, row in placed], columns, title))
-        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+        shows = ui.PreviewImage(picture, cls=cls).as_dict()
+        if len(images) == 2:  # the page lays one over the other
+            shows["compare"] = ui.PreviewImage(images, cls=cls).as_dict()["images"]
+            shows["compare_labels"] = columns or [label for label, _ in placed if label]
+        return io.NodeOutput(picture, ui=shows)
 
 
 def pictures_of(hidden: io.HiddenHolder | None) -> Pictures | None:

@@ -70,7 +70,7 @@ def arrange(
     down = -(-count // across)
     if rows and len(rows) != down:
         raise ValueError(f"rows has {len(rows)} lines, and {count} pictures in {across} columns make {down} rows")
-    first, next_one = (across, 1) if fill == "rows" else (1, down)
+    first, next_one = (1, down) if fill == "columns" else (across, 1)
     places = [[row * first + column * next_one for column in range(across)] for row in range(down)]
     places = [[at for at in row if at < count] for row in places]
     if pictures is not None:

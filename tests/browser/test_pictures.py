@@ -56,3 +56,27 @@ def test_guidance_report_shows_what_the_run_did(nodes, graph):
         graph.photograph(f"node_report{nodes}_{palette}")
         graph.set("KSampler", "cfg", 3)
     graph.page.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+
+
+@NODES
+def test_guidance_grid_lays_two_pictures_over_each_other_and_labels_what_ran(nodes, graph, page):
+    graph.open("pag_ksampler")
+    graph.set("KSampler", "cfg", 1.5)
+    graph.set("BeyondCFGPAG", "scale", 1)
+    graph.look_at("BeyondCFGGrid", None)
+    graph.run_to_the_picture_in("BeyondCFGGrid")
+    graph.photograph(f"node_grid{nodes}")
+    page.evaluate(
+        """() => app.rootGraph.nodes.find(node => node.type === 'BeyondCFGGrid').widgets
+            .find(widget => widget.name === 'before / after').callback()"""
+    )
+    dialog = page.locator("dialog.beyond-cfg-compare")
+    dialog.get_by_text("CFG 1.5 + PAG 1").wait_for()
+    assert dialog.locator("span").all_text_contents() == ["CFG 1.5 + PAG 1", "CFG 1.5"]
+    page.wait_for_function("() => [...document.querySelectorAll('dialog img')].every(image => image.naturalWidth)")
+    box = dialog.locator("div").first.bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 20)
+    assert abs(float(dialog.locator("input").input_value()) - 25) < 1
+    graph.photograph(f"node_grid_compare{nodes}")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
