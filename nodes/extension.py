@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, distillation, grids, guiders, helpers, report, reuse, terms, weaker_models
+from . import classifier, distillation, grids, guiders, helpers, report, reuse, sweep, terms, weaker_models
 
 
 class BeyondCFG(ComfyExtension):
@@ -10,5 +10,5 @@ class BeyondCFG(ComfyExtension):
 
     async def get_node_list(self):
         """All nodes, in the order in which the host lists them."""
-        groups = terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report, grids
+        groups = terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report, grids, sweep
         return [node for group in groups for node in group.NODES]

@@ -58,6 +58,11 @@ class Graph:
         given = self._get_node(node).get("_meta", {}).get("title")
         return given or self._names.get(self.kind(node)) or self.kind(node)
 
+    def name(self, node: str) -> str:
+        """What a user calls a node: the pack's own by their short names, others by their titles."""
+        ours = self.ours(node)
+        return self.title(node) if ours is None else ours.about.name
+
     def inputs(self, node: str) -> dict[str, Any]:
         """Name → value or Link."""
         found = self._get_node(node)["inputs"]

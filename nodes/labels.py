@@ -56,6 +56,16 @@ def sources(graph: Graph, link: Link) -> list[Link]:
     return found if len(found) > 1 else [link]
 
 
+def label_of(graph: Graph, node: str, name: str, value: Any) -> str:
+    """The label for one value of an input of a node."""
+    ours = graph.ours(node)
+    if ours is None or name == "cfg":
+        return f"CFG {_text(value)}" if name == "cfg" else _setting(name, value)
+    if name in OFF:
+        return _strength(Part(ours.about.name, strength=(name, value)))
+    return f"{ours.about.name}, {_setting(name, value)}"
+
+
 def arrange(
     count: int, columns: list[str], rows: list[str], fill: str, pictures: Pictures | None
 ) -> tuple[list[str], list[tuple[str, list[int]]]]:

@@ -180,6 +180,7 @@ class Node(io.ComfyNode):
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
     hears: tuple[io.Hidden, ...] = ()  # what it is told besides, in `hidden`
+    expands: bool = False  # whether it gives the host further nodes to run
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
@@ -195,6 +196,7 @@ class Node(io.ComfyNode):
             outputs=[cls.output, *cls.further],
             hidden=[*cls.hears],
             is_output_node=cls.shows,
+            enable_expand=cls.expands,
             is_input_list=bool(cls.lists),
         )
 
@@ -203,7 +205,7 @@ class Node(io.ComfyNode):
         """What `build` makes of these values. Raises ValueError for a value that its input may not have, and where `build`
         raises it."""
         for given in cls.inputs:
-            if given.id in inputs:
+            if given.id in inputs and not given.rawLink:
                 for value in inputs[given.id] if given.id in cls.lists else [inputs[given.id]]:
                     check(given, value)
         return cls.build(**inputs)

@@ -70,10 +70,11 @@ class Costs:
     def shared(self) -> Iterator[str]:
         """Sentences for those that `of` leaves out."""
         for key, rows in self._for.items():
-            if len(key) > 1:
+            title, *others = key
+            if others:
                 yield f"{_listed(key)} use the same prediction, which made sampling {self._slower(rows)}."
-            elif not self.of(*key):
-                yield f"All {key[0]} nodes together made sampling {self._slower(rows)}."
+            elif not self.of(title):
+                yield f"All {title} nodes together made sampling {self._slower(rows)}."
 
     def _slower(self, rows: int) -> str:
         return f"up to {_percent(rows / max(1, self._all - rows))} slower"
