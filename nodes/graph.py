@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from . import schema
+from .values import is_link
 
 VALUES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types of what a widget holds
 LONGEST_LIST = 30  # of a Combo's choices in a message
@@ -132,8 +133,3 @@ class Graph:
         for name, value in self.inputs(node).items():
             if isinstance(value, Link) and (follow is None or follow(node, name, value)):
                 yield value.node
-
-
-def is_link(value: Any) -> bool:
-    """Whether a value in the API format is a link."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)

@@ -6,10 +6,11 @@ from comfy_api.latest import io, ui
 
 from ..guiders.base import About
 from . import schema
-from .graph import Graph, Link, is_link
+from .graph import Graph, Link
 from .labels import Pictures, arrange, sources
 from .pictures.labelled_grid import grid
 from .pictures.tensors import as_image, as_pictures
+from .values import is_link
 
 
 class GuidanceGrid(schema.Node):

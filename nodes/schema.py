@@ -205,7 +205,7 @@ class Node(io.ComfyNode):
         """What `build` makes of these values. Raises ValueError for a value that its input may not have, and where `build`
         raises it."""
         for given in cls.inputs:
-            if given.id in inputs and not given.rawLink:
+            if given.id in inputs:
                 for value in inputs[given.id] if given.id in cls.lists else [inputs[given.id]]:
                     check(given, value)
         return cls.build(**inputs)

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..guiders.base import About
 from ..patches.texts import shown
 from . import schema
-from .graph import Graph, Link, is_link
+from .graph import Graph, Link
 from .labels import label_of
 
 MOST = 50  # values: the host's Batch Images joins no more
@@ -71,8 +71,8 @@ class GuidanceSweep(schema.Node):
 
     @classmethod
     def build(cls, images, setting, values, title):
-        if cls.hidden is None or cls.hidden.dynprompt is None or not is_link(images):
-            raise ValueError("images must come from a node of the graph that runs, such as VAE Decode")
+        if cls.hidden is None or cls.hidden.dynprompt is None:
+            raise ValueError("images must come from a node of a graph that runs, such as VAE Decode")
         graph, picture, own = Graph(cls.hidden.dynprompt.get_node), Link(*images), cls.hidden.unique_id
         node, name = chosen(graph, picture, setting)
         made, ends, labels = {}, [], []

@@ -1,7 +1,7 @@
 // A new node whose picture is to be read is as large as its letters need.
 import { app } from "../../scripts/app.js";
 
-const SIZES = { BeyondCFGReport: [460, 780] };
+const SIZES = { BeyondCFGReport: [460, 780], BeyondCFGSweep: [460, 420] };
 
 app.registerExtension({
     name: "BeyondCFG.Pictures",
