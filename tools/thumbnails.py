@@ -21,7 +21,7 @@ from .console import busy
 from .places import MODELS, ROOT
 from .server import running
 
-WIDTH, WIDE, QUALITY = 400, 720, 85  # of thumbnails, and at most of help pages' pictures
+WIDTH, WIDE, QUALITY = 400, 620, 85  # of thumbnails, and at most of help pages' pictures
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",

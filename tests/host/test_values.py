@@ -137,7 +137,7 @@ def given(tmp_path_factory):
 
 
 def _execute(node, inputs: dict):
-    """What the host calls. A node with an input that takes lists gets a list for each; one that asks for a graph gets it."""
+    """What the host calls. A node with an input that takes lists gets a list for each, one that asks for a graph one."""
     if node.hears:
         hidden = {io.Hidden.dynprompt: DynamicPrompt(GRAPH), io.Hidden.unique_id: "4"}
         node = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
