@@ -170,7 +170,7 @@ class Graph:
             """type => new Promise((drawn, failed) => {
                 const node = app.rootGraph.nodes.find(node => node.type === type)
                 const executed = ({ detail }) => {
-                    if (detail.node !== String(node.id)) return
+                    if (detail.display_node !== String(node.id)) return
                     app.api.removeEventListener('executed', executed)
                     drawn(detail.output.images[0].filename)
                 }

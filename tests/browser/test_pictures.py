@@ -80,3 +80,29 @@ def test_guidance_grid_lays_two_pictures_over_each_other_and_labels_what_ran(nod
     graph.photograph(f"node_grid_compare{nodes}")
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
+
+
+@NODES
+def test_guidance_sweep_shows_a_picture_for_each_value_and_its_progress_on_the_sampler(nodes, graph, page):
+    graph.open("sweep_sdxl")
+    page.evaluate(
+        """() => {
+            window.shown = new Set()
+            app.api.addEventListener('executing', ({ detail }) => shown.add(String(detail)))
+        }"""
+    )
+    graph.run_to_the_picture_in("BeyondCFGSweep")
+    sampler = page.evaluate("() => String(app.rootGraph.nodes.find(node => node.type === 'KSampler').id)")
+    assert sampler in page.evaluate("() => [...shown]")
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)
+    graph.photograph(f"node_sweep{nodes}")
+    assert not page.evaluate(BUTTON_OF, "BeyondCFGSweep")
+    graph.set("BeyondCFGSweep", "values", "0, 3")
+    graph.run_to_the_picture_in("BeyondCFGSweep")
+    assert page.evaluate(BUTTON_OF, "BeyondCFGSweep")
+    graph.photograph(f"node_sweep_two{nodes}")
+
+
+BUTTON_OF = """type => app.rootGraph.nodes.find(node => node.type === type).widgets
+    .some(widget => widget.name === 'before / after')"""
