@@ -2,12 +2,25 @@
 
 from comfy_api.latest import ComfyExtension
 
-from . import classifier, distillation, guiders, helpers, presets, report, reuse, schema, terms, weaker_models
+from . import (
+    classifier,
+    distillation,
+    grids,
+    guiders,
+    helpers,
+    presets,
+    report,
+    reuse,
+    schema,
+    sweep,
+    terms,
+    weaker_models,
+)
 
 
 def nodes() -> list[type[schema.Node]]:
     """All nodes, in the order in which the host lists them."""
-    groups = presets, terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report
+    groups = presets, terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report, grids, sweep
     return [node for group in groups for node in group.NODES]
 
 

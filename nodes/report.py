@@ -1,4 +1,4 @@
-"""What guidances did, to look at: numbers, curves, the predictions themselves, and pictures side by side."""
+"""What guidances did, to look at: in words, in curves, in numbers, and the predictions themselves."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from ..guiders.base import About
 from ..guiders.host import Recorder, with_recorder
 from ..patches.texts import shown
 from . import schema
-from .pictures.labelled_grid import grid
 from .pictures.report import draw_report
-from .pictures.tensors import as_image, as_pictures, joined
+from .pictures.tensors import joined
 from .verdict import moved, verdict
 
 REPORT = io.Custom("BEYOND_CFG_REPORT")
@@ -130,63 +129,4 @@ class GuidanceReport(schema.Node):
         return io.NodeOutput(whole, predictions, names, report.effective_cfg() or 1.0, text, ui=shows)
 
 
-class GuidanceGrid(schema.Node):
-    """Pictures and labels → one picture of them all."""
-
-    about = About(
-        node_id="BeyondCFGGrid",
-        name="Guidance Grid",
-        title="Compare Pictures (Guidance Grid)",
-        group="Tools",
-        summary="Puts pictures side by side with labels, to compare settings on one seed.",
-        aliases=(
-            "compare",
-            "comparison",
-            "xy plot",
-            "contact sheet",
-            "A/B",
-            "labelled grid",
-            "sweep",
-        ),
-    )
-    inputs = (
-        io.Image.Input(
-            "images",
-            tooltip="The pictures, in rows from left to right, top to bottom. Several nodes' pictures can be joined with "
-            "Batch Images.",
-        ),
-        io.String.Input(
-            "columns",
-            multiline=True,
-            default="",
-            placeholder="CFG 4\nCFG 4 + PAG 3",
-            tooltip="Labels of the columns, one per line. Their number is the number of columns.",
-        ),
-        io.String.Input(
-            "rows",
-            multiline=True,
-            default="",
-            placeholder="seed 1\nseed 2",
-            tooltip="Labels of the rows, one per line. Empty: none.",
-        ),
-        io.String.Input("title", default="", tooltip="A line above all. Empty: none."),
-    )
-    output = io.Image.Output("IMAGE", tooltip="The grid.")
-    shows = True
-
-    @classmethod
-    def build(cls, images, columns, rows, title):
-        columns, rows = columns.splitlines(), rows.splitlines()
-        across = len(columns) or (-(-len(images) // len(rows)) if rows else len(images))
-        down = -(-len(images) // across)
-        if rows and len(rows) != down:
-            raise ValueError(
-                f"rows has {len(rows)} lines, and {len(images)} pictures in {across} columns make {down} rows"
-            )
-        cells = as_pictures(images)
-        labelled = [(rows[at] if rows else "", cells[at * across : (at + 1) * across]) for at in range(down)]
-        picture = as_image(grid(labelled, columns, title))
-        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
-
-
-NODES = [GuidanceRecorder, GuidanceReport, GuidanceGrid]
+NODES = [GuidanceRecorder, GuidanceReport]

@@ -191,6 +191,8 @@ class Node(io.ComfyNode):
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
+    hears: tuple[io.Hidden, ...] = ()  # what it is told besides, in `hidden`
+    expands: bool = False  # whether it gives the host further nodes to run
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
@@ -204,7 +206,9 @@ class Node(io.ComfyNode):
             search_aliases=list(cls.about.aliases),
             inputs=[*cls.inputs],
             outputs=[cls.output, *cls.further],
+            hidden=[*cls.hears],
             is_output_node=cls.shows,
+            enable_expand=cls.expands,
             is_input_list=bool(cls.lists),
         )
 

@@ -31,6 +31,11 @@ def check(given: io.Input, value) -> None:
         raise ValueError(f"{given.id} is {said(value)}; it must be {wanted}")
 
 
+def is_link(value) -> bool:
+    """Whether a value is a link in the API format."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+
+
 def said(value) -> str:
     """A value as an error names it: a text or a number itself, anything else by its type."""
     if value is None:
@@ -46,6 +51,8 @@ def said(value) -> str:
 
 def _wanted(given: io.Input) -> tuple[Callable[[object], bool], str]:
     """(a function that says whether a value will do, what it must be in words)."""
+    if given.rawLink:
+        return is_link, "connected to another node"
     if isinstance(given, (io.Float.Input, io.Int.Input)):
         low, high, whole = given.min, given.max, isinstance(given, io.Int.Input)
         kind = numbers.Integral if whole else numbers.Real

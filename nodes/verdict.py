@@ -54,23 +54,27 @@ class Costs:
 
     def __init__(self, recorder: Recorder):
         self._all = sum(call.rows for call in recorder.calls)
-        self._for: Counter[tuple[str, ...]] = sum((Counter(call.rows_for) for call in recorder.calls), Counter())
+        self._for: Counter[tuple[str, ...]] = Counter()
+        for call in recorder.calls:
+            self._for.update(call.rows_for)
         self._names = Counter(title_of(name, recorder) for name in recorder.names)
 
     def of(self, title: str) -> str:
         """The sentence for one guidance; empty where it shares its cost with another."""
         keys = [key for key in self._for if title in key]
-        if keys == [(title,)] and self._names[title] < 2:
-            return f"It made sampling {self._slower(self._for[title,])}."
+        own = self._for.get((title,), 0)
+        if own and len(keys) == 1 and self._names[title] < 2:
+            return f"It made sampling {self._slower(own)}."
         return "" if keys else "It made sampling no slower."
 
     def shared(self) -> Iterator[str]:
         """Sentences for those that `of` leaves out."""
         for key, rows in self._for.items():
-            if len(key) > 1:
+            title, *others = key
+            if others:
                 yield f"{_listed(key)} use the same prediction, which made sampling {self._slower(rows)}."
-            elif not self.of(*key):
-                yield f"All {key[0]} nodes together made sampling {self._slower(rows)}."
+            elif not self.of(title):
+                yield f"All {title} nodes together made sampling {self._slower(rows)}."
 
     def _slower(self, rows: int) -> str:
         return f"up to {_percent(rows / max(1, self._all - rows))} slower"

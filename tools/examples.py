@@ -33,7 +33,7 @@ TITLES = {  # name → title, in the order of learning
     "cfg_pag_seg_compose": "Three guidances on one model",
     "region_sdxl": "Guidance in a part of the picture, SDXL",
     "reuse_sdxl": "Guidance Reuse for SDXL, faster",
-    "sweep": "Compare strengths on one seed",
+    "sweep_sdxl": "Guidance Sweep, many values in one node",
     "guidance_report": "Guidance Report, what each guidance did",
     "layer_map": "Layer Map, which layers there are",
     "pag_guider": "PAG Guider, one node with cfg",

@@ -21,7 +21,7 @@ from .console import busy
 from .places import MODELS, ROOT
 from .server import running
 
-WIDTH, WIDE, QUALITY = 400, 720, 85  # of thumbnails, and at most of help pages' pictures
+WIDTH, WIDE, QUALITY = 400, 620, 85  # of thumbnails, and at most of help pages' pictures
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
@@ -91,12 +91,14 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
     "sims_training": (7, 1, ["SIMS 1, 60 steps", "no guidance"], OWN),
     "skip_layer_sd3": (1, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
     "skip_layer_wan": (7, 1, ["Skip Layer 1, single.2, to 0.9", "no guidance"], {"BeyondCFGSkipLayer": SKIPPED}),
-    "sweep": (1, 1, ["PAG 0 (off)", "PAG 0.5", "PAG 1", "PAG 2"],
-              {"PAG 0": {"scale": 0}, "PAG 1.5": {**AT, "scale": 0.5}, "PAG 3": PERTURBED, "PAG 5": {**AT, "scale": 2}}),
+    "sweep_sdxl": (1, 1, [], {"BeyondCFGPAG": AT, "BeyondCFGSweep": {"values": "0, 0.5, 1, 2"}}),
     "swg_sdxl": (1, 1, ["SWG 1", "no guidance"], {"BeyondCFGSlidingWindow": {"scale": 1, "end_percent": 1}}),
     "tsg": (9, 1, ["TSG 2, noise 0.5", "no guidance"], {"BeyondCFGTSG": {"weight": 2, "noise": 0.5}}),
 }  # fmt: skip
 
+SHOWN = {  # example: the title of the node whose picture it is, where that is not Guidance Grid
+    "guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice", "sweep_sdxl": "Guidance Sweep",
+}  # fmt: skip
 SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrates
     "autoguidance": ("Autoguidance", "AutoguidanceGuider"), "cfg": ("Guider",), "cfg_interval_sdxl": ("Interval",),
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
@@ -107,7 +109,7 @@ SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrat
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
     "post_hoc_ema": ("PostHocEMA",), "reuse_sdxl": ("Reuse",), "sag_guider": ("SAG", "SAGGuider"),
     "seg_ksampler": ("SEG", "SEGGuider"), "sims_lora": ("SIMS",), "skip_layer_sd3": ("SkipLayer",),
-    "sweep": ("Grid",), "swg_sdxl": ("SlidingWindow",), "tsg": ("TSG",),
+    "sweep_sdxl": ("Grid", "Sweep"), "swg_sdxl": ("SlidingWindow",), "tsg": ("TSG",),
 }  # fmt: skip
 SCHEDULE = {
     "curve_type": "points",
@@ -168,7 +170,7 @@ def as_drawn(name: str, workflow: dict) -> dict:
     """The example as its thumbnail shows it: one output, and what that needs."""
     seed, cfg, columns, settings = EXAMPLES[name]
     workflow = on_demo_model(workflow)
-    shown = {"guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice"}.get(name, "Guidance Grid")
+    shown = SHOWN.get(name, "Guidance Grid")
     target = next(key for key, node in workflow.items() if title_of(node) == shown)
     workflow = what_it_needs(workflow, target)
     for node in workflow.values():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Panel:
     below: str  # what stands under the axes
     length: int  # how many steps or calls it shows
     draw: Callable  # (axes) → None
-    legend: list[tuple[str, Mapping]] = field(default_factory=list)  # (label, how its line looks)
+    legend: Sequence[tuple[str, Mapping]] = ()  # (label, how its line looks)
 
     @property
     def headlines(self) -> list[str]:
@@ -53,7 +53,7 @@ class Panel:
         return self.above + PANEL + 2 * LINE + 26
 
 
-def lines_of(text: str, indent: float = 0, weight: str = "normal") -> list[str]:
+def lines_of(text: str, indent: int = 0, weight: str = "normal") -> list[str]:
     """The lines that a text has in the picture."""
     return wrap(text, WIDTH - 2 * MARGIN - indent, lambda part: measure(part, SIZE, weight))
 
@@ -113,7 +113,7 @@ class Sheet:
         dress(axes)
         panel.draw(axes)
         axes.set_xlim(-0.5, max(panel.length, 2) - 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)  # steps and calls are counted
+        axes.locator_params(axis="x", integer=True)  # steps and calls are counted
         axes.set_xlabel(panel.below, fontsize=SIZE, color=INK)
         if panel.legend:
             lines = [line([], [], label=label, **style) for label, style in panel.legend]
@@ -234,7 +234,7 @@ def _cost(calls) -> Panel:
         axes.bar(range(len(calls)), rows, color=FAINT)
         if any(saved):
             axes.bar(range(len(calls)), saved, bottom=rows, color="none", edgecolor=INK, linestyle=":")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="y", integer=True)
         time = axes.twinx()
         dress(time)
         time.grid(visible=False)

@@ -152,12 +152,13 @@ class Graph:
         self.page.evaluate("() => app.queuePrompt(0)")
 
     def look_at(self, node_type: str, size=(420, 420)):
-        """Move the view to a node: the page fetches the pictures of nodes that it draws."""
+        """Move the view to a node: the page fetches the pictures of nodes that it draws. Without a size it keeps its own,
+        at 100 % zoom."""
         self.page.evaluate(
             """([type, size]) => {
                 const node = app.rootGraph.nodes.find(node => node.type === type)
-                node.setSize(size)
-                app.canvas.ds.scale = 1.5
+                if (size) node.setSize(size)
+                app.canvas.ds.scale = size ? 1.5 : 1
                 app.canvas.ds.offset = [300 - node.pos[0], 100 - node.pos[1]]
                 app.canvas.setDirty(true, true)
             }""",
@@ -170,7 +171,7 @@ class Graph:
             """type => new Promise((drawn, failed) => {
                 const node = app.rootGraph.nodes.find(node => node.type === type)
                 const executed = ({ detail }) => {
-                    if (detail.node !== String(node.id)) return
+                    if (detail.display_node !== String(node.id)) return
                     app.api.removeEventListener('executed', executed)
                     drawn(detail.output.images[0].filename)
                 }

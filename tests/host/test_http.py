@@ -29,6 +29,7 @@ SMALL = {  # class_type: what makes the example small enough for a test
     },  # one step: the smallest CLIP that the host loads has 300 M weights
     "BeyondCFGPostHocEMA": {"snapshots": "tiny_sd15.ckpt @ 1\ntiny_sd15.ckpt @ 2"},
     "BeyondCFGLayerMap": {"layers": "middle"},
+    "BeyondCFGSweep": {"values": "0, 3"},
     "LoraLoaderModelOnly": {"lora_name": "demo_own_pictures_lora.safetensors"},
     "BeyondCFGNoisyClassifier": {"classifier": "demo_left.safetensors", "label": "red seven"},
 }
@@ -127,7 +128,15 @@ def test_every_example_runs_to_success(name, server, workflow):
         if not CAN_COPY and name.startswith(("sims", "distil")) and "cannot copy a loaded model" in str(failure):
             pytest.skip(NO_COPY)  # as the message says
         raise
-    show = ("BeyondCFGGrid", "BeyondCFGReport", "BeyondCFGLayerMap", "SaveImage", "SaveAnimatedWEBP", "PreviewImage")
+    show = (
+        "BeyondCFGGrid",
+        "BeyondCFGSweep",
+        "BeyondCFGReport",
+        "BeyondCFGLayerMap",
+        "SaveImage",
+        "SaveAnimatedWEBP",
+        "PreviewImage",
+    )
     assert len(pictures) >= sum(node["class_type"] in show for node in whole.values())
     for file, content in pictures:
         assert content[:4] == (b"RIFF" if file.endswith(".webp") else b"\x89PNG")
@@ -138,7 +147,7 @@ def is_learnt(workflow: dict, model: str) -> bool:
     return workflow[model]["class_type"] == "LoraModelLoader"
 
 
-@pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map"}))  # which samples nothing
+@pytest.mark.parametrize("name", sorted(set(WORKFLOWS) - {"layer_map", "sweep_sdxl"}))  # nothing and one is sampled
 def test_every_example_compares_on_one_seed(name):
     workflow = workflows.load(examples.api_of(name))
     (batch,) = (node for node in workflow.values() if node["class_type"] == "BatchImagesNode")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from pack.guiders.host import Recorder, trace, with_recorder
 from pack.guiders.host.recorder import Call
+from pack.nodes.grids import GuidanceGrid
 from pack.nodes.pictures.labelled_grid import LARGEST_SIDE, check_size
-from pack.nodes.report import GuidanceGrid, GuidanceRecorder, GuidanceReport
+from pack.nodes.report import GuidanceRecorder, GuidanceReport
 from pack.nodes.reuse import GuidanceReuse, GuidanceStop
 from pack.nodes.verdict import moved, verdict
 from pack.patches.texts import shown

@@ -10,6 +10,8 @@ import folder_paths
 import pytest
 import torch
 from comfy.samplers import sampler_object
+from comfy_api.latest import io
+from comfy_execution.graph import DynamicPrompt
 from pack.guiders.host import Recorder
 from pack.guiders.host.classifiers import FOLDER
 from pack.guiders.host.recorder import Call
@@ -62,6 +64,12 @@ HOSTILE = {
     "no pictures": torch.zeros(0, 4, 4, 3),
     "a picture of two channels": torch.zeros(1, 4, 4, 2),
 }
+GRAPH = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.ckpt"}},
+    "2": {"class_type": "KSampler", "inputs": {"model": ["1", 0], "cfg": 4.0}},
+    "3": {"class_type": "VAEDecode", "inputs": {"samples": ["2", 0], "vae": ["1", 2]}},
+    "4": {"class_type": "PreviewImage", "inputs": {"images": ["3", 0]}},
+}
 PYTHONS = re.compile(  # words that no sentence of ours has
     r"object|invalid literal|could not convert|codec|Exceeds|supported between|unpack|argument|NoneType|expected|"
     r"index|hashable|real number|Traceback|Error\b|subscript|iterable|overflow|recursion|embedded|0x|\{|\bint\(",
@@ -112,6 +120,7 @@ def given(tmp_path_factory):
         "batch_size": 1,
         "rank": 1,
     }
+    own["BeyondCFGSweep"] = {"images": ["3", 0], "setting": "KSampler.cfg"}
     own["BeyondCFGNoisyClassifier"] = {"model": network("flux"), "classifier": "demo_left.safetensors", "label": "0"}
 
     @functools.cache
@@ -128,7 +137,10 @@ def given(tmp_path_factory):
 
 
 def _execute(node, inputs: dict):
-    """What the host calls: a node of which one input takes lists gets a list for each."""
+    """What the host calls. A node with an input that takes lists gets a list for each, one that asks for a graph one."""
+    if node.hears:
+        hidden = {io.Hidden.dynprompt: DynamicPrompt(GRAPH), io.Hidden.unique_id: "4"}
+        node = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
     return node.execute(**{name: [value] for name, value in inputs.items()} if node.lists else inputs)
 
 
