@@ -13,6 +13,9 @@ from ..guiders.host import Term, add_term
 from ..guiders.region import Region
 from ..guiders.schedule import Schedule
 from . import schema
+from .values import Written
+
+WINDOW = ("start_percent", "end_percent")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Guidance:
     rule: type  # what is put on the model
     own_inputs: Sequence[io.Input]  # those that are not the model and not where in sampling it acts
     make: Callable  # (model, **values of own_inputs) → (the model that the rule goes on, the rule)
+    foresee: Callable[[Written], None] = lambda written: None  # raises ValueError for what own_inputs show before a run
 
     @property
     def inputs(self) -> tuple[io.Input, ...]:
@@ -44,6 +48,12 @@ class Guidance:
         return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title, region_of(region)))
 
 
+def foresee_window(written: Written) -> None:
+    """Raise ValueError for an impossible part of sampling."""
+    if written.has(WINDOW):
+        Schedule(*(written.values[name] for name in WINDOW))
+
+
 def region_of(mask: Tensor | None) -> Region | None:
     """The region of a mask, [masks, height, width] or one alone, [height, width]. Raises ValueError for no mask."""
     return None if mask is None else Region(mask[None] if mask.ndim == 2 else mask)
@@ -58,6 +68,11 @@ def term_node(guidance: Guidance) -> type[schema.Node]:
         @classmethod
         def build(cls, **values):
             return guidance.add(cls.about.name, **values)
+
+        @classmethod
+        def foresee(cls, written):
+            foresee_window(written)
+            guidance.foresee(written)
 
     TermNode.__name__ = TermNode.__qualname__ = guidance.about.node_id
     return TermNode

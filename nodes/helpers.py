@@ -94,6 +94,11 @@ class GuidanceSchedule(schema.Node):
             return Curve.parse(points, over)
         return Curve(((0.0, start), (1.0, end)), curve_type, power)
 
+    @classmethod
+    def foresee(cls, written):
+        if written.has(given.id for given in cls.inputs if not given.optional) and "curve" not in written.given:
+            cls.build(**written.values)
+
 
 class GuidanceOptions(schema.Node):
     """MODEL → MODEL, with how its guidances are computed."""

@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..guiders.base import About, strength_of
-from .values import check
+from .values import Written, check
 
 CATEGORY = "Beyond CFG"
 
@@ -205,6 +205,28 @@ class Node(io.ComfyNode):
                 for value in inputs[given.id] if given.id in cls.lists else [inputs[given.id]]:
                     check(given, value)
         return cls.build(**inputs)
+
+    @classmethod
+    def foresee(cls, written: Written) -> None:
+        """Raise ValueError where `build` would, as far as that can be told before anything runs."""
+
+    @classmethod
+    def validate_inputs(cls, **inputs) -> bool:
+        """What the host asks before a run: each value as it is written, and None for what a link will give. Raises
+        ValueError in the words of `execute`: an answer in words the host would repeat for every input."""
+        if cls.lists:
+            inputs = {name: value[0] for name, value in inputs.items()}
+        if any(given.id not in inputs for given in cls.inputs if not given.optional):
+            return True  # then the host says what is missing
+        written = Written({name: value for name, value in inputs.items() if value is not None}, frozenset(inputs))
+        try:
+            for given in cls.inputs:
+                if given.id in written.values:
+                    check(given, written.values[given.id])
+            cls.foresee(written)
+        except ValueError as error:
+            raise ValueError(f"{cls.about.name}: {error}") from None
+        return True
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:

@@ -288,6 +288,7 @@ OF_A_CONTRACT = {
     "neutral",
     "random",
     "build",
+    "foresee",
 }
 
 
