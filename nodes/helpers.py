@@ -69,13 +69,12 @@ class GuidanceSchedule(schema.Node):
         ),
         io.String.Input(
             "points", default="0: 1, 1: 0",
-            tooltip="For points: pairs of where and factor, in order, joined by straight lines.",
+            tooltip="For points: pairs of where and factor, joined by straight lines. Their order does not matter.",
         ),
         io.Combo.Input(
             "over", options=["percent", "sigma"],
             default="percent",
-            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels. Noise levels may rise "
-            "or fall, as they do in sampling.",
+            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels.",
         ),
         io.Custom("CURVE").Input(
             "curve", optional=True,
