@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guiders.base import About
+from ..guiders.base import About, strength_of
 from ..guiders.host import Term, add_term
 from ..guiders.region import Region
 from ..guiders.schedule import Schedule
@@ -42,6 +42,12 @@ class Guidance:
             schema.REGION_IN,
         )
 
+    @property
+    def basics(self) -> frozenset[str]:
+        """Inputs that are not advanced: its strength, and where it acts if that is all there is to set."""
+        strength = strength_of(self.rule)
+        return frozenset([strength.name] if strength else ()) | frozenset(() if self.own_inputs else WINDOW)
+
     def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, region=None, **values):
         """A copy of `model` with this guidance on it, under its node's name. Raises ValueError for what cannot work."""
         model, rule = self.make(model, **values)
@@ -64,6 +70,7 @@ def term_node(guidance: Guidance) -> type[schema.Node]:
 
     class TermNode(schema.Node):
         about, inputs, output = guidance.about, guidance.inputs, schema.MODEL_OUT
+        basics = guidance.basics
 
         @classmethod
         def build(cls, **values):

@@ -11,7 +11,7 @@ from ..guiders.classifier_free import SamplerCFG
 from ..guiders.host import Term, add_term, check_cfg, make_guider
 from ..guiders.schedule import Schedule
 from . import schema, terms
-from .guidance import Guidance, foresee_window, region_of
+from .guidance import WINDOW, Guidance, foresee_window, region_of
 from .values import Written
 
 
@@ -46,6 +46,7 @@ class CFGGuider(schema.Node):
         schema.REGION_IN,
     )
     output = schema.GUIDER_OUT
+    basics = frozenset(WINDOW)
 
     @classmethod
     def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None, region=None):
@@ -77,6 +78,7 @@ def guider_node(guidance: Guidance) -> type[schema.Node]:
             summary=f"{guidance.about.name} and CFG in one node for SamplerCustomAdvanced. {guidance.about.summary}",
         )
         inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
+        basics = guidance.basics
         output = schema.GUIDER_OUT
 
         @classmethod

@@ -83,6 +83,7 @@ class GuidanceSchedule(schema.Node):
             "settings above.",
         ),
     )  # fmt: skip
+    basics = frozenset(["power"])  # the page hides what the chosen form does not use
     output = schema.SCHEDULE.Output(display_name="schedule", tooltip="For the schedule input of guidance nodes.")
 
     @classmethod

@@ -3,6 +3,7 @@ values of inputs become its fields, and the class of all nodes."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -75,6 +76,14 @@ def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
     ]
 
 
+# Inputs that few users ever change, by name. A page that can hide them does so, until it is asked for them.
+ADVANCED = frozenset([
+    "start_percent", "end_percent", "seed", "pool_size", "pool_seed",
+    "blend", "target", "padding", "keep_diagonal", "offset", "power", "alpha", "mask",  # of what is done in attention
+    "warm_up", "percentile", "bands", "cutoff", "gamma", "eta", "t_min", "t_max", "of", "masked", "overlap",  # of rules
+    "adam", "beta1", "beta2", "tolerance", "between", "first", "last", "check", "bits", "width", "height",
+    "batch_size", "learning_rate", "rank", "checkpointing", "existing_lora",
+])  # fmt: skip
 SCHEDULE = io.Custom("BEYOND_CFG_SCHEDULE")
 SCHEDULE_IN = SCHEDULE.Input(
     "schedule",
@@ -160,6 +169,13 @@ def _input(field: dataclasses.Field) -> io.Input:
     return io.Float.Input(field.name, round=0.0001, **common, **limits)
 
 
+def _advanced(given: io.Input) -> io.Input:
+    """An input, marked as one that a page may hide."""
+    marked = copy.copy(given)
+    marked.advanced = True
+    return marked
+
+
 def _only(name: str, values: list):
     """The one value of an input that takes no list."""
     if len(values) != 1:
@@ -179,6 +195,7 @@ class Node(io.ComfyNode):
     build: Callable  # (**inputs) → the output's value or an io.NodeOutput; raises ValueError for what cannot work
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
+    basics: frozenset[str] = frozenset()  # inputs that are not advanced here, though they are elsewhere
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
@@ -190,7 +207,7 @@ class Node(io.ComfyNode):
             category=f"{CATEGORY}/{cls.about.group}",
             description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
-            inputs=[*cls.inputs],
+            inputs=[_advanced(given) if given.id in ADVANCED - cls.basics else given for given in cls.inputs],
             outputs=[cls.output, *cls.further],
             is_output_node=cls.shows,
             is_input_list=bool(cls.lists),

@@ -13,6 +13,7 @@ import torch
 from pack.guiders import RULES, host
 from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
+from pack.nodes.schema import ADVANCED
 from pack.patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
 from pack.tests.host import networks
 from pack.tests.host.harness import SKIPPING, pag, prompts, sample, shared_network
@@ -73,8 +74,22 @@ def test_the_ids_are_distinct_and_the_packs_own_and_none_is_the_hosts():
     assert len({node.define_schema().display_name for node in NODES}) == len(NODES)
 
 
+@EVERY
+def test_a_node_opens_with_few_settings_and_its_strength_and_layers_are_among_them(node):
+    settings = [given for given in node.define_schema().inputs if hasattr(given, "default")]
+    shown = {given.id for given in settings if not given.advanced}
+    assert 1 <= len(shown) <= 5 or node.about.node_id == "BeyondCFGSchedule"  # which hides what it does not use
+    assert {"layers", "scale", "weight", "amount", "cfg"} & {given.id for given in settings} <= shown
+    assert settings[0].id in shown
+
+
+def test_every_name_of_an_advanced_input_is_one_that_a_node_has():
+    hidden = {given.id for node in NODES for given in node.define_schema().inputs if given.advanced}
+    assert hidden == ADVANCED
+
+
 def described(given) -> dict:
-    kept = ("default", "min", "max", "step", "round", "options", "multiline")
+    kept = ("default", "min", "max", "step", "round", "options", "multiline", "advanced")
     values = {key: getattr(given, key) for key in kept if getattr(given, key, None) is not None}
     return {"id": given.id, "type": given.get_io_type(), "optional": bool(given.optional), **values}
 
