@@ -38,11 +38,11 @@ class Curve:
     """Strength along sampling: through points, with one kind of rise between each two.
 
     u is how far between two points it is: linear u, cosine (1 − cos πu)/2, power uᵖ. Before the first point and after
-    the last the strength is theirs. Noise levels may also be given as sampling passes them, falling. Raises ValueError for
-    points out of order, or numbers out of range.
+    the last the strength is theirs. Points may be given in any order. Raises ValueError for two at one place, or numbers
+    out of range.
     """
 
-    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))  # (where, strength), where they lie rising
+    points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 1.0))  # (where, strength), by where
     kind: str = "linear"
     power: float = 1.0
     over: str = "percent"  # where: fractions of sampling, 0 to 1; or "sigma": noise levels
@@ -55,13 +55,10 @@ class Curve:
                 raise ValueError(
                     f"point {at:g}: {strength:g} is out of range; both must be finite, from {-FARTHEST:g} to {FARTHEST:g}"
                 )
-        falls = self.over == "sigma" and self.points[0][0] > self.points[-1][0]
+        object.__setattr__(self, "points", tuple(sorted(self.points)))
         for (before, _), (after, _) in pairwise(self.points):
-            if not (after < before if falls else before < after):
-                how = "all must rise, or all must fall" if self.over == "sigma" else "each must lie after the last"
-                raise ValueError(f"points are out of order: {before:g} comes before {after:g}; {how}")
-        if falls:
-            object.__setattr__(self, "points", self.points[::-1])
+            if before == after:
+                raise ValueError(f"points has two at {before:g}; each must lie at a place of its own")
         if not (math.isfinite(self.power) and self.power > 0):
             raise ValueError(f"power is {self.power}; it must be a number above 0")
 

@@ -71,6 +71,15 @@ def by_pictures(
     return model, CleanClassifierGuidance(classifier, **schema.settings(CleanClassifierGuidance, values))
 
 
+WORDS = ("label", "other_labels", "head")
+
+
+def foresee_words(written):
+    """Raise ValueError where the labels or their files are missing."""
+    if written.has(WORDS):
+        host.check_words(*(written.values[name] for name in WORDS), has_clip="clip" in written.given)
+
+
 LATENT_INPUTS = [
     io.String.Input(
         "classifier",
@@ -100,8 +109,14 @@ def by_latents(model, classifier, label, scale, adam=None, beta1=None, beta2=Non
     return model, NoisyClassifierGuidance(network, **schema.settings(NoisyClassifierGuidance, values))
 
 
+def foresee_file(written):
+    """Raise ValueError where the file is not there."""
+    if written.has(["classifier"]):
+        host.path_of(written.values["classifier"].strip())
+
+
 GUIDANCES = [
-    Guidance(CLASSIFIER, CleanClassifierGuidance, PICTURE_INPUTS, by_pictures),
-    Guidance(NOISY, NoisyClassifierGuidance, LATENT_INPUTS, by_latents),
+    Guidance(CLASSIFIER, CleanClassifierGuidance, PICTURE_INPUTS, by_pictures, foresee_words),
+    Guidance(NOISY, NoisyClassifierGuidance, LATENT_INPUTS, by_latents, foresee_file),
 ]
 NODES = [term_node(guidance) for guidance in GUIDANCES]

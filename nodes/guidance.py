@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guiders.base import About
+from ..guiders.base import About, strength_of
 from ..guiders.host import Term, add_term
 from ..guiders.region import Region
 from ..guiders.schedule import Schedule
 from . import schema
+from .values import Written
+
+WINDOW = ("start_percent", "end_percent")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Guidance:
     rule: type  # what is put on the model
     own_inputs: Sequence[io.Input]  # those that are not the model and not where in sampling it acts
     make: Callable  # (model, **values of own_inputs) → (the model that the rule goes on, the rule)
+    foresee: Callable[[Written], None] = lambda written: None  # raises ValueError for what own_inputs show before a run
 
     @property
     def inputs(self) -> tuple[io.Input, ...]:
@@ -38,10 +42,22 @@ class Guidance:
             schema.REGION_IN,
         )
 
+    @property
+    def basics(self) -> frozenset[str]:
+        """Inputs that are not advanced: its strength, and where it acts if that is all there is to set."""
+        strength = strength_of(self.rule)
+        return frozenset([strength.name] if strength else ()) | frozenset(() if self.own_inputs else WINDOW)
+
     def add(self, title: str, model, start_percent: float, end_percent: float, schedule=None, region=None, **values):
         """A copy of `model` with this guidance on it, under its node's name. Raises ValueError for what cannot work."""
         model, rule = self.make(model, **values)
         return add_term(model, Term(rule, Schedule(start_percent, end_percent, schedule), title, region_of(region)))
+
+
+def foresee_window(written: Written) -> None:
+    """Raise ValueError for an impossible part of sampling."""
+    if written.has(WINDOW):
+        Schedule(*(written.values[name] for name in WINDOW))
 
 
 def region_of(mask: Tensor | None) -> Region | None:
@@ -54,10 +70,16 @@ def term_node(guidance: Guidance) -> type[schema.Node]:
 
     class TermNode(schema.Node):
         about, inputs, output = guidance.about, guidance.inputs, schema.MODEL_OUT
+        basics = guidance.basics
 
         @classmethod
         def build(cls, **values):
             return guidance.add(cls.about.name, **values)
+
+        @classmethod
+        def foresee(cls, written):
+            foresee_window(written)
+            guidance.foresee(written)
 
     TermNode.__name__ = TermNode.__qualname__ = guidance.about.node_id
     return TermNode

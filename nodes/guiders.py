@@ -8,10 +8,17 @@ import dataclasses
 from comfy_api.latest import io
 
 from ..guiders.classifier_free import SamplerCFG
-from ..guiders.host import Term, add_term, make_guider
+from ..guiders.host import Term, add_term, check_cfg, make_guider
 from ..guiders.schedule import Schedule
 from . import schema, terms
-from .guidance import Guidance, region_of
+from .guidance import WINDOW, Guidance, foresee_window, region_of
+from .values import Written
+
+
+def foresee_cfg(written: Written) -> None:
+    """Raise ValueError where cfg needs a negative and none is connected."""
+    if "cfg" in written.values:
+        check_cfg(written.values["cfg"], "negative" in written.given)
 
 
 class CFGGuider(schema.Node):
@@ -39,6 +46,7 @@ class CFGGuider(schema.Node):
         schema.REGION_IN,
     )
     output = schema.GUIDER_OUT
+    basics = frozenset(WINDOW)
 
     @classmethod
     def build(cls, model, positive, cfg, start_percent, end_percent, negative=None, schedule=None, region=None):
@@ -46,6 +54,11 @@ class CFGGuider(schema.Node):
         if when != Schedule() or where is not None:
             model = add_term(model, Term(SamplerCFG(), when, cls.about.name, where))
         return make_guider(model, positive, negative, cfg)
+
+    @classmethod
+    def foresee(cls, written):
+        foresee_window(written)
+        foresee_cfg(written)
 
 
 def guider_node(guidance: Guidance) -> type[schema.Node]:
@@ -66,11 +79,18 @@ def guider_node(guidance: Guidance) -> type[schema.Node]:
             summary=f"{guidance.about.name} and CFG in one node for SamplerCustomAdvanced. {guidance.about.summary}",
         )
         inputs = (*models, schema.POSITIVE, schema.NEGATIVE, schema.cfg(cfg), *settings)
+        basics = guidance.basics
         output = schema.GUIDER_OUT
 
         @classmethod
         def build(cls, positive, cfg, negative=None, **values):
             return make_guider(guidance.add(cls.about.name, **values), positive, negative, cfg)
+
+        @classmethod
+        def foresee(cls, written):
+            foresee_window(written)
+            foresee_cfg(written)
+            guidance.foresee(written)
 
     Guider.__name__ = Guider.__qualname__ = Guider.about.node_id
     return Guider

@@ -70,13 +70,12 @@ class GuidanceSchedule(schema.Node):
         ),
         io.String.Input(
             "points", default="0: 1, 1: 0",
-            tooltip="For points: pairs of where and factor, in order, joined by straight lines.",
+            tooltip="For points: pairs of where and factor, joined by straight lines. Their order does not matter.",
         ),
         io.Combo.Input(
             "over", options=["percent", "sigma"],
             default="percent",
-            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels. Noise levels may rise "
-            "or fall, as they do in sampling.",
+            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels.",
         ),
         io.Custom("CURVE").Input(
             "curve", optional=True,
@@ -85,6 +84,7 @@ class GuidanceSchedule(schema.Node):
             "settings above.",
         ),
     )  # fmt: skip
+    basics = frozenset(["power"])  # the page hides what the chosen form does not use
     output = schema.SCHEDULE.Output(display_name="schedule", tooltip="For the schedule input of guidance nodes.")
 
     @classmethod
@@ -94,6 +94,11 @@ class GuidanceSchedule(schema.Node):
         if curve_type == "points":
             return Curve.parse(points, over)
         return Curve(((0.0, start), (1.0, end)), curve_type, power)
+
+    @classmethod
+    def foresee(cls, written):
+        if written.has(given.id for given in cls.inputs if not given.optional) and "curve" not in written.given:
+            cls.build(**written.values)
 
 
 class GuidanceOptions(schema.Node):

@@ -18,6 +18,14 @@ REPORT = io.Custom("BEYOND_CFG_REPORT")
 STEP = re.compile(r"-?\d{1,9}", re.ASCII)
 
 
+def steps_of(text: str) -> tuple[int, ...]:
+    """ "0, -1" → the numbers of the steps. Raises ValueError for another text."""
+    steps = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(map(STEP.fullmatch, steps)):
+        raise ValueError(f'predictions_at is "{shown(text)}"; write step numbers such as 0, 5, -1')
+    return tuple(map(int, steps))
+
+
 class GuidanceRecorder(schema.Node):
     """MODEL → MODEL that records the next run, and the Recorder that it records into."""
 
@@ -52,11 +60,12 @@ class GuidanceRecorder(schema.Node):
 
     @classmethod
     def build(cls, model, predictions_at):
-        steps = [part.strip() for part in predictions_at.split(",") if part.strip()]
-        if not all(map(STEP.fullmatch, steps)):
-            raise ValueError(f'predictions_at is "{shown(predictions_at)}"; write step numbers such as 0, 5, -1')
-        recorder = Recorder(tuple(map(int, steps)))
+        recorder = Recorder(steps_of(predictions_at))
         return io.NodeOutput(with_recorder(model, recorder), recorder)
+
+    @classmethod
+    def foresee(cls, written):
+        steps_of(written.values.get("predictions_at", ""))
 
 
 class GuidanceReport(schema.Node):

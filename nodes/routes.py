@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from comfy_api.latest import io
@@ -17,12 +14,11 @@ from ..patches.host.log import LISTENERS
 from ..patches.texts import shown
 from .extension import nodes
 from .helpers import GuidanceSchedule
-from .pictures.drawing import draw_schedule, png
 from .replacements import register, with_meta
 from .warnings import Warnings
 
 SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
-DRAWING = ThreadPoolExecutor(1, "beyond_cfg_schedule")  # one at a time, while the server answers others
+FINENESS = 200  # straight pieces of a curve that is drawn
 
 
 def curve_of(settings: Mapping[str, str]) -> Curve:
@@ -41,10 +37,12 @@ def _read(given: io.Input, text: str) -> float | str:
         return text  # which the node refuses
 
 
-@functools.lru_cache(maxsize=32)
-def picture_of(curve: Curve) -> bytes:
-    """The curve as a PNG."""
-    return png(draw_schedule(curve))
+def drawing_of(curve: Curve) -> dict:
+    """What the page draws of a curve: where it begins and ends on the axis, and the line as points (where, strength)."""
+    low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, max(1.1 * curve.points[-1][0], 1e-3))
+    places = {low + (high - low) * at / FINENESS for at in range(FINENESS + 1)}
+    places |= {at for at, _ in curve.points if low <= at <= high}
+    return {"low": low, "high": high, "points": curve.points, "line": [(at, curve(at)) for at in sorted(places)]}
 
 
 def published() -> dict[str, list[dict]]:
@@ -88,11 +86,9 @@ def add_routes() -> None:
 
     @server.routes.get("/beyond_cfg_schedule")
     async def schedule(request: web.Request) -> web.Response:
-        """The picture of a Guidance Schedule with these settings; 400 with the node's own words for what cannot work."""
+        """The curve of a Guidance Schedule with these settings; 400 with the node's own words for what cannot work."""
         try:
-            curve = curve_of(request.query)
-            picture = await asyncio.get_running_loop().run_in_executor(DRAWING, picture_of, curve)
-            return web.Response(body=picture, content_type="image/png")
+            return web.json_response(drawing_of(curve_of(request.query)))
         except ValueError as error:
             return web.Response(text=str(error), status=400)
 

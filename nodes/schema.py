@@ -3,6 +3,7 @@ values of inputs become its fields, and the class of all nodes."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..guiders.base import About, strength_of
-from .values import check
+from .values import Written, check
 
 CATEGORY = "Beyond CFG"
 
@@ -80,6 +81,14 @@ def window(start: float = 0.0, end: float = 1.0) -> list[io.Float.Input]:
     ]
 
 
+# Inputs that few users ever change, by name. A page that can hide them does so, until it is asked for them.
+ADVANCED = frozenset([
+    "start_percent", "end_percent", "seed", "pool_size", "pool_seed",
+    "blend", "target", "padding", "keep_diagonal", "offset", "power", "alpha", "mask",  # of what is done in attention
+    "warm_up", "percentile", "bands", "cutoff", "gamma", "eta", "t_min", "t_max", "of", "masked", "overlap",  # of rules
+    "adam", "beta1", "beta2", "tolerance", "between", "first", "last", "check", "bits", "width", "height",
+    "batch_size", "learning_rate", "rank", "checkpointing", "existing_lora",
+])  # fmt: skip
 SCHEDULE = io.Custom("BEYOND_CFG_SCHEDULE")
 SCHEDULE_IN = SCHEDULE.Input(
     "schedule",
@@ -172,6 +181,13 @@ def _input(field: dataclasses.Field) -> io.Input:
     return io.Float.Input(field.name, round=0.0001, **common, **limits)
 
 
+def _advanced(given: io.Input) -> io.Input:
+    """An input, marked as one that a page may hide."""
+    marked = copy.copy(given)
+    marked.advanced = True
+    return marked
+
+
 def _only(name: str, values: list):
     """The one value of an input that takes no list."""
     if len(values) != 1:
@@ -193,6 +209,7 @@ class Node(io.ComfyNode):
     shows: bool = False  # whether it is worth running for what it shows alone
     hears: tuple[io.Hidden, ...] = ()  # what it is told besides, in `hidden`
     expands: bool = False  # whether it gives the host further nodes to run
+    basics: frozenset[str] = frozenset()  # inputs that are not advanced here, though they are elsewhere
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
 
     @classmethod
@@ -204,7 +221,7 @@ class Node(io.ComfyNode):
             category=f"{CATEGORY}/{cls.about.group}",
             description=cls.about.summary + (f" ({cls.about.paper})" if cls.about.paper else ""),
             search_aliases=list(cls.about.aliases),
-            inputs=[*cls.inputs],
+            inputs=[_advanced(given) if given.id in ADVANCED - cls.basics else given for given in cls.inputs],
             outputs=[cls.output, *cls.further],
             hidden=[*cls.hears],
             is_output_node=cls.shows,
@@ -221,6 +238,28 @@ class Node(io.ComfyNode):
                 for value in inputs[given.id] if given.id in cls.lists else [inputs[given.id]]:
                     check(given, value)
         return cls.build(**inputs)
+
+    @classmethod
+    def foresee(cls, written: Written) -> None:
+        """Raise ValueError where `build` would, as far as that can be told before anything runs."""
+
+    @classmethod
+    def validate_inputs(cls, **inputs) -> bool:
+        """What the host asks before a run: each value as it is written, and None for what a link will give. Raises
+        ValueError in the words of `execute`: an answer in words the host would repeat for every input."""
+        if cls.lists:
+            inputs = {name: value[0] for name, value in inputs.items()}
+        if any(given.id not in inputs for given in cls.inputs if not given.optional):
+            return True  # then the host says what is missing
+        written = Written({name: value for name, value in inputs.items() if value is not None}, frozenset(inputs))
+        try:
+            for given in cls.inputs:
+                if given.id in written.values:
+                    check(given, written.values[given.id])
+            cls.foresee(written)
+        except ValueError as error:
+            raise ValueError(f"{cls.about.name}: {error}") from None
+        return True
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:

@@ -60,7 +60,13 @@ def guidances() -> list[Guidance]:
         Guidance(PERP_NEG, PerpNeg, [EMPTY, *schema.inputs(PerpNeg)], perp_neg),
         Guidance(NEGATIVE_MODEL, WorseNegative, [NEGATIVE_MODEL_IN, *schema.inputs(WorseNegative)], negative_model),
         Guidance(PERTURBED_NEGATIVE, WorseNegative, PERTURBED_NEGATIVE_IN, perturbed_negative),
-        Guidance(ICG, IndependentConditionGuidance, [schema.strength(ICG), *CONDITIONS], independent_condition),
+        Guidance(
+            ICG,
+            IndependentConditionGuidance,
+            [schema.strength(ICG), *CONDITIONS],
+            independent_condition,
+            foresee_conditions,
+        ),
         Guidance(SAG.about, SAG, [*schema.inputs(SAG), schema.READ_LAYERS], self_attention),
         *(guidance_by_negative(method) for method in PROMPT_GUIDANCES),
         *(guidance_away_from(method) for method in PERTURBATIONS),
@@ -117,7 +123,11 @@ def guidance_of(rule: Any) -> Guidance:
     def make(model, **values):
         return model, rule(**schema.settings(rule, values))
 
-    return Guidance(rule.about, rule, schema.inputs(rule), make)
+    def foresee(written):
+        if written.has(given.id for given in schema.inputs(rule) if not given.optional):
+            rule(**schema.settings(rule, dict(written.values)))
+
+    return Guidance(rule.about, rule, schema.inputs(rule), make, foresee)
 
 
 # ----------------------------------------------------------------------------------------- rules that need the host
@@ -245,23 +255,32 @@ CONDITIONS = [
 ]
 
 
+def check_conditions(conditions: str, has_clip: bool, has_prompts: bool) -> None:
+    """Raise ValueError where what they are made of is not connected."""
+    if conditions == "random tokens" and not has_clip:
+        raise ValueError(
+            "conditions is random tokens, but no clip is connected to encode them. Connect one, or use gaussian"
+        )
+    if conditions == "prompts" and not has_prompts:
+        raise ValueError("conditions is prompts, but no prompts are connected. Connect two or more, or use gaussian")
+
+
 def independent_condition(model, weight, conditions, pool_size, pool_seed, clip=None, prompts=None):
     """Away from what the model predicts for a condition that has nothing to do with the picture."""
+    check_conditions(conditions, clip is not None, prompts is not None)
     if conditions == "gaussian":
         pool = Pool(seed=pool_seed)
     elif conditions == "random tokens":
-        if clip is None:
-            raise ValueError(
-                "conditions is random tokens, but no clip is connected to encode them. Connect one, or use gaussian"
-            )
         pool = host.random_tokens(clip, pool_size, pool_seed)
     else:
-        if prompts is None:
-            raise ValueError(
-                "conditions is prompts, but no prompts are connected. Connect two or more, or use gaussian"
-            )
-        pool = host.prompts(prompts, pool_seed)
+        pool = host.prompts(prompts or [], pool_seed)
     return model, IndependentConditionGuidance(schema.scale(ICG, weight), pool)
+
+
+def foresee_conditions(written):
+    """Raise ValueError where conditions have nothing to be made of."""
+    if "conditions" in written.values:
+        check_conditions(written.values["conditions"], "clip" in written.given, "prompts" in written.given)
 
 
 def self_attention(model, scale, blur_sigma, mask, layers):

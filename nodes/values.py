@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from ..patches.texts import shown
 
 LONGEST = 20_000  # characters of a text
 HALF = re.compile("[\ud800-\udfff]")  # half of a surrogate pair: no file and no answer of the server can hold it
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a node's inputs before anything runs."""
+
+    values: Mapping[str, Any]  # those that are written into the workflow
+    given: frozenset[str]  # all that will have a value, by a link too
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all of these are written."""
+        return self.values.keys() >= {*names}
 
 
 def check(given: io.Input, value) -> None:

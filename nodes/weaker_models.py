@@ -76,6 +76,11 @@ class PostHocEMA(schema.Node):
     def build(cls, snapshots, snapshot_ema, ema):
         return host.average(host.find_snapshots(snapshots, snapshot_ema), ema)
 
+    @classmethod
+    def foresee(cls, written):
+        if written.has(["snapshots"]):
+            host.find_snapshots(written.values["snapshots"], 0.0)
+
 
 class DegradedModel(schema.Node):
     """MODEL → MODEL that predicts worse."""
@@ -161,8 +166,7 @@ class DegradedModel(schema.Node):
 
     @classmethod
     def build(cls, model, degradation, amount, layers, bits, seed):
-        if layers.strip().lower() != "auto" and degradation not in ("dropout", "fewer layers"):
-            raise ValueError(f'layers is "{shown(layers)}", which {degradation} has no use for; set it back to auto')
+        check_use_of_layers(degradation, layers)
         if degradation == "input noise":
             return degraded.with_input_noise(model, amount, seed)
         if degradation == "dropout":
@@ -170,6 +174,17 @@ class DegradedModel(schema.Node):
         if degradation == "fewer layers":
             return degraded.with_fewer_layers(model, amount, layers)
         return degraded.with_rounded_weights(model, amount, bits)
+
+    @classmethod
+    def foresee(cls, written):
+        if written.has(["degradation", "layers"]):
+            check_use_of_layers(written.values["degradation"], written.values["layers"])
+
+
+def check_use_of_layers(degradation: str, layers: str) -> None:
+    """Raise ValueError where layers are chosen for a degradation of the whole network."""
+    if layers.strip().lower() != "auto" and degradation not in ("dropout", "fewer layers"):
+        raise ValueError(f'layers is "{shown(layers)}", which {degradation} has no use for; set layers to auto')
 
 
 NODES = [PostHocEMA, DegradedModel]

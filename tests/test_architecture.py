@@ -290,6 +290,7 @@ OF_A_CONTRACT = {
     "neutral",
     "random",
     "build",
+    "foresee",
 }
 
 

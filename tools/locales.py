@@ -5,7 +5,6 @@ locales/zh/sentences.json has each English sentence once, with its translation; 
 their ids as names, so these are left out, as are those of outputs that are called by their type: the page knows both.
 """
 
-import asyncio
 import json
 import re
 
@@ -18,9 +17,16 @@ SYNTAX = re.compile(r"[{}@|]")  # not text to the page, which compiles messages 
 
 def schemas() -> list:
     """The schemas of all nodes, in their order. The host has to be importable."""
-    from ..nodes.extension import BeyondCFG
+    from ..nodes.extension import nodes
 
-    return [node.define_schema() for node in asyncio.run(BeyondCFG().get_node_list())]
+    return [node.define_schema() for node in nodes()]
+
+
+def name_of(schema) -> str:
+    """The short name of a node, as messages and the help pages call it: a part of its title."""
+    from ..nodes.extension import nodes
+
+    return next((node.about.name for node in nodes() if node.about.node_id == schema.node_id), schema.display_name)
 
 
 def texts(schema) -> dict:

@@ -15,7 +15,7 @@ the terms are applied to its result.
 """
 
 from ...patches.host import KEY
-from .attach import add_term, make_guider, with_options, with_recorder, with_reuse, with_stop
+from .attach import add_term, check_cfg, make_guider, with_options, with_recorder, with_reuse, with_stop
 from .condition_pools import one_prompt, prompts, random_tokens
 from .recorder import Recorder
 from .run import sample_with_terms
@@ -29,6 +29,7 @@ __all__ = [
     "Recorder",
     "Term",
     "add_term",
+    "check_cfg",
     "make_guider",
     "one_prompt",
     "prompts",

@@ -58,14 +58,18 @@ def with_stop(model, stop: Stop):
     return model
 
 
-def make_guider(model, positive, negative, cfg: float):
-    """The host's own CFG guider on MODEL, with all its terms. `negative` may be None where `cfg` is 1.
-
-    Raises ValueError where cfg is not finite, or needs a negative and there is none."""
+def check_cfg(cfg: float, has_negative: bool) -> None:
+    """Raise ValueError where cfg is not finite, or needs a negative and there is none."""
     if not math.isfinite(cfg):
         raise ValueError(f"cfg is {cfg}; it must be a finite number")
-    if negative is None and cfg != 1.0:
+    if not has_negative and cfg != 1.0:
         raise ValueError(f"cfg is {cfg:g} but no negative is connected; connect one, or set cfg to 1 (no CFG)")
+
+
+def make_guider(model, positive, negative, cfg: float):
+    """The host's own CFG guider on MODEL, with all its terms. `negative` may be None where `cfg` is 1. Raises ValueError
+    as check_cfg."""
+    check_cfg(cfg, negative is not None)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive} if negative is None else {"positive": positive, "negative": negative})
     guider.set_cfg(cfg)

@@ -1,9 +1,8 @@
-"""What nodes draw, as the host's IMAGE [1, height, width, 3] or as PNG. The only place that needs matplotlib."""
+"""What nodes draw, as the host's IMAGE [1, height, width, 3]. The only place that needs matplotlib."""
 
 from __future__ import annotations
 
 import functools
-import io
 import math
 import threading
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from ...guiders.schedule import Curve
 from ...patches.layer_map import LayerMap
 
 CHOSEN, OTHER, WITHOUT, INK = "#e8590c", "#adb5bd", "#f1f3f5", "#212529"
@@ -66,27 +64,6 @@ def _transformer_places(layer_map: LayerMap) -> dict:
     return places
 
 
-def draw_schedule(curve: Curve):
-    """The curve as a figure of matplotlib, from the first step on the left to the last on the right."""
-    low, high = (0.0, 1.0) if curve.over == "percent" else (0.0, max(1.1 * curve.points[-1][0], 1e-3))
-    places = [low + (high - low) * at / 200 for at in range(201)]
-    figure = blank(4.2, 1.9)
-    axes = figure.add_axes((0.11, 0.24, 0.86, 0.70))
-    axes.plot(places, [curve(at) for at in places], color=CHOSEN, linewidth=2)
-    inside = [(at, strength) for at, strength in curve.points if low <= at <= high]
-    if len(curve.points) > 2 and inside:
-        axes.plot(*zip(*inside, strict=True), "o", color=CHOSEN, markersize=4)
-    axes.axhline(0, color=OTHER, linewidth=0.8)
-    axes.axhline(1, color=OTHER, linewidth=0.8, linestyle=":")
-    axes.set_xlim((low, high) if curve.over == "percent" else (high, low))
-    axes.set_xlabel(
-        "fraction of sampling" if curve.over == "percent" else "noise level σ, high at the start", fontsize=7
-    )
-    axes.set_ylabel("× strength", fontsize=7)
-    axes.tick_params(labelsize=7)
-    return figure
-
-
 def draw_losses(losses: Sequence[float]) -> Tensor:
     """The loss of each iteration of a training and their running mean, [1, height, width, 3]."""
     mean, means = losses[0], []
@@ -131,14 +108,6 @@ def _rectangle(*args, **kwargs):
     from matplotlib.patches import Rectangle
 
     return Rectangle(*args, **kwargs)
-
-
-def png(figure) -> bytes:
-    """The file of a figure."""
-    file = io.BytesIO()
-    with RENDERING:
-        figure.savefig(file, format="png")
-    return file.getvalue()
 
 
 def rendered(figure) -> Tensor:

@@ -1,6 +1,7 @@
 """Where a guidance acts: windows, intervals, and which step of the schedule an evaluation belongs to."""
 
 import bisect
+import itertools
 import math
 import random
 
@@ -15,19 +16,19 @@ NAN, INF = math.nan, math.inf
 # --------------------------------------------------------------------------------------------------------------- curve
 
 
-def test_points_over_noise_levels_may_be_written_as_sampling_passes_them():
-    falling, rising = Curve.parse("14: 0, 5: 1, 0.3: 0.5", "sigma"), Curve.parse("0.3: 0.5, 5: 1, 14: 0", "sigma")
-    assert falling == rising and falling.points == ((0.3, 0.5), (5.0, 1.0), (14.0, 0.0))
-    assert [falling(sigma) for sigma in (20, 14, 9.5, 5, 0.3, 0.1)] == [0, 0, 0.5, 1, 0.5, 0.5]
+@pytest.mark.parametrize("over", ["percent", "sigma"])
+def test_the_order_in_which_points_are_written_does_not_matter(over):
+    curves = {Curve.parse(", ".join(points), over) for points in itertools.permutations(["14: 0", "5: 1", "0.3: 0.5"])}
+    (curve,) = curves
+    assert curve.points == ((0.3, 0.5), (5.0, 1.0), (14.0, 0.0))
+    assert [curve(where) for where in (20, 14, 9.5, 5, 0.3, 0.1)] == [0, 0, 0.5, 1, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
     ("text", "over", "message"),
     [
-        ("14: 0, 5: 1, 9: 0", "sigma", "points are out of order: 5 comes before 9; all must rise, or all must fall"),
-        ("1: 0, 5: 1, 3: 0", "sigma", "points are out of order: 5 comes before 3; all must rise, or all must fall"),
-        ("5: 0, 5: 1", "sigma", "points are out of order: 5 comes before 5; all must rise, or all must fall"),
-        ("0.5: 1, 0.2: 0", "percent", "points are out of order: 0.5 comes before 0.2; each must lie after the last"),
+        ("5: 0, 5: 1", "sigma", "points has two at 5; each must lie at a place of its own"),
+        ("0.5: 1, 0.2: 0, 0.5: 1", "percent", "points has two at 0.5; each must lie at a place of its own"),
         ("0: 1, 1: nan", "percent", "point 1: nan is out of range; both must be finite, from -1e+06 to 1e+06"),
         ("inf: 1", "sigma", "point inf: 1 is out of range; both must be finite, from -1e+06 to 1e+06"),
         ("0: 1e300, 1: 0", "percent", "point 0: 1e+300 is out of range; both must be finite, from -1e+06 to 1e+06"),

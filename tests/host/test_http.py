@@ -8,6 +8,7 @@ import urllib.parse
 import uuid
 
 import pytest
+import requests
 import websocket
 from pack.tests.host.harness import CAN_COPY, NO_COPY, needs_copy
 from pack.tools import examples, thumbnails, workflows
@@ -200,8 +201,6 @@ def test_the_ksampler_and_the_guider_give_the_same_picture(server, workflow):
             'PAG: layers "input.99": there is no "input.99". This model has input.1, middle.',
         ),
         ({"BeyondCFGPAG__layers": "nonsense!"}, 'PAG: layers "nonsense!": cannot read "nonsense!".'),
-        ({"BeyondCFGPAG__start_percent": 0.8, "BeyondCFGPAG__end_percent": 0.2}, "PAG: start_percent is 0.8 and"),
-        ({"BeyondCFGPAG__scale": float("nan")}, "PAG: scale is nan; it must be a number from 0 to 100"),
     ],
 )
 def test_bad_input_is_an_error_at_our_node_that_names_it(inputs, message, server, workflow):
@@ -209,17 +208,39 @@ def test_bad_input_is_an_error_at_our_node_that_names_it(inputs, message, server
     assert "(BeyondCFGPAG) failed with ValueError" in text and message in text
 
 
-def test_an_infinite_scale_is_refused_before_anything_runs(server, workflow):
-    text = failure(server, workflow("pag_ksampler", BeyondCFGPAG__scale=float("inf")))
-    assert "ComfyUI refused the workflow" in text and "scale" in text and "BeyondCFGPAG" in text
+def refusal(server, workflow) -> dict:
+    """What the host answers to a prompt that it refuses: node id → the details of its errors."""
+    answer = requests.post(f"{server.url}/prompt", json={"prompt": workflow}, timeout=60)
+    assert answer.status_code == 400
+    errors = answer.json()["node_errors"]
+    return {node: [error["details"] for error in found["errors"]] for node, found in errors.items()}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (
+            {"start_percent": 0.8, "end_percent": 0.2},
+            "PAG: start_percent is 0.8 and end_percent is 0.2; start must come before end, both from 0 to 1",
+        ),
+        ({"scale": "NaN"}, "PAG: scale is nan; it must be a number from 0 to 100"),
+        ({"scale": "Infinity"}, "PAG: scale is inf; it must be a number from 0 to 100"),
+        ({"scale": -1}, "PAG: scale is -1.0; it must be a number from 0 to 100"),
+    ],
+)
+def test_what_cannot_work_is_refused_once_in_our_words_before_anything_runs(inputs, message, server, workflow):
+    whole = workflow("pag_ksampler", **{f"BeyondCFGPAG__{name}": value for name, value in inputs.items()})
+    (pag,) = (key for key, node in whole.items() if node["class_type"] == "BeyondCFGPAG")
+    assert refusal(server, whole) == {pag: [message]}
 
 
 def test_a_guider_with_cfg_and_no_negative_says_what_to_do(server, workflow):
     without = workflow("pag_guider")
-    (node,) = (node for node in without.values() if node["class_type"] == "BeyondCFGPAGGuider")
-    del node["inputs"]["negative"]
-    assert "PAG Guider: cfg is 4 but no negative is connected" in failure(server, without)
-    node["inputs"]["cfg"] = 1.0
+    (key,) = (key for key, node in without.items() if node["class_type"] == "BeyondCFGPAGGuider")
+    del without[key]["inputs"]["negative"]
+    said = "PAG Guider: cfg is 4 but no negative is connected; connect one, or set cfg to 1 (no CFG)"
+    assert refusal(server, without) == {key: [said]}
+    without[key]["inputs"]["cfg"] = 1.0
     assert server.run(without)
 
 

@@ -13,6 +13,7 @@ import torch
 from pack.guiders import RULES, host
 from pack.nodes import classifier, terms
 from pack.nodes.extension import BeyondCFG
+from pack.nodes.schema import ADVANCED
 from pack.patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
 from pack.tests.host import networks
 from pack.tests.host.harness import SKIPPING, pag, prompts, sample, shared_network
@@ -30,6 +31,7 @@ WANTS_MORE += ("BeyondCFGSweep",)  # a graph that runs
 NO_PAPER = {
     f"BeyondCFG{name}" for name in ("LayerMap", "Recorder", "Report", "Grid", "Sweep", "Options", "Guidance")
 }  # tools
+NO_PAPER |= {"BeyondCFGGuidance"}  # of many papers
 NO_PAPER |= {"BeyondCFGMahiro", "BeyondCFGTonemap"}  # their sources are nodes of the host
 
 
@@ -76,8 +78,22 @@ def test_the_ids_are_distinct_and_the_packs_own_and_none_is_the_hosts():
     assert len({node.define_schema().display_name for node in NODES}) == len(NODES)
 
 
+@EVERY
+def test_a_node_opens_with_few_settings_and_its_strength_and_layers_are_among_them(node):
+    settings = [given for given in node.define_schema().inputs if hasattr(given, "default")]
+    shown = {given.id for given in settings if not given.advanced}
+    assert 1 <= len(shown) <= 5 or node.about.node_id == "BeyondCFGSchedule"  # which hides what it does not use
+    assert {"layers", "scale", "weight", "amount", "cfg"} & {given.id for given in settings} <= shown
+    assert settings[0].id in shown
+
+
+def test_every_name_of_an_advanced_input_is_one_that_a_node_has():
+    hidden = {given.id for node in NODES for given in node.define_schema().inputs if given.advanced}
+    assert hidden == ADVANCED
+
+
 def described(given) -> dict:
-    kept = ("default", "min", "max", "step", "round", "options", "multiline")
+    kept = ("default", "min", "max", "step", "round", "options", "multiline", "advanced")
     values = {key: getattr(given, key) for key in kept if getattr(given, key, None) is not None}
     return {"id": given.id, "type": given.get_io_type(), "optional": bool(given.optional), **values}
 
@@ -305,9 +321,9 @@ def test_skipping_a_layer_of_a_unet_is_refused_and_an_unknown_layer_of_a_transfo
     ("changes", "part"),
     [
         ({"curve_type": "points", "points": "0: 1, 0.5"}, 'points "0: 1, 0.5": write pairs'),
-        ({"curve_type": "points", "points": "0.5: 1, 0.2: 0"}, "points are out of order: 0.5 comes before 0.2"),
+        ({"curve_type": "points", "points": "0.5: 1, 0.2: 0, 0.5: 0"}, "points has two at 0.5"),
         ({"curve_type": "points", "points": "0: nan"}, "must be finite"),
-        ({"curve_type": "points", "points": "14: 0, 15: 1, 9: 1", "over": "sigma"}, "14 comes before 15"),
+        ({"curve_type": "points", "points": "14: 0, 15: 1, 14: 1", "over": "sigma"}, "points has two at 14"),
         ({"curve": "drawn"}, 'curve is "drawn"; it must be what the host\'s Curve Editor gives'),
         ({"curve": {0.0: 1.0}}, "curve is of the type dict; it must be what the host's Curve Editor gives"),
         ({"curve": [(0.0, NAN)]}, "point 0: nan is out of range"),

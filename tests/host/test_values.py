@@ -149,17 +149,65 @@ def test_the_values_that_the_hostile_ones_stand_among_are_good_ones(node_id, giv
     _execute(NODES[node_id], given(node_id))
 
 
+def foreseen(node, inputs: dict) -> str:
+    """What a node says before a run, where links give all that is no setting; else nothing."""
+    settings = {one.id for one in node.inputs if hasattr(one, "default")}
+    written = {name: value if name in settings else None for name, value in inputs.items()}
+    try:
+        assert node.validate_inputs(**{name: (value,) for name, value in written.items()} if node.lists else written)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(("node_id", "name"), INPUTS)
 def test_a_node_works_with_what_it_is_given_or_says_why_not(node_id, name, given):
     node = NODES[node_id]
     for value in HOSTILE.values():
+        said, inputs = "", given(node_id) | {name: value}
         try:
-            _execute(node, given(node_id) | {name: value})
+            _execute(node, inputs)
         except ValueError as error:
-            title, _, message = str(error).partition(": ")
+            said = str(error)
+            title, _, message = said.partition(": ")
             assert title == node.about.name
             assert name in message and not PYTHONS.search(message), message
             assert len(message) < 2000 and message.encode(), message[:3000]
+        assert foreseen(node, inputs) in ("", said)
+
+
+FORESEEN = [
+    ("BeyondCFGPAG", {"scale": 101.0}, "PAG: scale is 101.0; it must be a number from 0 to 100"),
+    ("BeyondCFGPAG", {"start_percent": 0.8, "end_percent": 0.3}, "PAG: start_percent is 0.8 and end_percent is 0.3; "),
+    ("BeyondCFGPAGGuider", {"negative": ...}, "PAG Guider: cfg is 4 but no negative is connected; connect one, or "),
+    ("BeyondCFGGuider", {"negative": ...}, "CFG Interval Guider: cfg is 7 but no negative is connected; connect one"),
+    ("BeyondCFGHiGS", {"t_min": 0.5, "t_max": 0.5}, "HiGS: t_min is 0.5 and t_max is 0.5; t_min must be less"),
+    ("BeyondCFGICG", {"conditions": "prompts"}, "ICG: conditions is prompts, but no prompts are connected. Connect "),
+    ("BeyondCFGSchedule", {"curve_type": "points", "points": "0: 1, x"}, 'Guidance Schedule: points "0: 1, x": write '),
+    ("BeyondCFGClassifier", {"head": "", "label": ""}, "Classifier Guidance: needs a clip, to understand the labels, "),
+    ("BeyondCFGNoisyClassifier", {"classifier": "no"}, 'Noise-Aware Classifier Guidance: there is no file "no". The '),
+    ("BeyondCFGPostHocEMA", {"snapshots": ""}, "Post-hoc EMA: snapshots is empty; write one file name per line. The "),
+    ("BeyondCFGDegradedModel", {"degradation": "input noise", "layers": "2"}, 'Degraded Model: layers is "2", which '),
+    ("BeyondCFGRecorder", {"predictions_at": "first"}, 'Guidance Recorder: predictions_at is "first"; write step numb'),
+]
+
+
+@pytest.mark.parametrize(("node_id", "wrong", "message"), FORESEEN)
+def test_what_can_be_known_before_a_run_is_said_then_in_the_words_of_the_run(node_id, wrong, message, given):
+    node = NODES[node_id]
+    inputs = {name: value for name, value in (given(node_id) | wrong).items() if value is not ...}
+    with pytest.raises(ValueError) as error:
+        _execute(node, inputs)
+    assert foreseen(node, inputs) == str(error.value) and str(error.value).startswith(message)
+
+
+def test_nothing_is_said_before_a_run_of_what_a_link_will_give_or_the_host_will_miss(given):
+    node = NODES["BeyondCFGPAGGuider"]
+    assert node.validate_inputs(**given("BeyondCFGPAGGuider") | {"model": None, "positive": None, "negative": None})
+    linked = given("BeyondCFGPAGGuider") | {"start_percent": None, "end_percent": 0.0, "negative": None}
+    assert node.validate_inputs(**linked | {"model": None, "positive": None})
+    without = {name: value for name, value in given("BeyondCFGPAGGuider").items() if name not in ("negative", "scale")}
+    assert node.validate_inputs(**without | {"model": None, "positive": None, "cfg": 4.0})
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,20 @@ def load_network(channels: int, name: str, label: str) -> tuple[NoisyNetwork, in
     return NoisyNetwork(tensors), head.wanted
 
 
-def _load(name: str) -> tuple[dict[str, Tensor], dict | None]:
-    """(tensors, metadata) of a file in the folder `classifiers`."""
+def path_of(name: str) -> str:
+    """Where a file of the folder `classifiers` is. Raises ValueError, with those that there are, where it is not."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None or not name.endswith(SUFFIX):
         folders = map(Path, folder_paths.get_folder_paths(FOLDER))  # whose files the host does not list
         names = sorted(str(path.relative_to(folder)) for folder in folders for path in folder.rglob(f"*{SUFFIX}"))
         has = shown(", ".join(names), 1000) or f"no {SUFFIX}"
         raise ValueError(f'there is no file "{shown(name)}". The folder {FOLDER} has: {has}')
+    return path
+
+
+def _load(name: str) -> tuple[dict[str, Tensor], dict | None]:
+    """(tensors, metadata) of a file in the folder `classifiers`."""
+    path = path_of(name)
     try:
         tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     except Exception as error:  # each way of being broken has its own

@@ -47,8 +47,8 @@ def features_of(clip_vision) -> int:
     return config.get("projection_dim", config["hidden_size"])
 
 
-def zero_shot(clip_vision, clip, label: str, others: str) -> Head:
-    """The head of a label against `others`, one per line, from CLIP's text encoder."""
+def labels_of(label: str, others: str) -> list[str]:
+    """A label and those that it is told apart from, one per line. Raises ValueError where one of both is missing."""
     label = label.strip()
     labels = [label, *dict.fromkeys(line for line in map(str.strip, others.splitlines()) if line not in ("", label))]
     if not label:
@@ -57,6 +57,12 @@ def zero_shot(clip_vision, clip, label: str, others: str) -> Head:
         raise ValueError("other_labels is empty; write at least one that label is told apart from, such as a photo")
     if len(labels) > MOST_LABELS:
         raise ValueError(f"other_labels has {len(labels) - 1:,} lines; at most {MOST_LABELS - 1:,} are told apart")
+    return labels
+
+
+def zero_shot(clip_vision, clip, label: str, others: str) -> Head:
+    """The head of a label against `others`, one per line, from CLIP's text encoder."""
+    labels = labels_of(label, others)
     width = features_of(clip_vision)
     if "projection_dim" not in clip_vision.config:
         raise ValueError("clip_vision has no projection to where words and pictures meet. Use another, or a head")
