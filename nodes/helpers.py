@@ -197,7 +197,9 @@ class LayerMap(schema.Node):
     def build(cls, model, layers, layers_of, width, height):
         found = layer_map(model, layers, width, height, skip=layers_of == "skip layer")
         picture = draw_layers(found)
-        return io.NodeOutput(picture, found.text(), ui=ui.PreviewImage(picture, cls=cls))
+        drawn = found.drawing() | {"text": layers}  # for the page
+        shown = ui.PreviewImage(picture, cls=cls).as_dict() | {"beyond_cfg_layers": [drawn]}
+        return io.NodeOutput(picture, found.text(), ui=shown)
 
 
 NODES = [GuidanceSchedule, GuidanceOptions, LayerMap]

@@ -25,6 +25,29 @@ class LayerMap:
         """The layers of one block."""
         return [layer for layer in self.layers if (layer.stack, layer.index) == block]
 
+    def drawing(self) -> dict:
+        """What a page draws, of texts and numbers alone: a line for each run of blocks of one stack and grid, each block
+        with its layers as they can be written."""
+        blocks = [block for block in self.grids if self.parts(block)]
+        lines = [
+            {
+                "stack": stack,
+                "grid": list(grid),
+                "blocks": [
+                    {"name": parts[0].block, "index": parts[0].index, "layers": [*map(str, parts)]}
+                    for parts in map(self.parts, run)
+                ],
+            }
+            for (stack, grid), run in groupby(blocks, key=lambda block: (block[0], self.grids[block]))
+        ]
+        return {
+            "architecture": self.architecture,
+            "size": list(self.size),
+            "lines": lines,
+            "chosen": [*map(str, self.chosen)],
+            "auto": [*map(str, self.auto)],
+        }
+
     def text(self) -> str:
         """The list: one line for each run of blocks with equal grids that are chosen alike."""
         width, height = self.size

@@ -9,7 +9,9 @@ function cure(node, sentence) {
     const [, name, value] = sentence.match(/\bset (\w+) to ([\w.-]+)/i) ?? [];
     if (name && freeWidget(node, name)) return { [name]: isNaN(value) ? value : Number(value) };
     const [clause] = sentence.split(";");
-    const named = (node.widgets ?? []).map((widget) => widget.name).filter((one) => RegExp(`\\b${one} (is |")`).test(clause));
+    const named = (node.widgets ?? [])
+        .map((widget) => widget.name)
+        .filter((one) => RegExp(`\\b${one} (is |")`).test(clause));
     const wrong = named.filter((one) => {
         const initial = settingOf(node, one).default;
         return ![undefined, "", freeWidget(node, one)?.value ?? initial].includes(initial);

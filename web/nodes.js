@@ -91,3 +91,9 @@ export function setWidget(node, name, value) {
     widget.callback?.(value);
     node.setDirtyCanvas(true, true);
 }
+
+/** The other nodes of this pack beside a node that have such a setting, free to be set. */
+export function nodesWith(node, name) {
+    const others = node.graph.nodes.filter((one) => one.type !== node.type && one.type.startsWith("BeyondCFG"));
+    return others.filter((one) => freeWidget(one, name));
+}

@@ -26,8 +26,12 @@ function element(tag, style, ...content) {
 }
 
 function button(label, act) {
-    const made = element("button", `border: 1px solid var(--border-color, #555); border-radius: 6px; padding: 4px 10px;
-        background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: inherit; cursor: pointer`, label);
+    const made = element(
+        "button",
+        `border: 1px solid var(--border-color, #555); border-radius: 6px; padding: 4px 10px;
+        background: var(--comfy-input-bg, #222); color: var(--input-text, #ddd); font: inherit; cursor: pointer`,
+        label,
+    );
     made.onclick = act;
     return made;
 }
@@ -40,15 +44,24 @@ function button(label, act) {
  */
 export function notify(kind, text, buttons = []) {
     [...box.children].find((one) => one.dataset.text === text)?.remove();
-    const close = element("button", `border: 0; background: none; color: inherit; font-size: 16px; line-height: 1;
-        cursor: pointer; padding: 2px 4px; align-self: start`, "×");
+    const close = element(
+        "button",
+        `border: 0; background: none; color: inherit; font-size: 16px; line-height: 1;
+        cursor: pointer; padding: 2px 4px; align-self: start`,
+        "×",
+    );
     close.ariaLabel = "Close";
     const row = element("div", "display: flex; gap: 8px; flex-wrap: wrap; margin-top: 8px");
     const words = element("div", "flex: 1; min-width: 0; overflow-wrap: anywhere; white-space: pre-wrap", text);
-    const notice = element("div", `display: flex; gap: 10px; padding: 12px; border-radius: 8px; font: 14px/1.4 sans-serif;
+    const notice = element(
+        "div",
+        `display: flex; gap: 10px; padding: 12px; border-radius: 8px; font: 14px/1.4 sans-serif;
         background: var(--comfy-menu-bg, #2a2a2a); color: var(--input-text, #ddd); pointer-events: auto;
         border: 1px solid var(--border-color, #555); border-left: 4px solid ${COLORS[kind]};
-        box-shadow: 0 4px 16px rgb(0 0 0 / 40%)`, words, close);
+        box-shadow: 0 4px 16px rgb(0 0 0 / 40%)`,
+        words,
+        close,
+    );
     close.onclick = () => notice.remove();
     for (const { label, act } of buttons) row.append(button(label, () => (act(), notice.remove())));
     if (buttons.length) words.append(row);

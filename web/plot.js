@@ -13,7 +13,9 @@ function stepFor(span, count) {
 function ticks(low, high, count) {
     const step = stepFor(high - low, count);
     const first = Math.ceil(low / step - 1e-9);
-    return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, at) => Number(((first + at) * step).toPrecision(6)));
+    return Array.from({ length: Math.floor(high / step + 1e-9) - first + 1 }, (_, at) =>
+        Number(((first + at) * step).toPrecision(6)),
+    );
 }
 
 /** Where a plot's axes go, and from there to pixels and back. */
@@ -96,7 +98,10 @@ export class Plot {
         if (!this.held) this.box.replaceChildren(svg);
         svg.ondblclick = (event) => {
             const place = axes.at(event, svg);
-            this.hands.clicked(place, drawing.points.findIndex((point) => axes.isNear(point, place)));
+            this.hands.clicked(
+                place,
+                drawing.points.findIndex((point) => axes.isNear(point, place)),
+            );
         };
     }
 
@@ -120,7 +125,13 @@ export class Plot {
 
     #handle(svg, axes, [where, strength], at) {
         if (where < axes.low || where > axes.high) return;
-        const spot = draw(svg, "circle", { cx: axes.x(where), cy: axes.y(strength), r: 5, fill: LINE, "data-at": at });
+        const spot = draw(svg, "circle", {
+            cx: axes.x(where),
+            cy: axes.y(strength),
+            r: 5,
+            fill: LINE,
+            "data-at": at,
+        });
         spot.style.cursor = "grab";
         draw(spot, "title", {}, `${where}: ${strength}`);
         spot.onpointerdown = (event) => {

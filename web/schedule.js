@@ -18,7 +18,11 @@ const round = (number, digits) => Number(number.toFixed(digits));
 
 class Schedule {
     constructor(node, box) {
-        const hands = { moved: this.moved.bind(this), dropped: this.look.bind(this), clicked: this.clicked.bind(this) };
+        const hands = {
+            moved: this.moved.bind(this),
+            dropped: this.look.bind(this),
+            clicked: this.clicked.bind(this),
+        };
         Object.assign(this, { node, box, plot: new Plot(box, hands), shown: undefined, isOpen: false });
     }
 
@@ -85,7 +89,9 @@ class Schedule {
         to[0] = round(Math.min(right, Math.max(left, where)), digits);
         const now = points.with(at, to);
         this.#write(now);
-        const line = [[low, now[0][1]], ...now, [high, now.at(-1)[1]]].filter(([place]) => low <= place && place <= high);
+        const line = [[low, now[0][1]], ...now, [high, now.at(-1)[1]]].filter(
+            ([place]) => low <= place && place <= high,
+        );
         return { ...this.plot.drawing, points: now, line };
     }
 

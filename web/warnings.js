@@ -13,12 +13,18 @@ const badged = new WeakSet();
 const style = document.createElement("style");
 
 function say(text, nodes) {
-    notify("warning", text, nodes.slice(0, 1).map((node) => ({ label: "Show the node", act: () => show(node) })));
+    notify(
+        "warning",
+        text,
+        nodes.slice(0, 1).map((node) => ({ label: "Show the node", act: () => show(node) })),
+    );
 }
 
 /** The badge of a node as the classic canvas asks for it each time that it draws; empty without a warning. */
 function badgeOf(node) {
-    const { label: text, text: sentence } = (!LiteGraph.vueNodesMode && given.find((one) => one.node === node)) || { label: "" };
+    const { label: text, text: sentence } = (!LiteGraph.vueNodesMode && given.find((one) => one.node === node)) || {
+        label: "",
+    };
     return new LGraphBadge({ text, fgColor: INK, bgColor: PAPER, onClick: () => say(sentence, [node]) });
 }
 
@@ -26,9 +32,14 @@ function badgeOf(node) {
 function draw() {
     style.textContent = given
         .filter(({ node }) => node.graph === app.canvas.graph)
-        .map(({ node, label }) => `.lg-node[data-node-id="${node.id}"]::after { content: "${label}"; position: absolute;
+        .map(
+            ({
+                node,
+                label,
+            }) => `.lg-node[data-node-id="${node.id}"]::after { content: "${label}"; position: absolute;
             right: 0; top: -24px; padding: 2px 6px; border-radius: 5px; font: 12px sans-serif; color: ${INK};
-            background: ${PAPER}; white-space: nowrap }`)
+            background: ${PAPER}; white-space: nowrap }`,
+        )
         .join("\n");
     app.canvas.setDirty(true, true);
 }

@@ -210,3 +210,17 @@ def graph_of():
 @pytest.fixture
 def graph(page):
     return Graph(page)
+
+
+@pytest.fixture
+def nodes(drawn_by_vue, page, request):
+    """Both ways in which the page draws nodes, for tests with a parameter `drawn_by_vue`; how photographs of each end."""
+    if drawn_by_vue:
+        request.getfixturevalue("newest_page")
+
+    def draw_by_vue(yes):
+        page.evaluate("yes => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', yes)", yes)
+
+    draw_by_vue(drawn_by_vue)
+    yield "_vue" if drawn_by_vue else ""
+    draw_by_vue(False)

@@ -7,33 +7,6 @@ NODES = pytest.mark.parametrize("drawn_by_vue", [False, True], ids=["classic", "
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def nodes(drawn_by_vue, page, request):
-    if drawn_by_vue:
-        request.getfixturevalue("newest_page")
-
-    def draw_by_vue(yes):
-        page.evaluate("yes => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', yes)", yes)
-
-    draw_by_vue(drawn_by_vue)
-    yield "_vue" if drawn_by_vue else ""
-    draw_by_vue(False)
-
-
-@NODES
-def test_layer_map_shows_the_network_and_another_choice_of_layers(nodes, graph):
-    graph.load({
-        "1": ("CheckpointLoaderSimple", {"ckpt_name": "tiny_sd15.ckpt"}),
-        "2": ("BeyondCFGLayerMap", {"model": ["1", 0], "layers": "auto", "width": 512, "height": 512}),
-    })  # fmt: skip
-    graph.look_at("BeyondCFGLayerMap", (700, 500))
-    graph.run_to_the_picture_in("BeyondCFGLayerMap")
-    graph.photograph(f"node_layer_map{nodes}")
-    graph.set("BeyondCFGLayerMap", "layers", "all")
-    graph.run_to_the_picture_in("BeyondCFGLayerMap")
-    graph.photograph(f"node_layer_map_all{nodes}")
-
-
 @NODES
 def test_guidance_report_shows_what_the_run_did(nodes, graph):
     graph.load({

@@ -52,7 +52,9 @@ def test_the_node_gives_picture_and_list_and_shows_the_picture(tmp_path, monkeyp
     found = LayerMap.execute(model=network("unet"), layers="middle", layers_of="attention", width=512, height=768)
     picture, text = found.result
     assert isinstance(found, io.NodeOutput) and coloured(picture[0]) and "chosen: middle" in text
-    assert len(found.ui.as_dict()["images"]) == 1 and list(tmp_path.iterdir())
+    assert len(found.ui["images"]) == 1 and list(tmp_path.iterdir())
+    (drawn,) = found.ui["beyond_cfg_layers"]
+    assert drawn["chosen"] == ["middle"] and drawn["size"] == [512, 768]
 
 
 @pytest.mark.parametrize(

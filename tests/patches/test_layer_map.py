@@ -1,7 +1,9 @@
 """The list of a network's layers."""
 
+import json
+
 from pack.patches.layer_map import LayerMap
-from pack.patches.layers import Layer
+from pack.patches.layers import Layer, parse
 
 UNET = LayerMap(
     "a UNet",
@@ -33,3 +35,17 @@ def test_the_list_says_what_is_chosen_and_what_each_layer_attends_over():
 
 def test_a_block_without_attention_has_no_layers():
     assert UNET.parts(("input", 0)) == [] and len(UNET.parts(("middle", 0))) == 3
+
+
+def test_what_a_page_draws_is_texts_and_numbers_and_has_each_layer_as_it_can_be_written():
+    drawn = json.loads(json.dumps(UNET.drawing()))
+    assert drawn["chosen"] == ["middle.0.1", "output.0", "output.1"] and drawn["auto"] == ["input.1"]
+    assert [(line["stack"], line["grid"]) for line in drawn["lines"]] == [
+        ("input", [6, 8]),
+        ("middle", [3, 4]),
+        ("output", [6, 8]),
+    ]
+    written = [layer for line in drawn["lines"] for block in line["blocks"] for layer in block["layers"]]
+    assert parse(", ".join(written), UNET.layers, ()) == UNET.layers
+    names = [block["name"] for line in drawn["lines"] for block in line["blocks"]]
+    assert names == ["input.1", "middle", "output.0", "output.1"]
