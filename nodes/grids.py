@@ -77,7 +77,9 @@ class GuidanceGrid(schema.Node):
         picture = as_image(grid([(label, [cells[at] for at in row]) for label, row in placed], columns, title))
         shows = ui.PreviewImage(picture, cls=cls).as_dict()
         if len(images) == 2:  # the page lays one over the other
-            shows["compare"] = ui.PreviewImage(images if images.shape[-1] > 1 else images.expand(-1, -1, -1, 3), cls=cls).as_dict()["images"]
+            shows["compare"] = ui.PreviewImage(
+                images if images.shape[-1] > 1 else images.expand(-1, -1, -1, 3), cls=cls
+            ).as_dict()["images"]
             shows["compare_labels"] = columns or [label for label, _ in placed if label]
         return io.NodeOutput(picture, ui=shows)
 

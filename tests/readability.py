@@ -52,7 +52,9 @@ def faults(text: str, longest: int, plain: bool = True) -> list[str]:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text in Markdown. A line of a list, a heading and a cell of a table end one."""
+    """The sentences of a text in Markdown. A line of a list, a heading and a cell of a table end one; a
+    formula in a block is none."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     text = re.sub(r"^\[[^\]\n]+\]: \S+$|<!--.*?-->|!\[.*?\]\(.*?\)", "", text, flags=re.M)
     text = re.sub(r"`[^`\n]+`", "code", re.sub(r"\]\([^)\s]+\)|[\[\]*]", "", text))
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-#>|]|\d+\. ))|\\\n| \| ", text):
