@@ -119,6 +119,16 @@ def test_it_opens_at_a_size_at_which_a_laptop_shows_text(name, page, graph):
     page.set_viewport_size({"width": 2000, "height": 1050})
 
 
+def test_the_app_opens_as_one_with_the_few_settings_that_it_is_for(newest_page, page, graph):
+    workflow = json.loads(examples.page_of("easy_app").read_text(encoding="utf-8"))
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    for setting in "prompt", "problem", "strength", "seed":
+        page.get_by_text(setting, exact=True).locator("visible=true").first.wait_for(timeout=30_000)
+    graph.photograph("app")
+    open_in(page, "pag_sdxl")  # which shows its nodes again
+    page.get_by_text("Number of runs").wait_for(state="detached", timeout=30_000)
+
+
 def whole(graph, name: str):
     """A picture of all of it."""
     graph.page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")

@@ -25,7 +25,8 @@ OTHERS |= {
     "BeyondCFGOptions",
     "BeyondCFGReuse",
     "BeyondCFGStop",
-}  # no terms
+    "BeyondCFGGuidance",  # puts others' on
+}  # no terms of their own
 TERMS = sorted(
     key
     for key, node in NODES.items()
