@@ -28,11 +28,11 @@ class GuidanceGrid(schema.Node):
         aliases=(
             "compare",
             "comparison",
-            "xy plot",
             "contact sheet",
             "A/B",
+            "before after",
+            "slider",
             "labelled grid",
-            "sweep",
         ),
     )
     inputs = (
