@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..guiders.base import About
 from . import schema
 from .graph import Graph, Link
 from .labels import Pictures, arrange, sources
-from .pictures.labelled_grid import grid
+from .pictures.labelled_grid import grid, opaque
 from .pictures.tensors import as_image, as_pictures
 from .values import is_link
 
@@ -28,11 +29,11 @@ class GuidanceGrid(schema.Node):
         aliases=(
             "compare",
             "comparison",
-            "xy plot",
             "contact sheet",
             "A/B",
+            "before after",
+            "slider",
             "labelled grid",
-            "sweep",
         ),
     )
     inputs = (
@@ -77,9 +78,8 @@ class GuidanceGrid(schema.Node):
         picture = as_image(grid([(label, [cells[at] for at in row]) for label, row in placed], columns, title))
         shows = ui.PreviewImage(picture, cls=cls).as_dict()
         if len(images) == 2:  # the page lays one over the other
-            shows["compare"] = ui.PreviewImage(
-                images if images.shape[-1] > 1 else images.expand(-1, -1, -1, 3), cls=cls
-            ).as_dict()["images"]
+            both = torch.cat([as_image(opaque(cell)) for cell in cells])
+            shows["compare"] = ui.PreviewImage(both, cls=cls).as_dict()["images"]
             shows["compare_labels"] = columns or [label for label, _ in placed if label]
         return io.NodeOutput(picture, ui=shows)
 

@@ -77,8 +77,9 @@ class GuidanceReport(schema.Node):
         title="What Happened (Guidance Report)",
         group="Tools",
         summary=(
-            "Shows after sampling what each guidance did: in which steps, how strongly, in which direction, and how "
-            "much time it took. You get a picture, a file, and the predictions themselves to decode."
+            "Tells you after sampling what each guidance did: in which steps it acted, how far it moved the picture, and "
+            "how much slower it made sampling. You get it in words, as a chart and as a file, and the predictions "
+            "themselves to decode."
         ),
         aliases=(
             "plot guidance",

@@ -144,7 +144,7 @@ def _together(recorder: Recorder) -> Iterator[str]:
         elif angle > AGAINST:
             yield f"{one} and {other} push the picture against each other ({angle:.0f}° apart)."
     strength = recorder.effective_cfg()
-    if strength is not None and recorder.names != ["CFG"]:
+    if strength is not None and math.isfinite(strength) and recorder.names != ["CFG"]:
         yield f"All guidance together was about as strong as cfg {strength:.1f} alone."
 
 

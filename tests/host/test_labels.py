@@ -84,12 +84,12 @@ def test_a_label_is_of_the_value_that_runs():
 def test_a_value_by_a_link_is_found_in_a_node_that_holds_it_and_else_its_node_is_named():
     prompt = example("pag_ksampler")
     prompt["90"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 2.5}}
-    prompt["91"] = {"class_type": "ComfyMathExpression", "inputs": {"expression": "1"}, "_meta": {"title": "My sum"}}
+    prompt["91"] = {"class_type": "BeyondCFGReport", "inputs": {}, "_meta": {"title": "My report"}}
     of_kind(prompt, "BeyondCFGPAG")[0]["scale"] = ["90", 0]
     assert labels(prompt) == ["CFG 4 + PAG 2.5", "CFG 4"]
-    of_kind(prompt, "BeyondCFGPAG")[0]["scale"] = ["91", 0]
-    assert labels(prompt) == ["CFG 4 + PAG from My sum", "CFG 4"]
-    assert Graph(prompt.__getitem__).resolved(Link("91", 0)) == Unknown("My sum")
+    of_kind(prompt, "BeyondCFGPAG")[0]["scale"] = ["91", 3]
+    assert labels(prompt) == ["CFG 4 + PAG from My report", "CFG 4"]
+    assert Graph(prompt.__getitem__).resolved(Link("91", 3)) == Unknown("My report")
 
 
 def of_values(count: int, **changes) -> dict:

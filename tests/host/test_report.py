@@ -332,6 +332,16 @@ def test_two_guidances_with_one_prediction_and_one_without_a_curve_are_said():
     assert any(line.startswith(f"{name} acts inside another prediction") for line in verdict(recorder))
 
 
+def test_numbers_that_are_none_are_said_and_drawn():
+    call = Call(0, 1.0, 1, 2, 3.0, ("CFG", "PAG"), ("= positive", "= result", "= Δ"), torch.full((5, 5), math.nan))
+    recorder = Recorder(calls=[call])
+    found = verdict(recorder)
+    assert found[0].startswith("CFG gave values that are not numbers in step 0") and not any(
+        "nan" in line for line in found
+    )
+    assert GuidanceReport.build(recorder, {"samples": torch.zeros(1, 4, 8, 8)}, "").result[0].shape[0] == 1
+
+
 def test_a_run_without_guidance_has_a_verdict_and_a_picture():
     listening, recorder = recorded(network("unet"))
     samples = sample(listening, "unet", cfg=1.0)
