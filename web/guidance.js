@@ -2,18 +2,14 @@
 // offer them in their menu.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { setWidget } from "./nodes.js";
 
 const EASY = "BeyondCFGGuidance";
 const APART = "take apart into single nodes";
 
 /** Sets the widgets of a node by name. @param {Record<string, number | string>} values */
 function fill(node, values) {
-    for (const [name, value] of Object.entries(values)) {
-        const widget = node.widgets?.find((one) => one.name === name);
-        if (!widget) continue;
-        widget.value = value;
-        widget.callback?.(value, app.canvas, node);
-    }
+    for (const [name, value] of Object.entries(values)) setWidget(node, name, value);
 }
 
 /** Puts the chosen nodes in the place of `node`, in a chain. @param {{type: string, values: object}[]} chosen */
