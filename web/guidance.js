@@ -5,6 +5,7 @@ import { api } from "../../scripts/api.js";
 import { setWidget } from "./nodes.js";
 
 const EASY = "BeyondCFGGuidance";
+const WIDTH = 320;
 const APART = "take apart into single nodes";
 
 /** Sets the widgets of a node by name. @param {Record<string, number | string>} values */
@@ -70,7 +71,7 @@ app.registerExtension({
             look();
         };
         look();
-        requestAnimationFrame(() => node.setSize(node.computeSize()));
+        requestAnimationFrame(() => node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]));
     },
 
     getNodeMenuItems(node) {
