@@ -2,13 +2,11 @@
 
 import json
 from itertools import combinations
-from pathlib import Path
 
 import pytest
+from pack.tools import examples
 from pack.tools.layout import move_apart, overlap
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 NODES = pytest.mark.parametrize("drawn_by_vue", [False, True], ids=["classic", "nodes 2.0"])
 NARROWEST = 225  # of a node that is an element of the page
 SHOW = """async () => {
@@ -44,7 +42,8 @@ pytestmark = pytest.mark.browser
 
 def sizes_of(workflow: dict, page) -> dict[int, tuple[float, float]]:
     """Node id → width and height at most, before and after it shows a picture."""
-    page.evaluate("workflow => app.loadGraphData(workflow)", workflow)
+    extra = {key: value for key, value in workflow["extra"].items() if key != "linearMode"}  # an app's nodes are wanted
+    page.evaluate("workflow => app.loadGraphData(workflow)", workflow | {"extra": extra})
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(700)
     before = page.evaluate(SIZES)
@@ -62,11 +61,12 @@ def overlapping(workflow: dict, sizes: dict) -> list[tuple[str, str]]:
 
 
 @NODES
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_no_two_nodes_overlap(path, nodes, page, graph, request):
+@pytest.mark.parametrize("name", examples.names())
+def test_no_two_nodes_overlap(name, nodes, page, graph, request):
+    path = examples.page_of(name)
     workflow = json.loads(path.read_text(encoding="utf-8"))
     sizes = sizes_of(workflow, page)
-    graph.photograph(f"layout_{path.stem}{nodes}")
+    graph.photograph(f"layout_{name}{nodes}")
     if request.config.getoption("--update-golden"):
         for node in workflow["nodes"]:
             node["size"][0] = max(node["size"][0], NARROWEST)
@@ -77,7 +77,7 @@ def test_no_two_nodes_overlap(path, nodes, page, graph, request):
 
 @NODES
 def test_nor_do_they_after_a_run(nodes, page, graph):
-    workflow = json.loads((ROOT / "workflows/guidance_report.json").read_text(encoding="utf-8"))
+    workflow = json.loads(examples.page_of("guidance_report").read_text(encoding="utf-8"))
     graph.open("guidance_report")
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.evaluate(f"async () => void await ({RUN})()")
