@@ -12,7 +12,9 @@ import safetensors.torch
 import torch
 from pack.tools.console import Failure
 
-OURS = re.compile(r"\((BeyondCFG\w+)\): Exception when validating (?:inner )?node: (.*)", re.DOTALL)  # said before a run
+OURS = re.compile(
+    r"\((BeyondCFG\w+)\): Exception when validating (?:inner )?node: (.*)", re.DOTALL
+)  # said before a run
 LIMIT = 300  # seconds that a prompt may take, on a machine that is busy with other things
 
 
