@@ -8,7 +8,7 @@ const SECONDS = { error: Infinity, warning: 20 };
 
 const box = document.createElement("div");
 box.className = "beyond-cfg-notices";
-box.style.cssText = `position: fixed; z-index: 1000; display: flex; flex-direction: column; gap: 8px; width: 460px;
+box.style.cssText = `position: fixed; z-index: 10001; display: flex; flex-direction: column; gap: 8px; width: 460px;
     max-width: calc(100vw - 32px); transform: translateX(-50%); pointer-events: none`;
 
 function place() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.parse
 import uuid
@@ -11,6 +12,9 @@ import safetensors.torch
 import torch
 from pack.tools.console import Failure
 
+OURS = re.compile(
+    r"\((BeyondCFG\w+)\): Exception when validating (?:inner )?node: (.*)", re.DOTALL
+)  # said before a run
 LIMIT = 300  # seconds that a prompt may take, on a machine that is busy with other things
 
 
@@ -40,7 +44,8 @@ def send(server, prompt: dict) -> str | Answer:
     try:
         return server.ask("/prompt", body)["prompt_id"]
     except Failure as failure:
-        return Answer(str(failure), "refused")
+        ours = OURS.search(str(failure))
+        return Answer(ours[2], "ValueError", ours[1]) if ours else Answer(str(failure), "refused")
 
 
 def wait(server, sent: str | Answer) -> Answer:
