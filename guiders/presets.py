@@ -18,6 +18,7 @@ PROBLEMS = (
     "too little detail",
     "burnt colours",
     "flat",
+    "flat colours",
     "no negative prompt possible",
     "too little variety",
 )

@@ -32,7 +32,6 @@ AUTOGUIDANCE = About(
         "dual model",
         "guide with a bad version of itself",
         "better quality",
-        "detail",
     ),
     strength="weight",
     default=2.0,

@@ -68,6 +68,7 @@ class BlurredQuery(AttentionPerturbation):
             "anatomy",
             "detail",
             "flat",
+            "flat colours",
         ),
     )
 

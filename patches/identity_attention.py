@@ -73,6 +73,7 @@ class IdentityAttention(AttentionPerturbation):
             "better quality",
             "anatomy",
             "flat",
+            "flat colours",
             "detail",
         ),
     )
