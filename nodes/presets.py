@@ -32,8 +32,8 @@ class EasyGuidance(schema.Node):
             "writes on itself what it chose, and can be taken apart into the single nodes."
         ),
         aliases=(
-            "better quality", "easy guidance", "preset", "detail", "anatomy", "hands", "sharp", "flat", "flat colours", "burnt", "variety",
-            "auto guidance settings",
+            "better quality", "easy guidance", "preset", "detail", "anatomy", "hands", "sharp", "flat", "flat colours",
+            "burnt", "variety", "auto guidance settings",
         ),
     )  # fmt: skip
     inputs = (
