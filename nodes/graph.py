@@ -107,7 +107,7 @@ class Graph:
         while isinstance(value, Link):
             held = self._get_node(value.node)["inputs"]
             if not self.kind(value.node).startswith("Primitive") or [*held] != ["value"]:
-                return Unknown(self.title(value.node))
+                return Unknown(self.name(value.node))
             value = self.inputs(value.node)["value"]
         return value
 
