@@ -64,6 +64,11 @@ class Graph:
         ours = self.ours(node)
         return self.title(node) if ours is None else ours.about.name
 
+    def written(self, node: str) -> str:
+        """The title that a user gave it, else its name."""
+        ours, title = self.ours(node), self.title(node)
+        return self.name(node) if ours is not None and title == ours.about.title else title
+
     def inputs(self, node: str) -> dict[str, Any]:
         """Name → value or Link."""
         found = self._get_node(node)["inputs"]
@@ -107,7 +112,7 @@ class Graph:
         while isinstance(value, Link):
             held = self._get_node(value.node)["inputs"]
             if not self.kind(value.node).startswith("Primitive") or [*held] != ["value"]:
-                return Unknown(self.name(value.node))
+                return Unknown(self.written(value.node))
             value = self.inputs(value.node)["value"]
         return value
 
