@@ -47,7 +47,18 @@ def test_the_icon_is_a_square_picture_of_this_repository():
 def test_an_archive_has_all_that_the_pack_needs_in_a_host():
     left_out = (ROOT / ".comfyignore").read_text("utf-8").split()
     assert all((ROOT / name).exists() for name in left_out)
-    needed = ("__init__.py", "guiders/", "locales/", "nodes/", "patches/", "web/", "workflows/", "LICENSE", "README.md")
+    needed = (
+        "__init__.py",
+        "guiders/",
+        "locales/",
+        "nodes/",
+        "patches/",
+        "subgraphs/",
+        "web/",
+        "workflows/",
+        "LICENSE",
+        "README.md",
+    )
     assert not set(needed) & set(left_out)
     assert {"benchmarks/", "tests/", "tools/"} <= set(left_out)
     sources = [path for name in ("guiders", "nodes", "patches") for path in (ROOT / name).rglob("*.py")]
