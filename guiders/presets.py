@@ -18,7 +18,6 @@ PROBLEMS = (
     "too little detail",
     "burnt colours",
     "flat",
-    "flat colours",
     "no negative prompt possible",
     "too little variety",
 )
