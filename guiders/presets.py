@@ -88,8 +88,8 @@ SCORE = Setting(
 # problem → family → the nodes in their order. Families are the rows of patches/architectures.py, and of UNets the models.
 PRESETS: dict[str, dict[str, tuple[Setting, ...]]] = {
     "shapes and anatomy": {
-        "SD 1.5": (_pag(3.0, "the authors' README, with cfg 4; 5 is theirs with cfg 1", 5.0),),
-        "SDXL": (_pag(3.0, "the authors' README, with cfg 4; 5 is theirs with cfg 1", 5.0),),
+        "SD 1.5": (_pag(3.0, "the authors' README: 3 with cfg 4, and 5 with cfg 1", 5.0),),
+        "SDXL": (_pag(3.0, "the authors' README: 3 with cfg 4, and 5 with cfg 1", 5.0),),
         "SD3, SD3.5": (_skip(2.5, "Stability AI's own code, for SD3.5 medium with cfg 4", 0.01, 0.2),),
         "Flux": (_pag(3.0, "default of Fluxtapoz"),),
         "PixArt": (PAG_PIXART,),

@@ -151,6 +151,15 @@ class Graph:
     def run(self):
         self.page.evaluate("() => app.queuePrompt(0)")
 
+    def run_to_the_end(self):
+        self.page.evaluate(
+            """async () => void await new Promise((done, failed) => {
+                app.api.addEventListener('execution_success', done)
+                app.api.addEventListener('execution_error', ({ detail }) => failed(detail.exception_message))
+                app.queuePrompt(0)
+            })"""
+        )
+
     def look_at(self, node_type: str, size=(420, 420)):
         """Move the view to a node: the page fetches the pictures of nodes that it draws. Without a size it keeps its own,
         at 100 % zoom."""

@@ -46,13 +46,6 @@ SWAPPED = """() => {
 }"""
 
 
-RUN = """() => new Promise((done, failed) => {
-    app.api.addEventListener('execution_success', done)
-    app.api.addEventListener('execution_error', ({ detail }) => failed(detail.exception_message))
-    app.queuePrompt(0)
-})"""
-
-
 @pytest.mark.parametrize("linked", [False, True], ids=["with a value", "with a number of another node"])
 def test_the_page_swaps_the_missing_node_for_ours(linked, page, graph):
     page.evaluate("workflow => app.loadGraphData(workflow)", saved(1.2, linked))
@@ -78,4 +71,4 @@ def test_the_page_swaps_the_missing_node_for_ours(linked, page, graph):
         "end_percent": 1,
     }
     assert prompt["3"]["inputs"]["model"] == ["2", 0]
-    page.evaluate(f"async () => void await ({RUN})()")
+    graph.run_to_the_end()

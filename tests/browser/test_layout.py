@@ -24,11 +24,6 @@ SHOW = """async () => {
         app.api.dispatchCustomEvent('executed', detail)
     }
 }"""
-RUN = """() => new Promise((done, failed) => {
-    app.api.addEventListener('execution_success', done)
-    app.api.addEventListener('execution_error', ({ detail }) => failed(detail.exception_message))
-    app.queuePrompt(0)
-})"""
 SIZES = """() => Object.fromEntries(app.rootGraph.nodes.map(node => {
     const element = document.querySelector(`.lg-node[data-node-id="${node.id}"]`)
     if (!element || !LiteGraph.vueNodesMode) return [node.id, [...node.size]]
@@ -80,7 +75,7 @@ def test_nor_do_they_after_a_run(nodes, page, graph):
     workflow = json.loads(examples.page_of("guidance_report").read_text(encoding="utf-8"))
     graph.open("guidance_report")
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    page.evaluate(f"async () => void await ({RUN})()")
+    graph.run_to_the_end()
     page.wait_for_timeout(1500)
     graph.photograph(f"layout_after_a_run{nodes}")
     assert not overlapping(workflow, {int(key): size for key, size in page.evaluate(SIZES).items()})
