@@ -85,7 +85,8 @@ def refusal(server, prompt: dict) -> str:
 
 def test_each_picture_is_that_of_its_value_and_what_does_not_depend_on_it_is_computed_once(server):
     outputs, computed = run(server, prompt_of(values="0, 2, 3", _7__value=11))
-    assert [copies(computed, node) for node in "1234567"] == [1, 3, 1, 1, 3, 3, 1]
+    assert [copies(computed, node) for node in "256"] == [3, 3, 3]
+    assert all(copies(computed, node) <= 1 for node in "1347")  # none where the prompt before had the same node
     swept = pictures(server, outputs, "9")
     for value, picture in zip((0, 2, 3), swept, strict=True):
         assert pictures(server, run(server, alone(_2__scale=value, _7__value=11))[0], "9") == [picture]
