@@ -298,7 +298,7 @@ def in_step(text: str, results: dict) -> str:
 def asked() -> list[tuple[tuple[str, ...], Saving]]:
     """All rows, the most telling first."""
     each = [(guidance, saving) for saving in SAVINGS[:3] for guidance in GUIDANCES[: len(STRENGTHS)]]
-    rest = [(guidance, saving) for guidance in GUIDANCES for saving in SAVINGS]
+    rest = [(guidance, saving) for guidance in reversed(GUIDANCES) for saving in SAVINGS]
     return list(dict.fromkeys([((), FULL), *sorted(each, key=lambda one: GUIDANCES.index(one[0])), *rest]))
 
 
