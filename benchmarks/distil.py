@@ -84,12 +84,13 @@ PLAIN = METHODS[0]
 class Bench:
     """Trains the students, samples them and their teachers, and measures both."""
 
-    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], commit: str):
+    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], compute: str, commit: str):
         self.suite, self.pictures, self.seeds, self.commit = DemoDigits(folder), pictures, seeds, commit
+        self.compute = compute
         files = demo_files(folder, SETTINGS[SETTING])
         self.model = named(files.checkpoint)
         self.rig = Rig(
-            files, STEPS, "euler", "simple", 128, 128, BATCH, compute="bf16", decode=self.suite.decode, layers=LAYERS
+            files, STEPS, "euler", "simple", 128, 128, BATCH, compute=compute, decode=self.suite.decode, layers=LAYERS
         )
         self.reference = reference_of(self.suite)
         self.groups = np.arange(pictures) // PER_PROMPT
@@ -134,7 +135,9 @@ class Bench:
     def _sampled(self, method: Method, seed: int) -> tuple[dict[str, np.ndarray], float]:
         """All that is measured of the pictures; how many rows of the network a picture took, per step. Kept in a file, so
         that a run that was ended goes on."""
-        key = json.dumps([self.model, method.name, method.settings, STEPS, seed, self.pictures, self.commit])
+        key = json.dumps(
+            [self.model, method.name, method.settings, STEPS, seed, self.pictures, self.compute, self.commit]
+        )
         file = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
         if not file.exists():
             began, prompts = time.perf_counter(), self.prompts[seed]
@@ -154,7 +157,7 @@ class Bench:
         import folder_paths
         from comfy_extras.nodes_train import SaveLoRA
 
-        key = json.dumps([self.model, teacher.name, STEPS, TRAIN_SEED, TRAIN_PROMPTS, TRAINING])
+        key = json.dumps([self.model, teacher.name, STEPS, TRAIN_SEED, TRAIN_PROMPTS, self.compute, TRAINING])
         stem = hashlib.sha256(key.encode()).hexdigest()[:12]
         about = KEPT / f"{stem}.json"
         if not about.exists():
@@ -304,8 +307,9 @@ def main(arguments: Sequence[str]) -> int:
     run = facts_of_run("distil", arguments, host=f"ComfyUI {host}", draws=DRAWS)
     KEPT.mkdir(parents=True, exist_ok=True)
     options.results.parent.mkdir(parents=True, exist_ok=True)
-    bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])
-    results = {"run": run, "model": bench.model, "pictures": options.pictures, "seeds": options.seeds}
+    bench = Bench(options.demo, options.pictures, options.seeds, options.compute, run["commit"])
+    same = {"pictures": options.pictures, "seeds": options.seeds, "compute": options.compute}
+    results = {"run": run, "model": bench.model, **same}
     known = {} if options.again else {row["teacher"]: row for row in known_rows(options.results, results)}
     results |= {"none": bench.plain(), "rows": []}
     for teacher in TEACHERS:

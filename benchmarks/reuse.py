@@ -77,12 +77,12 @@ SAVINGS = (
 class Bench:
     """Samples rows and measures them."""
 
-    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], commit: str):
+    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], compute: str, commit: str):
         self.suite, self.pictures, self.seeds, self.commit = DemoDigits(folder), pictures, seeds, commit
         files = demo_files(folder, SETTINGS[SETTING])
         pool = tuple(prompt.text for prompt in self.suite.prompts(POOL_SIZE, POOL_SEED))
         sampler = "euler", "simple", 128, 128
-        self.rig = Rig(files, STEPS, *sampler, BATCH, pool_texts=pool, compute="bf16", decode=self.suite.decode)
+        self.rig = Rig(files, STEPS, *sampler, BATCH, pool_texts=pool, compute=compute, decode=self.suite.decode)
         self.rig.layers = LAYERS
         self.model = named(files.checkpoint)
         self.reference = reference_of(self.suite)
@@ -306,8 +306,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("reuse", arguments, host=f"ComfyUI {host}", draws=DRAWS)
-    bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])
-    results = {"run": run, "model": bench.model, "pictures": options.pictures, "seeds": options.seeds, "rows": []}
+    bench = Bench(options.demo, options.pictures, options.seeds, options.compute, run["commit"])
+    same = {"pictures": options.pictures, "seeds": options.seeds, "compute": options.compute}
+    results = {"run": run, "model": bench.model, **same, "rows": []}
     known = {(row["guidance"], row["saving"]): row for row in known_rows(options.results, results)}
     known = {} if options.again else known
     options.results.parent.mkdir(parents=True, exist_ok=True)

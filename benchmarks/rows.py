@@ -12,6 +12,7 @@ from .study.command import ROOT
 from .study.methods import Method
 
 SEEDS = (3, 4)
+COMPUTE = "bf16"  # dtype of the network, as the host's ModelComputeDtype sets it
 CLEAR = 3  # paired standard errors, on each seed
 Estimates = Sequence[
     Sequence[float] | None
@@ -25,6 +26,10 @@ def parsed(about: str, arguments: Sequence[str], results: Path, pictures: int) -
     parser.add_argument("--pictures", type=int, default=pictures, metavar="N", help="of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--demo", type=Path, default=models, metavar="FOLDER", help="the demo models")
+    parser.add_argument(
+        "--compute", choices=["default", "fp32", "fp16", "bf16"], default=COMPUTE,
+        help=f"default: {COMPUTE}; fp32 is far faster on a processor without instructions for bf16",
+    )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="sample all rows again")
     parser.add_argument("--results", type=Path, default=results, metavar="FILE.json")
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
@@ -52,15 +57,17 @@ def facts(results: dict) -> str:
     run, seeds = results["run"], ", ".join(map(str, results["seeds"]))
     commits = ", ".join(sorted({row["commit"] for row in results["rows"]}))
     return (
-        f"{results['pictures']} pictures of each seed; seeds {seeds}; commit {commits}; {run['machine']}, "
-        f"{run['host']}, torch {run['torch']}"
+        f"{results['pictures']} pictures of each seed; seeds {seeds}; {results.get('compute', COMPUTE)}; "
+        f"commit {commits}; {run['machine']}, {run['host']}, torch {run['torch']}"
     )
 
 
 def known_rows(path: Path, results: dict) -> list[dict]:
-    """The rows of earlier runs with the same model, pictures and seeds."""
-    before = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": []}
-    return before["rows"] if all(before.get(name) == results[name] for name in ("model", "pictures", "seeds")) else []
+    """The rows of earlier runs with the same model, pictures, seeds and dtype."""
+    before = {"compute": COMPUTE, **json.loads(path.read_text("utf-8"))} if path.exists() else {"rows": []}
+    asked = {"compute": COMPUTE, **results}
+    same = all(before.get(name) == asked[name] for name in ("model", "pictures", "seeds", "compute"))
+    return before["rows"] if same else []
 
 
 def between(text: str, name: str, made: str) -> str:
