@@ -36,11 +36,27 @@ def pytest_collection_modifyitems(items, config):
     for item in items:
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("server"))
+    _mark_further_specimens(items)
     slow = [item for item in items if item.get_closest_marker("slow")]
     part, parts = map(int, config.getoption("--slow-part").split("/"))
-    left_out = {*slow} - {*slow[part - 1 :: parts]} if config.getoption("--slow") else {*slow}
+    asked = config.getoption("--slow") or config.getoption("--update-support")
+    left_out = {*slow} - {*slow[part - 1 :: parts]} if asked else {*slow}
     config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
+
+
+def _mark_further_specimens(items) -> None:
+    """Of the networks of one architecture, each test has one; the others are its long form."""
+    seen = set()
+    for item in items:
+        given = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        specimen = given.pop("specimen", None)
+        if specimen is None:
+            continue
+        key = item.nodeid.partition("[")[0], specimen.row, repr(given)
+        if key in seen:
+            item.add_marker(pytest.mark.slow)
+        seen.add(key)
 
 
 def pytest_addoption(parser):

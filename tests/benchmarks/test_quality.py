@@ -500,7 +500,11 @@ def test_again_forgets_what_a_setting_has_and_samples_it_anew(tmp_path, monkeypa
         quality.parse(["--again", "--only-report"])
 
 
-def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "methods",
+    [("CFG", "PAG", "SEG"), pytest.param(quality.SETTINGS["early"].methods, marks=pytest.mark.slow, id="all")],
+)
+def test_the_quick_study_of_the_demo_models_samples_every_method(methods, tmp_path, monkeypatch):
     if not os.environ.get("COMFYUI_PATH"):
         pytest.skip("no host")
     from pack.tests.host.harness import CAN_COPY
@@ -508,11 +512,11 @@ def test_the_quick_study_of_the_demo_models_samples_every_method(tmp_path, monke
     models = quality.ROOT / "benchmarks/models"
     monkeypatch.setattr(quality, "ROOT", tmp_path)  # where the features go
     arguments = ["--quick", "--demo", models, "--results", tmp_path, "--comfyui", os.environ["COMFYUI_PATH"]]
-    sampled = [name for name in quality.SETTINGS["early"].methods if CAN_COPY or name != "SIMS"]
+    sampled = [name for name in methods if CAN_COPY or name != "SIMS"]
     arguments += ["--methods", *sampled]
     assert quality.main([*map(str, arguments), "--threads", str(torch.get_num_threads())]) == 0
     cells = [record for record in read_records(tmp_path / "quality_early.jsonl") if record["kind"] == "cell"]
-    wanted = {*sampled, REAL}
+    wanted = {*sampled, NONE, REAL}
     pair = {cell["key"]["method"] for cell in cells} - wanted
     assert len(pair) == 1 and pair.pop().count(" + ") >= 1
     for method in wanted - {NONE, REAL}:

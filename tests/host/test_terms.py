@@ -52,26 +52,49 @@ def on_kinds(*groups, kinds=KINDS) -> list:
 
 ABLE = [pair for pair in itertools.combinations(TERMS, 2) if not {*pair} <= {*NEGATIVES}]
 AT_A_TIME = 5
+ALL_KINDS = (*KINDS, "wan")
 
 
-def chains_on_kinds() -> list:
-    """Chains that have every two terms in one of them at least, each on a network in turn."""
-    left, chains = dict.fromkeys(ABLE), []
+def able_on(kind: str) -> list[tuple[str, str]]:
+    return [pair for pair in ABLE if not (kind == "unet" and {*SKIPPING} & {*pair})]
+
+
+def chains_of(pairs) -> list[tuple[str, ...]]:
+    """Chains that have each of these pairs of terms in one of them at least."""
+    left, chains = dict.fromkeys(pairs), []
+    able, terms = {*pairs}, sorted({key for pair in pairs for key in pair})
 
     def new(keys, key) -> int:
         """How many pairs are in no chain yet that `key` makes with `keys`; -1 where it cannot be beside one of them."""
-        pairs = [tuple(sorted((key, other))) for other in keys]
-        return sum(pair in left for pair in pairs) if {*pairs} <= {*ABLE} else -1
+        made = [tuple(sorted((key, other))) for other in keys]
+        return sum(pair in left for pair in made) if {*made} <= able else -1
 
     while left:
         keys = [*next(iter(left))]
         while len(keys) < AT_A_TIME:
-            keys.append(max((key for key in TERMS if key not in keys), key=lambda key: new(keys, key)))
+            keys.append(max((key for key in terms if key not in keys), key=lambda key: new(keys, key)))
         for pair in itertools.combinations(sorted(keys), 2):
             left.pop(pair, None)
-        kinds = [kind for kind in (*KINDS, "wan") if not (kind == "unet" and {*SKIPPING} & {*keys})]
-        chains.append((tuple(keys), kinds[len(chains) % len(kinds)]))
-    return [pytest.param(*chain, id="-".join((chain[1], *chain[0]))) for chain in chains]
+        chains.append(tuple(keys))
+    return chains
+
+
+def on_a_kind(chain: tuple[str, ...], kind: str):
+    return pytest.param(chain, kind, id="-".join((kind, *chain)))
+
+
+def chains_in_turn() -> list:
+    """Chains that have every two terms in one of them at least, each on a network in turn."""
+    found = []
+    for at, chain in enumerate(chains_of(ABLE)):
+        kinds = [kind for kind in ALL_KINDS if not (kind == "unet" and {*SKIPPING} & {*chain})]
+        found.append(on_a_kind(chain, kinds[at % len(kinds)]))
+    return found
+
+
+def chains_on_every_kind() -> list:
+    """Chains that have every two terms in one of them at least, on every network that both can be on."""
+    return [on_a_kind(chain, kind) for kind in ALL_KINDS for chain in chains_of(able_on(kind))]
 
 
 def further_forwards(*keys) -> int:
@@ -115,20 +138,24 @@ def run_together(keys, kind):
     assert len(counter.rows) == 2 * (1 + further_forwards(*keys))  # two runs of one step
 
 
-@pytest.mark.parametrize(("keys", "kind"), chains_on_kinds())
+@pytest.mark.parametrize(("keys", "kind"), chains_in_turn())
 def test_every_two_terms_run_together_among_others(keys, kind):
     run_together(keys, kind)
 
 
-def test_the_chains_leave_no_two_terms_out():
-    together = {pair for chain in chains_on_kinds() for pair in itertools.combinations(sorted(chain.values[0]), 2)}
-    assert together == {*ABLE}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("keys", "kind"), on_kinds(*ABLE, kinds=(*KINDS, "wan")))
-def test_every_two_terms_run_together_alone(keys, kind):
+@pytest.mark.parametrize(("keys", "kind"), chains_on_every_kind())
+def test_every_two_terms_run_together_on_every_network(keys, kind):
     run_together(keys, kind)
+
+
+def test_the_chains_leave_no_two_terms_out():
+    def together(chains):
+        return {pair for chain in chains for pair in itertools.combinations(sorted(chain.values[0]), 2)}
+
+    assert together(chains_in_turn()) == {*ABLE}
+    for kind in ALL_KINDS:
+        assert together(chain for chain in chains_on_every_kind() if chain.values[1] == kind) == {*able_on(kind)}
 
 
 def add(model, perturbation, scale=2.0, **when):
