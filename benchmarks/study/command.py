@@ -131,7 +131,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--batch", type=int, metavar="N", help="pictures sampled together")
     parser.add_argument(
-        "--compute", choices=["default", "fp32", "fp16", "bf16"], help="default: bf16 for the demo models"
+        "--compute", choices=["default", "fp32", "fp16", "bf16"], help="default: bf16 for the demo models, but not with --quick"
     )
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), metavar="N")
@@ -156,7 +156,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.steps = options.steps or (4 if quick else 20 if own_model else 8)
     options.size = options.size or ([512, 512] if own_model else [128, 128])
     options.batch = options.batch or (4 if own_model else 40)
-    options.compute = options.compute or ("default" if own_model else "bf16")
+    options.compute = options.compute or ("default" if own_model or quick else "bf16")
     if quick:
         options.choose, options.seeds, options.draws = 36, options.seeds[:1], 20
         options.report = options.report or (None if own_model else 36)
