@@ -9,16 +9,16 @@ from pathlib import Path
 from .places import ROOT
 
 
-def as_pack() -> None:
-    """From now on `import pack.guiders` and the like work, whatever the checkout's folder is called.
+def as_pack(root: Path = ROOT) -> None:
+    """From now on `import pack.guiders` and the like work, whatever the checkout's folder `root` is called.
 
     The pack's own __init__ does not run: only the host calls it. The checkout leaves sys.path, where the pack's `nodes`
     would hide the host's `nodes.py`."""
     if "pack" not in sys.modules:
         pack = types.ModuleType("pack")
-        pack.__path__ = [str(ROOT)]
+        pack.__path__ = [str(root)]
         sys.modules["pack"] = pack
-    sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", str(root))]
 
 
 def with_host(folder: Path | str, *arguments: str) -> str:
