@@ -141,7 +141,7 @@ class Bench:
         file = KEPT / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
         if not file.exists():
             began, prompts = time.perf_counter(), self.prompts[seed]
-            sampled = self.rig.sample(method, 0.0, prompts, seed, lambda pictures: None)
+            sampled = self.rig.sample(method, 0.0, prompts, seed)
             sys.stderr.write(f"  {method.name}, seed {seed}: {time.perf_counter() - began:.0f} s\n")
             np.savez(file, rows=sampled.rows, **features_of(sampled, prompts, self.reference))
         with np.load(file) as found:

@@ -182,7 +182,7 @@ class Bench:
         else:
             different = self.suite.prompts(-(-self.pictures // PER_PROMPT), seed)
             prompts = [different[at // PER_PROMPT] for at in range(self.pictures)]
-            sampled = self.rig.sample(method, method.strengths[0], prompts, seed, lambda pictures: None)
+            sampled = self.rig.sample(method, method.strengths[0], prompts, seed)
         errors = colour_errors(sampled.pictures, prompts, self.right)
         return {**features_of(sampled, prompts, self.reference), "colour_error": errors}
 

@@ -199,7 +199,7 @@ class Bench:
         rig.negative = case.negative_text
         different = [case.prompt(prompt) for prompt in self.suite.prompts(-(-self.pictures // PER_PROMPT), seed)]
         prompts = [different[at // PER_PROMPT] for at in range(self.pictures)]
-        sampled = rig.sample(method, method.strengths[0], prompts, seed, lambda pictures: None)
+        sampled = rig.sample(method, method.strengths[0], prompts, seed)
         shows = case.shows(self.suite.read(sampled.pictures)[0].argmax(-1))
         return {**features_of(sampled, prompts, self.reference), "named": shows}, sampled.rows
 

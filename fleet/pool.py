@@ -8,9 +8,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +21,12 @@ from . import cluster
 from .cells import Cell, Failed, Result, Unusable
 from .kinds.base import Worker, Wrong, kind_of
 from .store import Store
-from .worker import Doer, result_of
+from .worker import Doer, in_words, result_of
 
 GRACE = 10.0  # seconds that a worker gets beyond the limit, to end a cell by itself
 STARTING = 600.0  # seconds that a worker may take to start and to look what it has
-IN_A_ROW = 3  # failures without a finished cell, after which a worker is given up
+IN_A_ROW = 3  # failures, after which a worker is given up
+REST = 5.0  # seconds more before each further start of a worker that does not start
 LOOK = 0.5  # seconds between two looks at the clocks of cells
 
 
@@ -67,8 +69,9 @@ class Post:
     worker: Worker
     actor: Any = None
     at: int | None = None  # the place of its cell among the missing ones
-    since: float = 0.0
-    failures: int = 0  # since it last finished a cell
+    since: float = 0.0  # it has that cell, or starts
+    spoilt: set[str] = field(default_factory=set)  # cells that it could not do, since it last finished one
+    false_starts: int = 0  # in a row
     why: str = ""  # it was given up
 
     @property
@@ -78,12 +81,14 @@ class Post:
 
 @dataclass
 class _Run:
-    """What one call of Pool.run has to do, and has."""
+    """What one run has to do, and has."""
 
     cells: list[Cell]  # the missing ones, each id once
+    needs: dict[str, Any]
     waiting: collections.deque[int]
-    found: dict[str, Result | Failed] = field(default_factory=dict)
+    found: dict[str, Result | Failed] = field(default_factory=dict)  # results only where there is no store
     tried: collections.Counter = field(default_factory=collections.Counter)
+    spoilt_by: collections.defaultdict[int, set[str]] = field(default_factory=lambda: collections.defaultdict(set))
 
 
 class Pool:
@@ -114,7 +119,7 @@ class Pool:
         self._actor_class: Any = None
         self._folder = Path()
         self._here: Doer | None = None
-        self._checked: set[str] = set()
+        self._busy: set[str] = set()  # workers that had something to do when the last run ended
 
     def __enter__(self) -> Pool:
         try:
@@ -123,7 +128,7 @@ class Pool:
                 self._here = Doer(Worker("here"), self._folder, self.kinds)
                 self._stack.callback(self._here.close)
                 return self
-            cpus = max(1, round(sum(post.worker.cpus for post in self._posts) + 0.499))
+            cpus = max(1, math.ceil(sum(post.worker.cpus for post in self._posts)))
             gpus = sum(post.worker.gpu for post in self._posts)
             self._folder = self._stack.enter_context(cluster.running(self.address, cpus, gpus))
             self._ray = cluster.ray()
@@ -138,6 +143,21 @@ class Pool:
 
     def __exit__(self, *error) -> None:
         self._stack.close()
+        self._here = self._ray = None
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[Pool]:
+        """The pool as it runs, or started for this context alone."""
+        if self._here or self._ray:
+            yield self
+        else:
+            with self:
+                yield self
+
+    @property
+    def size(self) -> int:
+        """How many cells it can do at a time."""
+        return max(1, len(self._posts))
 
     @property
     def pids(self) -> dict[str, int]:
@@ -146,18 +166,58 @@ class Pool:
 
     def check(self, cells: Sequence[Cell]) -> list[str]:
         """What the workers lack of what these cells need: one sentence for each worker that lacks something."""
-        kinds = sorted({cell.kind for cell in cells})
-        needs = {}
-        for kind in kinds:
-            needed = kind_of(kind, self.kinds).needs([cell for cell in cells if cell.kind == kind])
-            if needed is not None:
-                needs[kind] = needed
-        if not needs:
-            return []
+        return self._lacking(self._needs(cells))
+
+    def run(self, cells: Sequence[Cell]) -> list[Result | Failed]:
+        """The results in the order of the cells. Finished ones come from the store. A cell that stands there twice is done
+        once. Raises Failure as `work` does."""
+        cells = [*cells]
+        found = self._work(cells)
+        return [found.get(cell.id) or self._stored(cell) for cell in cells]
+
+    def work(self, cells: Sequence[Cell]) -> list[Failed]:
+        """Do what is missing in the store; the cells that failed. Keeps no result in memory, so that a run may be long.
+
+        Raises Failure before the first cell where a worker lacks something, and where the store cannot be written or Ray's
+        head is lost: what was finished until then is kept."""
+        found = self._work(cells)
+        return [one for one in (found.get(cell.id) for cell in cells) if isinstance(one, Failed)]
+
+    def _stored(self, cell: Cell) -> Result:
+        result = self.store.done(cell) if self.store else None
+        if result is None:
+            raise Failure(f"A finished cell has vanished from {self.store and self.store.folder}; run this again.")
+        return result
+
+    def _work(self, cells: Sequence[Cell]) -> dict[str, Result | Failed]:
+        unique = {cell.id: cell for cell in cells}
+        missing = [cell for cell in unique.values() if self.store is None or self.store.done(cell) is None]
+        self.progress.expect([post.name for post in self._posts] or ["here"], len(unique), len(unique) - len(missing))
+        run = _Run(missing, self._needs(missing), collections.deque(range(len(missing))))
+        if missing:
+            self._take_back()
+            if said := self._lacking(run.needs):
+                raise Failure("\n".join(said))
+            if self._here:
+                self._run_here(self._here, run)
+            else:
+                self._run(run)
+        return run.found
+
+    def _needs(self, cells: Sequence[Cell]) -> dict[str, Any]:
+        by_kind: dict[str, list[Cell]] = {}
+        for cell in cells:
+            by_kind.setdefault(cell.kind, []).append(cell)
+        try:
+            return {kind: kind_of(kind, self.kinds).needs(of_kind) for kind, of_kind in by_kind.items()}
+        except Wrong as error:
+            raise Failure(f"This cannot run: {error}.") from None
+
+    def _lacking(self, needs: dict[str, Any]) -> list[str]:
         if self._here:
             said = self._here.check(needs)
             return [said[:1].upper() + said[1:]] if said else []
-        asked = {post.name: post.actor.check.remote(needs) for post in self._posts if not post.why}
+        asked = {post.name: post.actor.check.remote(needs, 0) for post in self._posts if not post.why}
         end = time.monotonic() + STARTING
         found = []
         for name, answer in asked.items():
@@ -165,34 +225,11 @@ class Pool:
                 if said := self._ray.get(answer, timeout=max(1.0, end - time.monotonic())):
                     found.append(f"{name}: {said}")
             except Exception as error:
+                self._look_for_the_head(error)
                 found.append(f"{name}: {self._why(error)}")
         return found
 
-    def run(self, cells: Sequence[Cell]) -> list[Result | Failed]:
-        """The results in the order of the cells. Finished ones come from the store. A cell that stands there twice is done
-        once. Raises Failure before the first cell where a worker lacks something, and where the store cannot be written or
-        Ray's head is lost: what was finished until then is kept."""
-        cells = [*cells]
-        unique = {cell.id: cell for cell in cells}
-        found: dict[str, Result | Failed] = {}
-        for name, cell in unique.items():
-            if self.store and (result := self.store.done(cell)):
-                found[name] = result
-        missing = [cell for name, cell in unique.items() if name not in found]
-        self.progress.expect([post.name for post in self._posts], len(unique), len(found))
-        if missing:
-            if said := self.check(missing):
-                raise Failure("\n".join(said))
-            run = _Run(missing, collections.deque(range(len(missing))), found)
-            if self._here:
-                self._run_here(run)
-            else:
-                self._run(run)
-        return [found[cell.id] for cell in cells]
-
-    def _run_here(self, run: _Run) -> None:
-        doer = self._here
-        assert doer is not None
+    def _run_here(self, doer: Doer, run: _Run) -> None:
         while run.waiting:
             at = run.waiting.popleft()
             cell = run.cells[at]
@@ -202,56 +239,88 @@ class Pool:
     def _run(self, run: _Run) -> None:
         under_way: dict[Any, Post] = {}
         try:
-            while run.waiting or under_way:
+            while run.waiting or any(post.at is not None for post in under_way.values()):
+                busy = {post.name for post in under_way.values()}
                 for post in self._posts:
-                    if run.waiting and post.at is None and not post.why:
-                        under_way[self._give(run, post)] = post
+                    if not post.why and post.name not in busy and (at := self._next(run, post)) is not None:
+                        under_way[self._give(run, post, at)] = post
                 if not under_way:  # no worker is left
                     self._give_up(run)
                     return
-                ready, _ = self._ray.wait([*under_way], num_returns=1, timeout=LOOK)
-                ready += [answer for answer in self._also_ready(under_way) if answer not in ready]
-                for answer in ready:
-                    self._take(run, under_way.pop(answer), answer)
-                late = time.monotonic() - self.limit - GRACE
-                for answer, post in [*under_way.items()]:
-                    if post.since < late:
-                        del under_way[answer]
-                        self._take(run, post, None)
+                answers = [*under_way]
+                ready = self._ray.wait(answers, num_returns=1, timeout=LOOK)[0]
+                if ready:
+                    ready = self._ray.wait(answers, num_returns=len(answers), timeout=0)[0]
+                now = time.monotonic()
+                late = [
+                    one
+                    for one in answers
+                    if one not in ready and now - under_way[one].since > self._patience(one, under_way)
+                ]
+                for answer in (*ready, *late):
+                    post = under_way.pop(answer)
+                    again = self._take(run, post, answer if answer in ready else None)
+                    if again is not None:
+                        under_way[again] = post
         finally:
-            for post in under_way.values():  # stopped in mid-run
-                post.at = None
+            self._busy = {post.name for post in under_way.values()}
 
-    def _also_ready(self, under_way: dict) -> list:
-        return self._ray.wait([*under_way], num_returns=len(under_way), timeout=0)[0]
+    def _patience(self, answer: Any, under_way: dict[Any, Post]) -> float:
+        return STARTING if under_way[answer].at is None else self.limit + GRACE
 
-    def _give(self, run: _Run, post: Post) -> Any:
-        post.at = run.waiting.popleft()
-        cell = run.cells[post.at]
-        post.since = time.monotonic()
+    def _next(self, run: _Run, post: Post) -> int | None:
+        """The first waiting cell that this worker has not failed at, if another worker is left that could do those."""
+        for place, at in enumerate(run.waiting):
+            others = {other.name for other in self._posts if not other.why} - {post.name}
+            if post.name not in run.spoilt_by[at] or not others - run.spoilt_by[at]:
+                del run.waiting[place]
+                return at
+        return None
+
+    def _give(self, run: _Run, post: Post, at: int) -> Any:
+        cell = run.cells[at]
+        post.at, post.since = at, time.monotonic()
         self.progress.begin(post.name, cell)
         return post.actor.do.remote(cell.kind, dict(cell.work), self.limit)
 
-    def _take(self, run: _Run, post: Post, answer: Any) -> None:
-        """A cell has ended, or (None) taken too long."""
+    def _take(self, run: _Run, post: Post, answer: Any) -> Any:
+        """What a worker was asked has ended, or (None) taken too long. What it is asked next, if it must start again."""
         at, post.at = post.at, None
-        assert at is not None
-        replaced = False
+        dead = False
+        try:
+            said = self._ray.get(answer) if answer is not None else None
+            why = ""
+        except Exception as error:
+            self._look_for_the_head(error)
+            said, why, dead = None, self._why(error), True
         if answer is None:
-            outcome, what = "broken", f"it took longer than {self.limit:g} seconds"
-            replaced = True
-        else:
-            try:
-                outcome, what = self._ray.get(answer)
-            except Exception as error:
-                self._look_for_the_head(error)
-                outcome, what, replaced = "broken", self._why(error), True
-        outcome = self._settle(run, at, post.name, outcome, what)
-        if outcome == "broken":
-            post.failures += 1
-            self._replace(post, str(what), needed=replaced)
-        elif outcome == "done":
-            post.failures = 0
+            why, dead = f"it took longer than {self.limit if at is not None else STARTING:g} seconds", True
+        if at is None:  # it has started
+            post.false_starts = post.false_starts + 1 if why or said else 0
+            return self._start_again(run, post, str(why or said), dead) if why or said else None
+        outcome, what = said if said is not None else ("broken", why)
+        if (outcome := self._settle(run, at, post.name, outcome, what)) != "broken":
+            post.spoilt.clear()
+            return None
+        post.spoilt.add(run.cells[at].id)
+        return self._start_again(run, post, str(what), dead)
+
+    def _start_again(self, run: _Run, post: Post, why: str, dead: bool) -> Any:
+        """A worker that failed starts again, in a new process where it has none; or it is given up. That is when it does
+        not start, or fails at one cell after the other while another worker does not."""
+        sound = any(not other.why and not other.spoilt and other is not post for other in self._posts)
+        give_up = post.false_starts >= IN_A_ROW or (len(post.spoilt) >= IN_A_ROW and sound)
+        if dead or give_up:
+            self._ray.kill(post.actor)
+            post.actor = None
+        if give_up:
+            post.why = why
+            self.progress.say(f"{post.name} is given up after {IN_A_ROW} failures in a row: {why}")
+            return None
+        if dead:
+            self._hire(post)
+        post.since = time.monotonic()
+        return post.actor.check.remote(run.needs, REST * post.false_starts)
 
     def _settle(self, run: _Run, at: int, worker: str, outcome: str, what: Any) -> str:
         """Keep what came of a cell, or have it tried again; the outcome."""
@@ -270,9 +339,10 @@ class Pool:
             if outcome == "wrong" or run.tried[at] >= self.tries:
                 result = Failed(cell, what, run.tried[at])
             else:
-                self.progress.say(f"A cell is tried again ({run.tried[at]} of {self.tries} tries): {what}")
+                self.progress.say(f"A cell is tried again ({run.tried[at]} of {self.tries} tries failed): {what}")
+                run.spoilt_by[at].add(worker)
                 run.waiting.append(at)
-        if result is not None:
+        if isinstance(result, Failed) or (result is not None and self.store is None):
             run.found[cell.id] = result
         self.progress.end(worker, cell, result)
         return outcome
@@ -297,16 +367,13 @@ class Pool:
         options = {"num_cpus": worker.cpus, "num_gpus": int(worker.gpu), "max_restarts": 0, "max_task_retries": 0}
         post.actor = self._actor_class.options(**options).remote(asdict(worker), str(self._folder), self.kinds)
 
-    def _replace(self, post: Post, why: str, needed: bool) -> None:
-        """A worker that failed gets a new process, or is given up if it fails again and again."""
-        if needed:
-            self._ray.kill(post.actor)
-            post.actor = None
-        if post.failures >= IN_A_ROW:
-            post.why = why
-            self.progress.say(f"{post.name} is given up after {post.failures} failures in a row: {why}")
-        elif needed:
-            self._hire(post)
+    def _take_back(self) -> None:
+        """In a new run each worker has a new chance."""
+        for post in self._posts:
+            post.spoilt.clear()
+            post.false_starts, post.why = 0, ""
+            if post.actor is None:
+                self._hire(post)
 
     def _give_up(self, run: _Run) -> None:
         """No worker is left: what is still missing has failed."""
@@ -335,17 +402,16 @@ class Pool:
             return "its process died"
         if isinstance(error, known.GetTimeoutError):
             return f"it did not start within {STARTING:g} seconds"
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return in_words(getattr(error, "cause", None) or error)
 
     def _close_workers(self) -> None:
         """End them, gently where they answer."""
         asked = []
         for post in self._posts:
-            if post.actor:
-                if post.at is None:
-                    asked.append(post.actor.close.remote())
-                else:
-                    self._ray.kill(post.actor)
+            if post.actor and post.name in self._busy:
+                self._ray.kill(post.actor)
+            elif post.actor:
+                asked.append(post.actor.close.remote())
         if asked:
             with contextlib.suppress(Exception):
                 self._ray.wait(asked, num_returns=len(asked), timeout=15)

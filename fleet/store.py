@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,20 +27,27 @@ class Store:
 
     def done(self, cell: Cell) -> Result | None:
         """The result of a cell; None where it is not finished, or what is there is damaged."""
-        return self._read(cell.id)
+        return self.get(cell.id)
 
     def keep(self, cell: Cell, result: Result) -> None:
         """Keep a result for good. Raises OSError where it cannot be written; then nothing of it is there."""
         checked(result)
         place = self._place(cell.id)
         place.parent.mkdir(parents=True, exist_ok=True)
-        for at, picture in enumerate(result.pictures):
-            write(self.picture(cell.id, at), picture)
         record = {
             "format": FORMAT, "kind": cell.kind, "work": cell.work, "values": dict(result.values),
             "seconds": result.seconds, "worker": result.worker, "pictures": [*map(digest, result.pictures)],
         }  # fmt: skip
-        write(place, canonical(record | {"sum": digest(canonical(record).encode())}).encode())
+        text = canonical(record | {"sum": digest(canonical(record).encode())})
+        try:
+            for at, picture in enumerate(result.pictures):
+                write(self.picture(cell.id, at), picture)
+            write(place, text.encode())
+        except OSError:
+            for at in range(len(result.pictures)):
+                with contextlib.suppress(OSError):
+                    self.picture(cell.id, at).unlink()
+            raise
 
     def picture(self, name: str, at: int) -> Path:
         """Where a picture of a cell lies."""
@@ -48,14 +56,17 @@ class Store:
     def __iter__(self) -> Iterator[tuple[Cell, Result]]:
         """All finished cells, without labels, in the order of their ids."""
         for path in sorted(self.folder.glob("cells/??/*.json")):
-            if (result := self._read(path.stem)) is not None:
+            if (result := self.get(path.stem)) is not None:
                 record = json.loads(path.read_bytes())
                 yield Cell(record["kind"], record["work"]), result
 
     def _place(self, name: str) -> Path:
+        if not re.fullmatch("[0-9a-f]{32}", name):
+            raise ValueError(f"{name[:40]} is no id of a cell")
         return self.folder / "cells" / name[:2] / f"{name}.json"
 
-    def _read(self, name: str) -> Result | None:
+    def get(self, name: str) -> Result | None:
+        """The result of the cell with this id."""
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, Unusable):
             record = json.loads(self._place(name).read_bytes())
             if record.pop("sum") != digest(canonical(record).encode()) or record["format"] != FORMAT:

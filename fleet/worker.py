@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ class Doer:
             try:
                 if said := self._kind(name).check(needed):
                     return said
-            except (Wrong, Broken) as error:
-                return str(error)
             except Exception as error:
-                return in_words(error)
+                self.close()
+                return str(error) if isinstance(error, (Wrong, Broken)) else in_words(error)
         return ""
 
     def do(self, kind: str, work: Mapping[str, Any], limit: float) -> tuple[str, Any]:
@@ -41,10 +41,11 @@ class Doer:
             result = checked(self._kind(kind).do(work, limit))
         except Wrong as error:
             return "wrong", str(error)
-        except (Broken, Unusable) as error:
-            return "broken", str(error)
         except Exception as error:
-            return "broken", in_words(error)
+            self.close()  # the next cell shall find all new
+            if not isinstance(error, (Broken, Unusable)):
+                traceback.print_exc()  # into the worker's log
+            return "broken", str(error) if isinstance(error, (Broken, Unusable)) else in_words(error)
         return "done", (dict(result.values), result.pictures, time.perf_counter() - start)
 
     def close(self) -> None:

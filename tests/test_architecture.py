@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACK = sorted(path for folder in ("guiders", "patches", "nodes") for path in (ROOT / folder).rglob("*.py"))
 PACK.append(ROOT / "__init__.py")
-AROUND = sorted(path for folder in ("tools", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+AROUND = sorted(path for folder in ("tools", "benchmarks", "fleet") for path in (ROOT / folder).rglob("*.py"))
 OURS = {"guiders", "patches", "nodes"}
 
 
@@ -178,11 +178,11 @@ MAY_USE = {
 
 
 @pytest.mark.parametrize("path", AROUND, ids=name_of)
-def test_tools_do_not_need_the_benchmarks_nor_both_of_them_the_tests(path):
+def test_tools_do_not_need_the_benchmarks_or_the_fleet_and_none_of_them_the_tests(path):
     name = name_of(path)
-    rooms = {"tools"} if name.startswith("tools.") else {"tools", "benchmarks"}
+    rooms = {"tools"} if name.startswith("tools.") else {"tools", "benchmarks", "fleet"}
     for other in imports_of(path):
-        if other.partition(".")[0] in ("tools", "benchmarks", "tests"):
+        if other.partition(".")[0] in ("tools", "benchmarks", "tests", "fleet"):
             allowed = rooms | MAY_USE.get(name, set())
             assert any(f"{other}.".startswith(f"{room}.") for room in allowed), f"{name} imports {other}"
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -70,6 +73,7 @@ def test(choice: Choice, pytest_args: tuple[str, ...]):
     """Run the tests, with any arguments of pytest: python dev.py test -k interval"""
     host = hosts.ready(choice)
     if host.version:
+        environment.install_fleet()
         environment.get_browser(pytest_args)
     elif not host.python_gives("import click, filelock, pypi_simple, pytest, requests, rich, websocket; print(1)"):
         install = f"{host.python} -m pip install pytest -r {ROOT / 'tools/requirements.txt'}"
@@ -105,6 +109,25 @@ def benchmark(choice: Choice, name: str, arguments: tuple[str, ...]):
     host = hosts.ready(choice)
     env = environment.variables() | {"COMFYUI_PATH": str(host.folder)}
     sys.exit(wait(spawn([host.python, "-m", "tools.benchmark", os.getcwd(), name, *arguments], env=env)))
+
+
+@commands.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@with_host
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def fleet(choice: Choice, arguments: tuple[str, ...]):
+    """Sweeps and studies by many workers: python dev.py fleet --help"""
+    environment.install_fleet()
+    python = Path(sys.executable)
+    if arguments[:1] == ("study",):  # its cells run in the Python of a ComfyUI
+        host = hosts.ready(choice)
+        python = host.python
+        if not host.version and not host.python_gives("import click, ray, requests, rich, websocket; print(1)"):
+            files = f"-r {ROOT / 'tools/requirements.txt'} -r {ROOT / 'requirements-fleet.txt'}"
+            raise Failure(
+                f"The Python {python} lacks packages of the fleet: install them with  {python} -m pip install {files}"
+            )
+    env = environment.variables()
+    sys.exit(wait(spawn([python, "-m", "tools.fleet", os.getcwd(), json.dumps(asdict(choice)), *arguments], env=env)))
 
 
 @commands.command()
@@ -159,9 +182,14 @@ def _run(server: Server, path: Path, graph: dict) -> list[tuple[str, bytes]]:
 
 
 def main(arguments: list[str]) -> int:
+    return ended(lambda: commands.main(arguments, prog_name="dev.py", standalone_mode=False))
+
+
+def ended(command: Callable[[], int | None]) -> int:
+    """Run a command to its end, well or not; its exit status. What the user can act on is said in words."""
     listen_to_signals()
     try:
-        return commands.main(arguments, prog_name="dev.py", standalone_mode=False) or 0
+        return command() or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -72,6 +72,18 @@ def install(host_folder: Path) -> None:
     STAMP.write_text(state)
 
 
+def install_fleet() -> None:
+    """What the fleet needs besides, into .venv."""
+    path, stamp = ROOT / "requirements-fleet.txt", VENV / "fleet-packages"
+    state = hashlib.sha256(path.read_bytes()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == state:
+        return
+    uv = python_of(VENV).with_name("uv.exe" if WINDOWS else "uv")
+    command = [uv, "pip", "install", "--python", python_of(VENV), "-r", path]
+    run_step("Installing the packages of the fleet", command, variables())
+    stamp.write_text(state)
+
+
 def check_disk(need_gb: float) -> None:
     """Raises Failure where the disk has less free."""
     free = shutil.disk_usage(ROOT).free / 1e9

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -22,10 +24,20 @@ from .hosts import Host, link_pack
 from .places import MODELS
 from .processes import Stopped, spawn, stop, tail
 
+GUARD = Path(__file__).with_name("guard.py")
+LONGEST = 1 << 30  # bytes of an answer
 FINDS_GPU = (
     "import torch; b = torch.backends; x = getattr(torch, 'xpu', None); "
     "print(int(torch.cuda.is_available() or b.mps.is_available() or bool(x and x.is_available())))"
 )
+
+
+class TooLong(Failure):
+    """A workflow that had not ended at its time limit."""
+
+
+class Refused(Failure):
+    """A workflow of which the host would run a part only."""
 
 
 class Server:
@@ -38,15 +50,28 @@ class Server:
         local = urllib.parse.urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
         self._session.trust_env = not local  # no proxy leads to this computer
 
-    def get(self, path: str, body=None) -> bytes:
-        """The answer to a request, a POST where there is a body. Raises requests' own errors."""
-        if body is None:
-            answer = self._session.get(self.url + path, timeout=60)
-        else:  # as the page writes JSON, where NaN and Infinity are allowed
-            headers = {"Content-Type": "application/json"}
-            answer = self._session.post(self.url + path, json.dumps(body).encode(), timeout=60, headers=headers)
-        answer.raise_for_status()
-        return answer.content
+    def get(self, path: str, body=None, most: int = LONGEST) -> bytes:
+        """The answer to a request, a POST where there is a body, of at most so many bytes. Raises requests' own errors, and
+        Failure where the server sends us to another one, which nobody has named."""
+        # as the page writes JSON, where NaN and Infinity are allowed
+        given = (
+            {} if body is None else {"data": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+        )
+        method = "GET" if body is None else "POST"
+        options = {"timeout": 60, "stream": True, "allow_redirects": False}
+        with self._session.request(method, self.url + path, **given, **options) as answer:
+            if answer.is_redirect:
+                place = answer.headers["Location"][:200]
+                raise Failure(f"{self.url} sends us on to {place}: name that address, if it is one that you trust.")
+            content = bytearray()
+            for chunk in answer.iter_content(1 << 16):
+                content += chunk
+                if len(content) > most:
+                    raise Failure(f"{self.url}{path} sends more than {most >> 20} MB.")
+            if not answer.ok:
+                answer._content = bytes(content)
+            answer.raise_for_status()
+            return bytes(content)
 
     def ask(self, path: str, body=None):
         """The same, read as JSON. Raises Failure in words."""
@@ -76,26 +101,46 @@ class Server:
         inputs = {**about["input"]["required"], **about["input"].get("optional", {})}
         return {name: options.get("default") for name, (_, options) in inputs.items()}
 
-    def record_of(self, workflow: dict, progress: Callable[[str], None] = lambda detail: None) -> dict:
-        """Run a workflow to its end, well or not; what the host's history says of it."""
+    def record_of(
+        self,
+        workflow: dict,
+        progress: Callable[[str], None] = lambda detail: None,
+        limit: float = math.inf,
+        whole: bool = False,
+    ) -> dict:
+        """Run a workflow to its end, well or not; what the host's history says of it. Raises TooLong after `limit` seconds,
+        when the workflow is taken back. whole: also raises Failure where the host would leave out an output node with an
+        error, and run the others."""
         prompt, client = str(uuid.uuid4()), str(uuid.uuid4())
         address = "ws" + self.url.removeprefix("http") + f"/ws?clientId={client}"
         host = urllib.parse.urlsplit(self.url).hostname
         with contextlib.closing(websocket.create_connection(address, timeout=60, http_no_proxy=[host])) as events:
             events.settimeout(1)  # of each wait for news; a busy host may take longer to greet
-            prompt = self.ask("/prompt", {"prompt": workflow, "client_id": client, "prompt_id": prompt})["prompt_id"]
+            answer = self.ask("/prompt", {"prompt": workflow, "client_id": client, "prompt_id": prompt})
+            prompt = answer["prompt_id"]
             try:
-                return self.wait_for(prompt, events, progress)
-            except Stopped:
+                if whole and answer.get("node_errors"):
+                    raise Refused(workflows.rejection(json.dumps({"error": "a part of it is wrong", **answer})))
+                return self.wait_for(prompt, events, progress, time.monotonic() + limit)
+            except (Stopped, TooLong, Refused):
                 with contextlib.suppress(Exception):  # do not leave our work to somebody else's server
                     self.get("/queue", {"delete": [prompt]})
                     self.get("/interrupt", {"prompt_id": prompt})
                 raise
 
-    def wait_for(self, prompt: str, events=None, progress: Callable[[str], None] = lambda detail: None) -> dict:
-        """What the history says of a prompt, when it has ended. `events`: a connection that hears of its progress."""
+    def wait_for(
+        self,
+        prompt: str,
+        events=None,
+        progress: Callable[[str], None] = lambda detail: None,
+        end: float = math.inf,
+    ) -> dict:
+        """What the history says of a prompt, when it has ended. `events`: a connection that hears of its progress. Raises
+        TooLong where the clock passes `end`."""
         missing = 0
         while True:
+            if time.monotonic() > end:
+                raise TooLong("The workflow takes too long.")
             if record := self.ask(f"/history/{prompt}").get(prompt):
                 return record
             missing = 0 if prompt in json.dumps(self.ask("/queue")) else missing + 1
@@ -104,12 +149,12 @@ class Server:
             if events is None:
                 time.sleep(0.2)
             else:
-                self._listen(events, prompt, progress)
+                self._listen(events, prompt, progress, end)
 
-    def _listen(self, events, prompt: str, progress: Callable[[str], None]) -> None:
+    def _listen(self, events, prompt: str, progress: Callable[[str], None], end: float) -> None:
         """Until the prompt has ended, or nothing was heard for a while."""
         with contextlib.suppress(websocket.WebSocketTimeoutException):
-            while True:
+            while time.monotonic() < end:
                 message = events.recv()
                 if not isinstance(message, str):
                     continue  # a preview
@@ -126,12 +171,13 @@ class Server:
         if record["status"]["status_str"] != "success":
             raise Failure(workflows.execution_error(record["status"].get("messages") or []))
         images = [image for output in record["outputs"].values() for image in output.get("images") or []]
-        return [(PurePosixPath(image["filename"]).name, self._picture(image)) for image in images]
+        return [(PurePosixPath(image["filename"]).name, self.picture(image)) for image in images]
 
-    def _picture(self, image: dict) -> bytes:
+    def picture(self, image: dict, most: int = LONGEST) -> bytes:
+        """The content of a picture that a history names. Raises Failure."""
         query = urllib.parse.urlencode({key: image.get(key, "") for key in ("filename", "subfolder", "type")})
         try:
-            return self.get("/view?" + query)
+            return self.get("/view?" + query, most=most)
         except requests.RequestException as error:
             raise Failure(f"ComfyUI does not give out the picture {image['filename']} ({error}).") from None
 
@@ -162,11 +208,13 @@ def running(
     port: int = 0,
     switches: Sequence[str] = (),
     log: Path | None = None,
+    tied: bool = False,
 ) -> Iterator[Server]:
     """Run a host while the context lasts, with further `switches` of its main.py.
 
     keep: what the host writes stays, in output/ or in the user's own ComfyUI.
     log: where the host's output goes; output/host.log without it.
+    tied: the host ends even where this process is killed.
     """
     cpu = not gpu and (bool(host.version) or host.python_gives(FINDS_GPU) == "0")
     log = log or places.OUTPUT / "host.log"
@@ -174,11 +222,14 @@ def running(
     with contextlib.ExitStack() as stack:
         scratch = None if keep else stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         command = command_of(host, port or free_port(), cpu, scratch)
+        guard, stdin = ([sys.executable, GUARD], subprocess.PIPE) if tied else ([], subprocess.DEVNULL)
         with log.open("wb") as out:
             process = spawn(
-                [*command, *switches], cwd=host.folder, env=environment.variables(), stdin=subprocess.DEVNULL, stdout=out,
+                [*guard, *command, *switches], cwd=host.folder, env=environment.variables(), stdin=stdin, stdout=out,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
+        if process.stdin:
+            stack.callback(process.stdin.close)
         stack.callback(stop, process)
         server = Server(f"http://127.0.0.1:{command[command.index('--port') + 1]}", process, log)
         with busy(f"Starting {host.name}") as detail:

@@ -1,4 +1,6 @@
-"""Cells, one setting each, sampled and measured once; what is in the results is not sampled again."""
+"""Cells, one setting each, sampled and measured once; what is in the results is not sampled again.
+
+The fleet's pool does them: in this process, or by workers that have a study each (worker.py)."""
 
 from __future__ import annotations
 
@@ -6,20 +8,23 @@ import functools
 import hashlib
 import json
 import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ...fleet import cells as units
+from ...fleet.pool import Pool
+from ...fleet.store import Store
+from ...tools.console import Failure
 from .measured import features_of, measured
-from .methods import METHODS, NONE, REAL, SHARES, Method, best_pair, none
+from .methods import ALL, METHODS, NONE, REAL, Method, best_pair, none, pair
 from .rig import Sampled
 from .suites import Reference, Suite
 
 CHOOSE_SEED = 0
+KINDS = {"study": "pack.benchmarks.study.worker:Cells"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,21 @@ class Cell:
             "seed": self.seed, "n": self.count, "settings": self.method.settings.format(layers=layers),
             "files": files, **common,
         }  # fmt: skip
+
+
+REAL_PICTURES = Method(REAL, "", (0.0,), (0.0,), none, adds=False)
+
+
+def cell_of(about: Mapping) -> Cell:
+    """The cell in a unit of the fleet's work."""
+    known = {method.name: method for method in (*ALL, REAL_PICTURES)}
+    parts = about["method"].get("parts")
+    if parts:
+        (one, first), (other, second) = parts
+        method = pair(known[one], first, known[other], second)
+    else:
+        method = known[about["method"]["name"]]
+    return Cell(about["stage"], method, about["strength"], about["seed"], about["count"])
 
 
 def name_of(key: dict) -> str:
@@ -76,8 +96,8 @@ class Results:
         """A new run; its line is written with its first cell, so that a run that finds all done leaves no trace."""
         self._run = {"kind": "run", "id": name_of(run), **run}
 
-    def add(self, key: dict, result: dict, found: dict[str, np.ndarray]) -> dict:
-        self.keep(key, found)
+    def add(self, key: dict, result: dict) -> dict:
+        """A finished cell, whose features were kept before."""
         record = self._append({"kind": "cell", "id": name_of(key), "key": key, **result})
         self.records[record["id"]] = record
         return record
@@ -128,16 +148,50 @@ def read_records(path: Path) -> list[dict]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+class Kept(Store):
+    """The results, as the fleet sees them."""
+
+    def __init__(self, results: Results):
+        super().__init__(results.path.parent)
+        self.results = results
+
+    def done(self, cell: units.Cell) -> units.Result | None:
+        """The record of a cell as the only value of a result; None where there is none."""
+        record = self.results.records.get(name_of(cell.work["key"]))
+        return units.Result({RECORD: json.dumps(record)}) if record else None
+
+    def keep(self, cell: units.Cell, result: units.Result) -> None:
+        """Write the record. Raises OSError."""
+        self.results.add(cell.work["key"], json.loads(str(result.values[RECORD])))
+
+
+RECORD = "record"  # the value of a result that holds all measures, as JSON
 reference_of = functools.cache(Reference)
+HERE: dict[str, Study] = {}  # those of this process, by how they are made
 
 
 class Study:
-    """Samples and measures cells, those only that are not in the results."""
+    """Samples and measures cells, those only that are not in the results.
 
-    def __init__(self, rig, suite: Suite, results: Results, common: dict, draws: int, progress):
+    pool: who does the cells; this process without one. made: how a worker makes the same study (worker.py)."""
+
+    def __init__(
+        self,
+        rig,
+        suite: Suite,
+        results: Results,
+        common: dict,
+        draws: int,
+        progress=None,
+        pool: Pool | None = None,
+        made: dict | None = None,
+    ):
         self.rig, self.suite, self.results, self.common = rig, suite, results, common  # common to the keys of all cells
-        self.per_prompt, self.draws, self.progress = common["per_prompt"], draws, progress
+        self.per_prompt, self.draws = common["per_prompt"], draws
         self.now: dict[tuple, dict] = {}  # features without guidance, by seed and count, of this process
+        self.pool = pool or Pool((), progress=progress, tries=1, kinds=KINDS)
+        self.made = made or {"here": id(self)}
+        HERE[name_of(self.made)] = self
 
     @functools.cached_property
     def reference(self) -> Reference | None:
@@ -151,9 +205,41 @@ class Study:
 
     def do(self, cell: Cell) -> dict:
         """The cell's record, sampled if there is none."""
-        return self.record(cell) or self._do(cell)
+        if self.record(cell) is None:
+            self._work([cell])
+        return self.results.records[name_of(self.key(cell))]
 
-    def _do(self, cell: Cell) -> dict:
+    def _work(self, cells: Sequence[Cell]) -> None:
+        """Raises Failure where a cell has failed, when all others are done."""
+        self.pool.store = Kept(self.results)
+        without = [cell for cell in cells if cell.method.name == NONE]  # which the others are compared with
+        others = [cell for cell in cells if cell.method.name != NONE]
+        failed = []
+        with self.pool.entered() as pool:
+            for wave in (without, others) if pool.size > 1 else (cells,):
+                failed += pool.work([self.unit(cell) for cell in wave])
+        if failed:
+            reasons = "\n".join(dict.fromkeys(one.reason for one in failed))
+            raise Failure(
+                f"{reasons}\n{len(failed)} of {len(cells)} cells have failed; the same command tries them again."
+            )
+
+    def unit(self, cell: Cell) -> units.Cell:
+        """The cell for the fleet."""
+        method = {"parts": cell.method.parts} if cell.method.parts else {"name": cell.method.name}
+        about = {
+            "stage": cell.stage,
+            "method": method,
+            "strength": cell.strength,
+            "seed": cell.seed,
+            "count": cell.count,
+        }
+        shown = {"stage": cell.stage, "method": cell.method.name, "strength": cell.strength, "seed": cell.seed}
+        work = {"key": self.key(cell), "cell": about, "study": self.made, "layers": self.rig.layers}
+        return units.Cell("study", json.loads(json.dumps(work)), shown)
+
+    def measure(self, cell: Cell) -> dict:
+        """Sample a cell and keep its features; what goes into its record."""
         base = None if cell.method.name in (NONE, REAL) else self._without_guidance(cell)
         sampled, found = self._sample(cell)
         cost = {
@@ -162,7 +248,8 @@ class Study:
             "cpu_ms_per_picture": round(1000 * sampled.cpu_seconds / cell.count, 3),
         }  # fmt: skip
         result = measured(found, self._groups(cell), self.reference, base, self.draws)
-        return self.results.add(self.key(cell), {**cost, **result}, found)
+        self.results.keep(self.key(cell), found)
+        return {**cost, **result}
 
     def _without_guidance(self, cell: Cell) -> dict[str, np.ndarray]:
         """The same prompts and noise without guidance: from beside the results, else sampled again."""
@@ -174,7 +261,6 @@ class Study:
 
     def _features(self, cell: Cell) -> dict[str, np.ndarray]:
         """What is measured of the cell's pictures: from beside the results, else sampled again."""
-        self.do(cell)
         found = self.results.found(self.key(cell))
         if found is None:
             found = self._sample(cell)[1]
@@ -194,85 +280,40 @@ class Study:
         return np.arange(cell.count) // (1 if cell.method.name == REAL else self.per_prompt)
 
     def _sample(self, cell: Cell) -> tuple[Sampled, dict[str, np.ndarray]]:
-        self.progress.begin(cell)
         if cell.method.name == REAL:
             pictures, prompts = self.suite.real(cell.count, cell.seed)
             sampled = Sampled(pictures)
         else:
             different = self.suite.prompts(-(-cell.count // self.per_prompt), cell.seed)
             prompts = [different[at // self.per_prompt] for at in range(cell.count)]
-            sampled = self.rig.sample(cell.method, cell.strength, prompts, cell.seed, self.progress.tick)
+            sampled = self.rig.sample(cell.method, cell.strength, prompts, cell.seed)
         return sampled, features_of(sampled, prompts, self.reference)
 
     def run(self, methods: Sequence[Method], choose: int, report: int, seeds: Sequence[int], tried: Callable) -> None:
         """Every method, and the best pair of them; without seeds to report, only the strengths of each method. tried:
         method → the strengths to try."""
         if not self.suite.judged:
-            self._all([Cell("sample", m, at, seed, report) for seed in seeds for m in methods for at in tried(m)], 0)
+            self._work([Cell("sample", m, at, seed, report) for seed in seeds for m in methods for at in tried(m)])
             return
-        reports = len(seeds) * (len(methods) + 2) + (len(SHARES) if seeds else 0)
         tries = {m: [Cell("choose", m, at, CHOOSE_SEED, choose) for at in tried(m)] for m in methods}
-        self._all([cell for cells in tries.values() for cell in cells], reports)
+        self._work([cell for cells in tries.values() for cell in cells])
         if not seeds:
             return
         chosen = {m: best for m, cells in tries.items() if (best := self.chosen(cells))}
         if both := best_pair(chosen):
             tries[both] = [Cell("choose", both, at, CHOOSE_SEED, choose) for at in tried(both)]
-            self._all(tries[both], reports - len(SHARES))
+            self._work(tries[both])
             chosen[both] = self.chosen(tries[both])
-        real = Method(REAL, "", (0.0,), (0.0,), none, adds=False)
-        strengths = {real: 0.0, **{m: chosen[m][0] if m in chosen else tried(m)[0] for m in tries}}
-        self._all([Cell("report", m, at, seed, report) for seed in seeds for m, at in strengths.items()], 0)
+        strengths = {REAL_PICTURES: 0.0, **{m: chosen[m][0] if m in chosen else tried(m)[0] for m in tries}}
+        self._work([Cell("report", m, at, seed, report) for seed in seeds for m, at in strengths.items()])
         reported = {m.name: (m, at) for m, at in strengths.items()}
         for name, (method, _) in reported.items():
             for other in (one for one in method.made_of if one in reported):
                 for seed in seeds:
                     self._compare(*(Cell("report", *reported[each], seed, report) for each in (name, other)))
 
-    def _all(self, cells: list[Cell], after: int) -> None:
-        missing = [cell for cell in cells if self.record(cell) is None]
-        self.progress.expect(len(cells) - len(missing), len(missing) + after)
-        for cell in missing:
-            self.do(cell)
-
     def chosen(self, cells: list[Cell]) -> tuple[float, float] | None:
         """(the strength of least Fréchet distance, that distance)"""
         found = [(self.do(cell)["values"].get("fd", [np.nan])[0], cell.strength) for cell in cells]
         found = [one for one in found if not np.isnan(one[0])]
         return (min(found)[1], min(found)[0]) if found else None
-
-
-class Progress:
-    """One line on stderr that is written over; a line for each cell where that is no terminal."""
-
-    def __init__(self, stream=sys.stderr):
-        self.stream, self.live = stream, stream.isatty()
-        self.done, self.left, self.start, self.cell = 0, 0, time.monotonic(), None
-
-    def expect(self, known: int, left: int) -> None:
-        self.left = left
-        if known:
-            self.stream.write(f"{known} cells are in the results already\n")
-
-    def begin(self, cell: Cell) -> None:
-        self.cell, self.done, self.left = cell, self.done + 1, max(0, self.left - 1)
-        self.tick(0)
-        if not self.live:
-            self.stream.write(f"{self._cell()}, {self.left} more\n")
-            self.stream.flush()
-
-    def tick(self, pictures: int) -> None:
-        if not self.live or self.cell is None:
-            return
-        share = (self.done - 1 + pictures / self.cell.count) / (self.done + self.left)
-        left = (time.monotonic() - self.start) * (1 - share) / share if share else 0
-        bar = "#" * round(24 * share)
-        self.stream.write(f"\r[{bar:24}] {self._cell()}, {pictures} pictures, {left / 60:.0f} min left \033[K")
-        self.stream.flush()
-
-    def end(self) -> None:
-        self.stream.write("\n" if self.live else "")
-
-    def _cell(self) -> str:
-        cell = self.cell
-        return f"{cell.stage}: {cell.method.name} {cell.strength:g}, seed {cell.seed}, n = {cell.count}"

@@ -21,14 +21,18 @@ again. Needs a ComfyUI (--comfyui, COMFYUI_PATH, or the one that dev.py has fetc
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...fleet.pool import Pool, Worker
+from ...fleet.progress import Bars
 from ..provenance import facts_of_run, named
-from .cells import CHOOSE_SEED, Progress, Results, Study
+from .cells import CHOOSE_SEED, KINDS, Results, Study
 from .methods import ALL, DEGRADATIONS, FIELD, METHODS, NEGATIVE, NONE, POOL_SIZE, Method
 from .report import write_report
 from .rig import EMPTY, Files, Rig, start_host
@@ -131,7 +135,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--batch", type=int, metavar="N", help="pictures sampled together")
     parser.add_argument(
-        "--compute", choices=["default", "fp32", "fp16", "bf16"], help="default: bf16 for the demo models, but not with --quick"
+        "--compute",
+        choices=["default", "fp32", "fp16", "bf16"],
+        help="default: bf16 for the demo models, but not with --quick",
     )
     parser.add_argument("--draws", type=int, default=200, metavar="N", help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")), metavar="N")
@@ -165,68 +171,92 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], workers: Sequence[Worker] = (), address: str = "", limit: float = math.inf) -> int:
+    """Run the study: in this process, or by workers of the fleet, each with the model in a process of its own."""
     options = parse(arguments)
+    options.arguments = [*arguments]
     if not options.only_report:
         host = start_host(options.comfyui, options.threads)
         made = facts_of_run("study", arguments, host=f"ComfyUI {host}")
-    for name in options.setting:
-        path = options.results / f"quality_{name}.jsonl"
-        try:
-            if not options.only_report:
-                run(name, path, options, made)
-        finally:
-            if path.exists():
-                print(path, *write_report(path), sep="\n")
+    with contextlib.ExitStack() as stack:
+        if not options.only_report:
+            bars = stack.enter_context(Bars())
+            tries = 2 if workers else 1
+            pool = stack.enter_context(Pool(workers, None, bars, limit, tries, KINDS, address))
+        for name in options.setting:
+            path = options.results / f"quality_{name}.jsonl"
+            try:
+                if not options.only_report:
+                    run(name, path, options, made, pool)
+            finally:
+                if path.exists():
+                    print(path, *write_report(path), sep="\n")
     if options.results == RESULTS:
         for page in PAGES:
             page.write_text(in_step(page.read_text("utf-8"), RESULTS), "utf-8")
     return 0
 
 
-def run(name: str, path: Path, options, made: dict) -> None:
+def run(name: str, path: Path, options, made: dict, pool: Pool) -> None:
     """One setting. made: the facts of this process, whose code does not change while it runs."""
+    setting = setting_of(name, options)
+    made_by = {"arguments": options.arguments, "setting": name, "folder": os.getcwd()}
+    study = made_study(name, path, options, made_by, pool)
+    methods = chosen_methods(options.methods or setting.methods, study.rig, len(set(study.rig.pool_texts)))
+    lines = len(study.suite.lines) if isinstance(study.suite, PromptFile) else 0
+    count = options.report or (options.per_prompt * lines if lines else setting.pictures)
+    seeds = options.seeds if setting.reported else []
+    if options.again is not None:
+        for method in study.results.forget(options.again):
+            sys.stderr.write(f"--again: {path.name} holds no row called {method}\n")
+    study.results.begin({**made, "choose_seed": CHOOSE_SEED, "seeds": seeds, "draws": options.draws})
+
+    def tried(method: Method) -> tuple[float, ...]:
+        strengths = method.usual if options.checkpoint else method.strengths
+        return strengths[::-2][::-1] if options.quick else strengths
+
+    for layers in options.layers or setting.layers:
+        study.rig.layers = layers
+        study.run(methods, options.choose or setting.choose, count, seeds, tried)
+
+
+def setting_of(name: str, options) -> Setting:
+    """A setting of the demo's, or that of a user's own model."""
+    if not options.checkpoint:
+        return SETTINGS[name]
+    others = {"weak": (options.weak,)} if options.weak else {}
+    return Setting("", others, conditional=not options.unconditional, layers=("auto",))
+
+
+def study_of(arguments: Sequence[str], name: str, made_by: dict) -> Study:
+    """The study of one setting in the process of a worker, where the host is started for it."""
+    options = parse(arguments)
+    start_host(options.comfyui, options.threads)
+    return made_study(name, options.results / f"quality_{name}.jsonl", options, made_by, None)
+
+
+def made_study(name: str, path: Path, options, made_by: dict, pool: Pool | None) -> Study:
+    """The study of one setting, its model loaded."""
+    setting = setting_of(name, options)
     if options.checkpoint:
-        suite, conditional = PromptFile.load(options.prompts), not options.unconditional
-        others = {"weak": (options.weak,)} if options.weak else {}
-        model = Files(options.checkpoint, options.clip, options.clip_type, options.vae, others)
-        setting = Setting("", others, conditional=conditional, layers=("auto",))
+        suite = PromptFile.load(options.prompts)
+        model = Files(options.checkpoint, options.clip, options.clip_type, options.vae, setting.others)
     else:
-        suite, setting = DemoDigits(options.demo), SETTINGS[name]
+        suite = DemoDigits(options.demo)
         model = demo_files(options.demo, setting)
-    pool = tuple(prompt.text for prompt in suite.prompts(POOL_SIZE, POOL_SEED))
+    texts = tuple(prompt.text for prompt in suite.prompts(POOL_SIZE, POOL_SEED))
     rig = Rig(
         model, options.steps, options.sampler, options.scheduler, *options.size, options.batch, options.negative,
-        pool, setting.conditional, options.compute, suite.decode,
+        texts, setting.conditional, options.compute, suite.decode,
     )  # fmt: skip
-    methods = chosen_methods(options.methods or setting.methods, rig, len(set(pool)))
-    count = options.report or (options.per_prompt * len(suite.lines) if options.checkpoint else setting.pictures)
-    seeds = options.seeds if setting.reported else []
-    results = Results(path, ROOT / "output/quality" / path.stem)
-    if options.again is not None:
-        for method in results.forget(options.again):
-            sys.stderr.write(f"--again: {path.name} holds no row called {method}\n")
-    results.begin({**made, "choose_seed": CHOOSE_SEED, "seeds": seeds, "draws": options.draws})
     common = {
         "setting": name, "model": named(model.checkpoint), "suite": suite.name, "steps": options.steps,
         "sampler": options.sampler, "scheduler": options.scheduler, "width": rig.width, "height": rig.height,
         "compute": options.compute, "batch": options.batch, "per_prompt": options.per_prompt,
         "negative": options.negative, "conditional": setting.conditional, "recipe": RECIPE,
     }  # fmt: skip
-    progress = Progress()
-
-    def tried(method: Method) -> tuple[float, ...]:
-        strengths = method.usual if options.checkpoint else method.strengths
-        return strengths[::-2][::-1] if options.quick else strengths
-
-    try:
-        for layers in options.layers or setting.layers:
-            rig.layers = layers
-            Study(rig, suite, results, common, options.draws, progress).run(
-                methods, options.choose or setting.choose, count, seeds, tried
-            )
-    finally:
-        progress.end()
+    results = Results(path, ROOT / "output/quality" / path.stem)
+    return Study(rig, suite, results, common, options.draws, pool=pool, made=made_by)
 
 
 def chosen_methods(names: Sequence[str], rig: Rig, prompts: int) -> list[Method]:

@@ -53,6 +53,7 @@ class Method:
     settings: str = ""  # what else is set, as shown in the report; {layers} are the rig's
     adds: bool = True  # whether it is a term that others can stand beside
     made_of: tuple[str, ...] = ()  # methods that it is compared with, beside none
+    parts: tuple[tuple[str, float], ...] = ()  # of a pair: its methods, each with its own strength
 
 
 def node(
@@ -221,7 +222,7 @@ def pair(one: Method, one_strength: float, other: Method, other_strength: float)
     needs = tuple(dict.fromkeys((*one.needs, *other.needs)))
     return Method(
         f"{one.name} + {other.name}", "share of both", SHARES, SHARES, build, 0.0, needs, settings,
-        made_of=(one.name, other.name),
+        made_of=(one.name, other.name), parts=tuple((method.name, strength) for method, strength in both),
     )  # fmt: skip
 
 

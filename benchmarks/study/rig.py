@@ -197,8 +197,11 @@ class Rig:
                 self._encoded[text] = nodes.CLIPTextEncode().encode(self.clip, text)[0]
         return self._encoded[text]
 
-    def sample(self, method: Method, strength: float, prompts: Sequence[Prompt], seed: int, tick) -> Sampled:
-        """One picture for each prompt; picture i has the noise of number i of the seed."""
+    def sample(
+        self, method: Method, strength: float, prompts: Sequence[Prompt], seed: int, tick: Callable | None = None
+    ) -> Sampled:
+        """One picture for each prompt; picture i has the noise of number i of the seed. tick: hears after each batch how
+        many pictures there are."""
         model, weight = method.build(self, self.model, strength)
         if not self.conditional:
             prompts = [Prompt(EMPTY, prompt.labels) for prompt in prompts]
@@ -216,7 +219,8 @@ class Rig:
                 torch.cuda.synchronize()
             cpu, wall = cpu + time.process_time() - started[0], wall + time.perf_counter() - started[1]
             pictures.append(self._decoded(latent).float().cpu().numpy().clip(0, 1))
-            tick(sum(map(len, pictures)))
+            if tick is not None:
+                tick(sum(map(len, pictures)))
         return Sampled(np.concatenate(pictures), forwards, rows, cpu, wall)
 
     def _decoded(self, latent: torch.Tensor) -> torch.Tensor:

@@ -71,12 +71,11 @@ class Painter:
     def names(self, needs):
         return ""
 
-    def sample(self, method, strength, prompts, seed, tick):
+    def sample(self, method, strength, prompts, seed):
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         rest = noise(len(prompts), seed)
         self.calls.append((method.name, strength, seed, [prompt.text for prompt in prompts], rest))
-        tick(len(prompts))
         return Sampled(drawn(prompts, rest * 0.2 / (1 + 1.5 * abs(strength - method.off))), 1.0, 2.0, 0.5, 0.25)
 
 
@@ -86,13 +85,16 @@ class Silent:
     def __init__(self):
         self.cells = []
 
-    def expect(self, known, left):
+    def expect(self, workers, total, known):
         pass
 
-    def begin(self, cell):
-        self.cells.append((cell.stage, cell.method.name, cell.strength, cell.seed))
+    def begin(self, worker, cell):
+        self.cells.append(tuple(cell.labels.values()))
 
-    def tick(self, pictures):
+    def end(self, worker, cell, result):
+        pass
+
+    def say(self, text):
         pass
 
 
@@ -454,9 +456,9 @@ def test_on_the_host_a_picture_does_not_depend_on_its_batch(own_model):
     files = Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt")
     rig = Rig(files, 2, "euler", "simple", 64, 64, batch=4)
     prompts = [Prompt(text) for text in ("a cat", "a dog", "a dog", "a red house")]
-    together = rig.sample(METHODS[1], 3.0, prompts, 5, lambda pictures: None)
+    together = rig.sample(METHODS[1], 3.0, prompts, 5)
     rig.batch = 1
-    alone = rig.sample(METHODS[1], 3.0, prompts, 5, lambda pictures: None)
+    alone = rig.sample(METHODS[1], 3.0, prompts, 5)
     np.testing.assert_allclose(together.pictures, alone.pictures, atol=2e-3)
     apart = np.abs(together.pictures[:, None] - together.pictures[None]).mean((2, 3, 4))
     assert (apart[~np.eye(4, dtype=bool)] > 1e-2).all()  # each has its own prompt and noise
@@ -469,7 +471,7 @@ def test_what_is_counted_is_what_the_pack_traces(own_model):
     rig = Rig(Files(models / "tiny_flux.ckpt", models / "tiny_sd3.ckpt"), 3, "euler", "simple", 64, 64, 2)
     sag = next(method for method in METHODS if method.name == "SAG")
     with trace() as forwards:
-        sampled = rig.sample(sag, 1.0, [Prompt("a cat")] * 2, 0, lambda pictures: None)
+        sampled = rig.sample(sag, 1.0, [Prompt("a cat")] * 2, 0)
     probe = forwards[: len(forwards) // 2]  # of one picture; then those of both
     assert len(probe) / 3 == sampled.forwards and sum(len(one.roles) for one in probe) / 3 == sampled.rows
 

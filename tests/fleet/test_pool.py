@@ -1,0 +1,187 @@
+"""Workers that die, hang and give nonsense; and what the user is told. One Ray for all of it."""
+
+import errno
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("ray", reason="this Python has no Ray: python dev.py fleet installs it")
+
+from pack.fleet import pool as pools
+from pack.fleet.cells import Cell, Failed, Result
+from pack.fleet.pool import Pool, Silent, Worker, local_workers
+from pack.fleet.store import Store
+from pack.tests.fleet.faults import KINDS
+from pack.tools.console import Failure
+
+pytestmark = pytest.mark.xdist_group("fleet")
+
+
+class Ear(Silent):
+    """Hears what the user would read, and when cells begin and end."""
+
+    def __init__(self):
+        self.said, self.on_end = [], lambda: None
+        self.ended = 0
+
+    def say(self, text):
+        self.said.append(text)
+
+    def end(self, worker, cell, result):
+        self.ended += 1
+        self.on_end()
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    """Two workers, on a Ray that is started once."""
+    with Pool(local_workers(2), progress=Ear(), kinds=KINDS) as pool:
+        yield pool
+
+
+@pytest.fixture
+def pool(fleet, tmp_path):
+    """The same workers with a store of their own and default limits."""
+    fleet.store, fleet.progress, fleet.limit, fleet.tries = Store(tmp_path / "store"), Ear(), 600.0, 3
+    return fleet
+
+
+def echo(count, start=0):
+    return [Cell("echo", {"values": {"value": at}}, {"at": at}) for at in range(start, start + count)]
+
+
+def fault(name, mark=None, value=7):
+    return Cell("fault", {"fault": name, "value": value} | ({"mark": str(mark)} if mark else {}))
+
+
+def without_who(results):
+    return [(one.values, one.pictures) for one in results]
+
+
+def test_results_do_not_depend_on_the_number_of_workers(pool, tmp_path):
+    cells = echo(40)
+    with Pool((), tmp_path / "here") as here:
+        alone = here.run(cells)
+    assert without_who(pool.run(cells)) == without_who(alone)
+    assert [one.values["value"] for one in alone] == [*range(40)]
+    workers = {pool.store.done(cell).worker for cell in cells}
+    assert workers == {"worker 1", "worker 2"}
+
+
+def test_two_workers_take_little_more_than_half_the_time_of_one(pool):
+    """Of cells that only wait; what real ones gain depends on the machine, and a benchmark measures it."""
+    cells = [Cell("sleep", {"seconds": 0.5, "values": {"at": at}}) for at in range(12)]
+    pool.run(echo(2))
+    start = time.monotonic()
+    pool.run(cells)
+    assert time.monotonic() - start < 12 * 0.5 / 1.5  # 1.7 where the two cores are free
+
+
+def test_a_cell_that_stands_there_twice_is_done_once_and_a_finished_one_never_again(pool):
+    first = pool.run([*echo(2), *echo(2)])
+    assert pool.progress.ended == 2 and first[:2] == first[2:]
+    assert pool.run(echo(2)) == first[:2] and pool.progress.ended == 2
+
+
+FAULTS = {
+    "dies": "its process died",
+    "broken": "the connection broke",
+    "unforeseen": "RuntimeError: never seen before",
+    "broken picture": "picture 1 of 1 is no whole PNG file",
+}
+
+
+@pytest.mark.parametrize(("name", "why"), FAULTS.items(), ids=FAULTS)
+def test_a_worker_that_fails_is_replaced_and_its_cell_is_done_again(pool, tmp_path, name, why):
+    results = pool.run([*echo(4), fault(name, tmp_path / "mark"), *echo(4, 4)])
+    assert [one.values["value"] for one in results] == [0, 1, 2, 3, 7, 4, 5, 6, 7]
+    (said,) = pool.progress.said
+    assert "A cell is tried again (1 of 3 tries failed): worker " in said and said.endswith(f": {why}")
+
+
+def test_a_worker_that_hangs_is_replaced(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "GRACE", 1.0)
+    pool.limit = 3.0
+    (result,) = pool.run([fault("hangs", tmp_path / "mark")])
+    assert result.values == {"value": 7}
+    assert pool.progress.said[0].endswith("it took longer than 3 seconds")
+
+
+def test_a_cell_that_fails_each_time_is_reported_and_the_others_go_on(pool):
+    pool.tries = 2
+    results = pool.run([fault("broken"), *echo(3), fault("wrong")])
+    assert isinstance(results[0], Failed) and results[0].tries == 2
+    assert results[0].reason.endswith(": the connection broke")
+    assert results[4].tries == 1 and results[4].reason.endswith("node 5 failed with ValueError: no such sampler")
+    assert [one.values["value"] for one in results[1:4]] == [0, 1, 2]
+    assert [pool.store.done(one.cell) for one in (results[0], results[4])] == [None, None]
+
+
+def test_what_a_worker_lacks_is_said_before_the_first_cell_in_one_sentence_for_each(pool):
+    lacking = Cell("fault", {"fault": "", "value": 1, "lacks": "the node Foo"})
+    with pytest.raises(Failure) as failure:
+        pool.run([*echo(2), lacking])
+    assert str(failure.value).splitlines() == [f"worker {at}: it does not have the node Foo." for at in (1, 2)]
+    assert pool.progress.ended == 0
+
+
+def test_an_unknown_kind_is_named_with_those_there_are(pool):
+    with pytest.raises(Failure, match='no kind of cell "dance"; the kinds are echo, sleep, workflow, fault'):
+        pool.run([Cell("dance", {})])
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(pool, monkeypatch):
+    kept, keep = [], Store.keep
+
+    def full(store, cell, result):
+        if len(kept) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        kept.append(cell)
+        keep(store, cell, result)
+
+    monkeypatch.setattr(Store, "keep", full)
+    with pytest.raises(Failure, match=r"^The disk is full: all .* are kept in .*; free some space and run this"):
+        pool.run(echo(8))
+    monkeypatch.setattr(Store, "keep", keep)
+    assert all(pool.store.done(cell) for cell in kept)
+    before = pool.progress.ended
+    assert [one.values["value"] for one in pool.run(echo(8))] == [*range(8)]
+    assert pool.progress.ended - before == 5
+
+
+def test_a_worker_that_is_killed_from_outside_loses_nothing(pool):
+    cells = [Cell("sleep", {"seconds": 0.2, "values": {"value": at}}) for at in range(10)]
+    victim = pool.pids["worker 1"]
+    threading.Timer(0.5, os.kill, (victim, signal.SIGKILL)).start()
+    assert [one.values["value"] for one in pool.run(cells)] == [*range(10)]
+    assert pool.progress.said[0].endswith("its process died") and pool.pids["worker 1"] != victim
+
+
+def memory_of(pid: int) -> int:
+    """Its pages, in bytes."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Windows has no /proc")
+def test_a_thousand_tiny_cells_need_no_more_memory_than_a_hundred(pool):
+    pool.work(echo(100))
+    before = [memory_of(pid) for pid in (os.getpid(), *pool.pids.values())]
+    assert pool.work(echo(1000, 100)) == []
+    after = [memory_of(pid) for pid in (os.getpid(), *pool.pids.values())]
+    assert max(late - early for early, late in zip(before, after, strict=True)) < 16 << 20
+
+
+def test_two_workers_need_two_names():
+    with pytest.raises(ValueError, match="two workers have one name"):
+        Pool([Worker("a"), Worker("a")])
+
+
+def test_a_result_holds_what_the_cell_gave_and_who_did_it(pool):
+    (result,) = pool.run([Cell("echo", {"values": {"fd": 0.5, "name": "ä"}})])
+    assert (
+        isinstance(result, Result) and result.values == {"fd": 0.5, "name": "ä"} and result.worker.startswith("worker")
+    )

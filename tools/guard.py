@@ -1,0 +1,33 @@
+"""Runs a command, and ends it when the process that started this one is gone, whatever ended that.
+
+python guard.py COMMAND...    its standard input is a pipe from that process, which the system closes with it
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+
+def end_with_the_pipe(child: subprocess.Popen) -> None:
+    """Wait for the pipe's end, then kill the child and all that it has started."""
+    sys.stdin.buffer.read()
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(child.pid)], capture_output=True)
+    else:
+        os.killpg(0, signal.SIGKILL)  # this process too: it leads a group of its own
+
+
+def main() -> int:
+    """The exit status of the command."""
+    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it too, and its end is awaited
+    threading.Thread(target=end_with_the_pipe, args=(child,), daemon=True).start()
+    return child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
