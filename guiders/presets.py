@@ -152,6 +152,17 @@ def preset(problem: str, family: str) -> tuple[Setting, ...]:
     return families.get(family, families[OTHERS])
 
 
+def with_measured(setting: Setting, found: Setting, strength: str, off: float) -> Setting:
+    """`setting` with the values of `found`, which were measured for the very checkpoint, in place of its own. strength: the
+    name of the node's strength, which is nothing at `off`; a measured one is what strength 0.5 means."""
+    values = {**setting.values, **found.values}
+    middle = found.values.get(strength)
+    if isinstance(middle, int | float):
+        values[strength] = Ramp(off, middle, 2 * middle - off)
+    rest = "" if found.values.keys() >= setting.values.keys() else f", and for the rest {setting.source}"
+    return Setting(setting.node, values, f"measured for this very checkpoint: {found.source}{rest}")
+
+
 def values_of(node: str) -> dict[str, Setting]:
     """Family → the values that are published for the node of which `node` ends the id, each family once."""
     found: dict[str, Setting] = {}

@@ -8,6 +8,8 @@ from . import (
     grids,
     guiders,
     helpers,
+    kept_values,
+    layer_probe,
     presets,
     report,
     reuse,
@@ -20,7 +22,21 @@ from . import (
 
 def nodes() -> list[type[schema.Node]]:
     """All nodes, in the order in which the host lists them."""
-    groups = presets, terms, guiders, classifier, reuse, helpers, weaker_models, distillation, report, grids, sweep
+    groups = (
+        presets,
+        terms,
+        guiders,
+        classifier,
+        reuse,
+        helpers,
+        layer_probe,
+        kept_values,
+        weaker_models,
+        distillation,
+        report,
+        grids,
+        sweep,
+    )
     return [node for group in groups for node in group.NODES]
 
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guiders.base import About
+from ..guiders.host.measured import state
 from ..guiders.presets import PROBLEMS, Setting, preset
 from ..patches.host.families import family_of
 from . import schema
-from .guidance import Guidance
-from .terms import GUIDANCES
-
-BY_NODE = {guidance.about.node_id.removeprefix("BeyondCFG"): guidance for guidance in GUIDANCES}
-
-
-def full_values(guidance: Guidance, values: dict) -> dict:
-    """These values of a guidance's node, and the defaults of its others."""
-    defaults = {given.id: getattr(given, "default", None) for given in guidance.inputs if not given.optional}
-    return {name: default for name, default in defaults.items() if default is not None} | values
+from .kept_values import BY_NODE, full_values, measured_in_place
 
 
 class EasyGuidance(schema.Node):
@@ -29,7 +21,8 @@ class EasyGuidance(schema.Node):
         title="Guidance (easy)",
         summary=(
             "Makes pictures better: say what is wrong, and it chooses the guidance and its values for your model. It "
-            "writes on itself what it chose, and can be taken apart into the single nodes."
+            "writes on itself what it chose, and can be taken apart into the single nodes. Values that were measured for "
+            "this very checkpoint come first."
         ),
         aliases=(
             "better quality", "easy guidance", "preset", "detail", "anatomy", "hands", "sharp", "flat", "flat colours",
@@ -64,7 +57,7 @@ class EasyGuidance(schema.Node):
     @classmethod
     def build(cls, model, problem, strength):
         family = family_of(model)
-        chosen = preset(problem, family) if strength else ()
+        chosen = measured_in_place(model, preset(problem, family) if strength else ())
         for setting in chosen:
             guidance = BY_NODE[setting.node]
             model = guidance.add(guidance.about.name, model=model, **full_values(guidance, setting.at(strength)))
@@ -72,6 +65,11 @@ class EasyGuidance(schema.Node):
         words = "\n".join([f"For {family or 'a network that the pack does not know'}:", *lines])
         nodes = [{"type": f"BeyondCFG{setting.node}", "values": setting.at(strength)} for setting in chosen]
         return io.NodeOutput(model, words, ui={"text": (words,), "nodes": nodes})
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        """Another value whenever the files of measured values change, so that the host runs it again."""
+        return state()
 
 
 def said(setting: Setting, strength: float) -> str:

@@ -8,12 +8,14 @@ from aiohttp import web
 from comfy_api.latest import io
 from server import PromptServer
 
+from ..guiders.host.measured import all_measured
 from ..guiders.presets import PRESETS, values_of
 from ..guiders.schedule import Curve
 from ..patches.host.log import LISTENERS
 from ..patches.texts import shown
 from .extension import nodes
 from .helpers import GuidanceSchedule
+from .kept_values import usable
 from .replacements import register, with_meta
 from .warnings import Warnings
 
@@ -57,6 +59,20 @@ def published() -> dict[str, list[dict]]:
     return {node: lines for node, lines in found.items() if lines}
 
 
+def offered() -> dict[str, list[dict]]:
+    """Node id → the values for it: those that were measured for a checkpoint, which is said with its name, and behind them
+    those that are published for families of models."""
+    found: dict[str, list[dict]] = {}
+    for measured in all_measured():
+        for setting in usable(measured):
+            values = dict(setting.values)
+            line = {"family": f"measured for {measured.model}", "values": values, "source": setting.source}
+            found.setdefault(f"BeyondCFG{setting.node}", []).append({**line, "model": measured.model})
+    for node, lines in published().items():
+        found.setdefault(node, []).extend(lines)
+    return found
+
+
 async def add_replacements() -> None:
     """Let the host swap old nodes for ours. Does nothing where the host runs without a server."""
     server = getattr(PromptServer, "instance", None)
@@ -94,5 +110,5 @@ def add_routes() -> None:
 
     @server.routes.get("/beyond_cfg_values")
     async def values(_: web.Request) -> web.Response:
-        """The published values of each node, for the page's menu."""
-        return web.json_response(published())
+        """The measured and published values of each node, for the page's menu."""
+        return web.json_response(offered())

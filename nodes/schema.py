@@ -33,9 +33,9 @@ LIST_OF_LAYERS = (
 LACKED = "If the model has no such layer, an error lists those it has. The Layer Map node shows them."
 
 
-def layers(what: str, detail: str = "") -> io.String.Input:
+def layers(what: str, detail: str = "", default: str = "auto") -> io.String.Input:
     """The input for a choice of layers, which says what they are chosen for."""
-    return io.String.Input("layers", default="auto", tooltip=f"{what} {LIST_OF_LAYERS} {detail}{LACKED}")
+    return io.String.Input("layers", default=default, tooltip=f"{what} {LIST_OF_LAYERS} {detail}{LACKED}")
 
 
 LAYERS = layers(

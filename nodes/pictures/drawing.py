@@ -34,7 +34,7 @@ def draw_layers(layer_map: LayerMap) -> Tensor:
             color = WITHOUT if not parts else CHOSEN if parts[at] in layer_map.chosen else OTHER
             height = 0.6 / max(1, len(parts))
             edge = {"edgecolor": "white", "linewidth": 0.5} if parts else {"edgecolor": OTHER, "linewidth": 0.5}
-            axes.add_patch(_rectangle((x + 0.08, y + at * height), 0.84, height, facecolor=color, **edge))
+            axes.add_patch(rectangle((x + 0.08, y + at * height), 0.84, height, facecolor=color, **edge))
         label = f"{block[0][0]}{block[1]}" if is_unet else str(block[1])  # as it can be written
         axes.text(x + 0.5, y - 0.05, label, ha="center", va="bottom", fontsize=6, color=INK)
     for y, row in groupby(sorted(places, key=lambda block: places[block][1]), key=lambda block: places[block][1]):
@@ -104,7 +104,8 @@ def line(*places, **style):
     return Line2D(*places, **style)
 
 
-def _rectangle(*args, **kwargs):
+def rectangle(*args, **kwargs):
+    """A rectangle of matplotlib."""
     from matplotlib.patches import Rectangle
 
     return Rectangle(*args, **kwargs)

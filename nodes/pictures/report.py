@@ -93,7 +93,8 @@ class Sheet:
     def text(self, top: float, text: str, indent: float = 0, size: float = SIZE, **style) -> None:
         """One line."""
         place = (MARGIN + indent) / WIDTH, 1 - top / self.height
-        self.figure.text(*place, text, fontsize=size, color=INK, va="top", parse_math=False, **style)
+        style = {"color": INK, "va": "top", **style}
+        self.figure.text(*place, text, fontsize=size, parse_math=False, **style)
 
     def bar(self, top: float, height: float, color: str) -> None:
         """A mark at the left of a paragraph."""

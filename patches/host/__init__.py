@@ -20,7 +20,7 @@ What is replaced for the length of a call, and why no hook of the host serves:
 from .call import KEY, Plan, Proofs, planned
 from .chunks import Chunks, titles
 from .forwards import ForwardPatch, Streams, patched_forwards
-from .layer_maps import layer_map
+from .layer_maps import known_layers, layer_map
 from .lookup import (
     Blocks,
     architecture_of,
@@ -37,4 +37,4 @@ from .prompts import NegativePrompt
 
 __all__ = ["KEY", "Blocks", "Chunks", "ForwardPatch", "NegativePrompt", "Plan", "PrefixSharing", "Proofs", "Streams"]
 __all__ += ["architecture_of", "check_layers", "check_time", "choose_layers", "choose_prompt_layers", "is_compiled"]
-__all__ += ["layer_map", "patched_forwards", "planned", "select_layers", "titles", "uncompiled"]
+__all__ += ["known_layers", "layer_map", "patched_forwards", "planned", "select_layers", "titles", "uncompiled"]

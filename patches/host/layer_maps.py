@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..architectures import Architecture
 from ..layer_map import LayerMap
+from ..layers import Layer
 from .lookup import architecture_of, is_to_be_probed, network_of
 from .probe import last_discovered
 
@@ -25,6 +26,12 @@ def layer_map(model, text: str, width: int, height: int, skip: bool = False) -> 
         architecture.select("auto", network, skip),
         architecture.skip_source if skip else architecture.source,
     )
+
+
+def known_layers(model, text: str, skip: bool = False) -> tuple[Layer, ...]:
+    """The layers of MODEL that `text` names, also of a network that was found by probes. Raises ValueError as layer_map."""
+    network = network_of(model)
+    return _architecture(model, network).select(text, network, skip)
 
 
 def _architecture(model, network) -> Architecture:
