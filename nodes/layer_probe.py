@@ -55,7 +55,8 @@ class LayerProbe(schema.Node):
         ),
         io.Latent.Input(
             "latent",
-            tooltip="The size of the pictures, such as Empty Latent Image. Its batch size is how many pictures run together.",
+            tooltip="The size of the pictures, such as Empty Latent Image. Its batch size is how many pictures run "
+            "together.",
         ),
         io.Sampler.Input("sampler", tooltip="The sampler, from KSamplerSelect."),
         io.Sigmas.Input("sigmas", tooltip="The steps, from Basic Scheduler or another scheduler. 10 steps are enough."),
@@ -100,8 +101,8 @@ class LayerProbe(schema.Node):
         io.Boolean.Input(
             "keep",
             default=True,
-            tooltip="On: the suggestion and all numbers are kept in a file of your user folder, for this very checkpoint. "
-            "Guidance (easy) and the menu Values for a model then offer it first, and say that it was measured.",
+            tooltip="On: a suggested layer and all numbers are kept in a file of your user folder, for this very "
+            "checkpoint. Guidance (easy) and the menu Values for a model then offer it first, and say that it was measured.",
         ),
         io.Vae.Input(
             "vae",
@@ -142,7 +143,9 @@ class LayerProbe(schema.Node):
         chosen = print_layers(together if choice.at is None else (single[choice.at],))
         at = len(single) if choice.at is None else choice.at
         strength = round(scales[at] + method.about.off, 4)  # as the guidance's node has it
-        reason = reason_of(measures, choice, guidance, f"{method.about.strength} {strength:g}", scale, print_layers(together))
+        reason = reason_of(
+            measures, choice, guidance, f"{method.about.strength} {strength:g}", scale, print_layers(together)
+        )
         picture = draw_probe(measures, at, scales, guidance, reason)
         if keep and choice.at is not None:
             file = keep_choice(model, method, measures, chosen, strength, reason)
@@ -187,9 +190,7 @@ def alike(measures: Measures, scale: float) -> list[float]:
     return [min(100.0, float(f"{wanted / one:.3g}")) if usual and one > 0 else scale for one in moved]
 
 
-def reason_of(
-    measures: Measures, choice: Choice, guidance: str, strength: str, scale: float, auto: str
-) -> list[str]:
+def reason_of(measures: Measures, choice: Choice, guidance: str, strength: str, scale: float, auto: str) -> list[str]:
     """What is suggested, in sentences."""
     row = len(measures.names) - 1
     if choice.best is None:

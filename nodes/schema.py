@@ -87,7 +87,7 @@ ADVANCED = frozenset([
     "blend", "target", "padding", "keep_diagonal", "offset", "power", "alpha", "mask",  # of what is done in attention
     "warm_up", "percentile", "bands", "cutoff", "gamma", "eta", "t_min", "t_max", "of", "masked", "overlap",  # of rules
     "adam", "beta1", "beta2", "tolerance", "between", "first", "last", "check", "bits", "width", "height",
-    "batch_size", "learning_rate", "rank", "checkpointing", "existing_lora", "fill",
+    "batch_size", "learning_rate", "rank", "checkpointing", "existing_lora", "fill", "keep",
 ])  # fmt: skip
 SCHEDULE = io.Custom("BEYOND_CFG_SCHEDULE")
 SCHEDULE_IN = SCHEDULE.Input(

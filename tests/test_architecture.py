@@ -61,7 +61,7 @@ def methods(folder: str) -> list[Path]:
     frame |= {"attended_negative"}  # for any of the prompt guidances
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments", "windows"}  # neither of both
     frame |= {"reuse", "directions"}
-    frame |= {"presets"}
+    frame |= {"presets", "layer_probe"}
     frame |= {"distillation"}  # what a LoRA learns, of any of them
     frame |= {
         "post_hoc_ema",
@@ -83,6 +83,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.schedule": {"patches.texts"},
     "guiders.region": set(),
     "guiders.presets": set(),
+    "guiders.layer_probe": {"guiders.base", "guiders.frequency_decoupled", "guiders.linalg"},
     "guiders.linalg": {"guiders.base"},
     "guiders.memory": {"guiders.base"},
     "guiders.attended_negative": {"guiders.base"},

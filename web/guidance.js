@@ -1,5 +1,5 @@
-// The node Guidance writes on itself what it chose, and can be taken apart into the single nodes. Nodes with published values
-// offer them in their menu.
+// The node Guidance writes on itself what it chose, and can be taken apart into the single nodes. Nodes with measured or
+// published values offer them in their menu, first those of the file that their model is loaded from.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { setWidget } from "./nodes.js";
@@ -37,12 +37,25 @@ function takeApart(node, chosen) {
     graph.setDirtyCanvas(true, true);
 }
 
+/** The texts in the widgets of a node and of all before it: the file of its model is one of them. @returns {Set<string>} */
+function textsBefore(node, seen = new Set(), found = new Set()) {
+    if (!node || seen.has(node)) return found;
+    seen.add(node);
+    for (const { value } of node.widgets ?? []) if (typeof value === "string") found.add(value.split(/[\\/]/).pop());
+    (node.inputs ?? []).forEach((_, at) => textsBefore(node.getInputNode?.(at), seen, found));
+    return found;
+}
+
 app.registerExtension({
     name: "BeyondCFG.Guidance",
 
     async setup() {
-        const answer = await api.fetchApi("/beyond_cfg_values");
-        this.values = answer.ok ? await answer.json() : {};
+        const look = async () => {
+            const answer = await api.fetchApi("/beyond_cfg_values");
+            this.values = answer.ok ? await answer.json() : {};
+        };
+        api.addEventListener("execution_success", look); // a run may have measured some
+        await look();
     },
 
     nodeCreated(node) {
@@ -77,7 +90,9 @@ app.registerExtension({
     getNodeMenuItems(node) {
         const known = this.values?.[node.comfyClass] ?? [];
         if (!known.length) return [];
-        const options = known.map(({ family, values, source }) => ({
+        const texts = textsBefore(node);
+        const isFirst = ({ model }) => model !== undefined && texts.has(model);
+        const options = [...known.filter(isFirst), ...known.filter((line) => !isFirst(line))].map(({ family, values, source }) => ({
             content: `${family}: ${Object.entries(values).map((pair) => pair.join(" ")).join(", ")} (${source})`,
             callback: () => fill(node, values),
         }));

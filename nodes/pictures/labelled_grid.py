@@ -116,3 +116,14 @@ def grid(
             sheet.paste(image, (x, y + (height - image.height) // 2))
         y += height + GAP
     return sheet
+
+
+def stacked(pictures: Sequence[Image.Image], background: str) -> Image.Image:
+    """One picture in RGB of several, one below the other. Raises ValueError where the whole is too large."""
+    size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
+    check_size(*size)
+    sheet, y = Image.new("RGB", size, background), 0
+    for picture in pictures:
+        sheet.paste(picture, (0, y))
+        y += picture.height
+    return sheet

@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from PIL import Image
 from torch import Tensor
 
 from ...guiders.layer_probe import Measures
 from .drawing import CHOSEN, rectangle, rendered
-from .labelled_grid import grid
+from .labelled_grid import grid, stacked
 from .report import CARD, INK, LINE, MARGIN, SIZE, WIDTH, Sheet, lines_of
 from .tensors import as_image, as_pictures
 
@@ -155,11 +154,4 @@ def contact_sheet(picture: Tensor, pictures: Tensor, labels: Sequence[str], colu
     """`picture`, [1, height, width, 3], with `pictures` below it, each under its label."""
     cells = as_pictures(pictures)
     lines = [grid([("", cells[at : at + columns])], labels[at : at + columns]) for at in range(0, len(cells), columns)]
-    (above,) = as_pictures(picture)
-    width = max(above.width, *(line.width for line in lines))
-    sheet = Image.new("RGB", (width, above.height + sum(line.height for line in lines)), CARD)
-    y = 0
-    for part in (above, *lines):
-        sheet.paste(part, (0, y))
-        y += part.height
-    return as_image(sheet)
+    return as_image(stacked([*as_pictures(picture), *lines], CARD))

@@ -174,6 +174,7 @@ NODES = (
     Symbol("server.PromptServer", "the page asks the server, and is told warnings"),
     *_each("folder_paths", "get_filename_list get_full_path get_folder_paths", "snapshots and classifiers are files"),
     *_each("folder_paths", "get_output_directory get_save_image_path", "a Guidance Report is a file"),
+    Symbol("folder_paths.get_user_directory", "measured values are files of the user"),
 )
 
 SYMBOLS = (*SAMPLING, *WRAPPERS, *MODELS, *ATTENTION, *TRAINING, *NODES)

@@ -170,7 +170,7 @@ def test_two_runs_are_equal_and_another_seed_is_another():
 # ------------------------------------------------------------------------------------------------------------ the node
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["unet", "flux"])
 @pytest.mark.parametrize("guidance", list(LAYERED))
 def test_every_guidance_in_layers_can_be_probed(kind, guidance):
     model = shared_network(kind)

@@ -27,10 +27,12 @@ EVERY = pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
 NAN, INF = math.nan, math.inf
 WANTS_MORE = ("BeyondCFGPostHocEMA", "BeyondCFGClassifier", "BeyondCFGNoisyClassifier")  # files; a VAE and a CLIP
 WANTS_MORE += ("BeyondCFGReport", "BeyondCFGGrid", "BeyondCFGDistil")  # what was recorded; pictures; a sampler
+WANTS_MORE += ("BeyondCFGLayerProbe", "BeyondCFGKeepValues")  # a sampler; a folder to write to
 WANTS_MORE += ("BeyondCFGSweep",)  # a graph that runs
 NO_PAPER = {
     f"BeyondCFG{name}" for name in ("LayerMap", "Recorder", "Report", "Grid", "Sweep", "Options", "Guidance")
 }  # tools
+NO_PAPER |= {"BeyondCFGLayerProbe", "BeyondCFGKeepValues"}
 NO_PAPER |= {"BeyondCFGGuidance"}  # of many papers
 NO_PAPER |= {"BeyondCFGMahiro", "BeyondCFGTonemap"}  # their sources are nodes of the host
 

@@ -120,6 +120,7 @@ def given(tmp_path_factory):
         "batch_size": 1,
         "rank": 1,
     }
+    own["BeyondCFGLayerProbe"] = {"cfg": 1.0, "layers": "middle", "pictures": 1}
     own["BeyondCFGSweep"] = {"images": ["3", 0], "setting": "KSampler.cfg"}
     own["BeyondCFGNoisyClassifier"] = {"model": network("flux"), "classifier": "demo_left.safetensors", "label": "0"}
 
@@ -133,6 +134,7 @@ def given(tmp_path_factory):
         patch.setattr(folder_paths, "folder_names_and_paths", folder_paths.folder_names_and_paths | folders)
         patch.setattr(folder_paths, "filename_list_cache", {})
         patch.setattr(folder_paths, "get_output_directory", lambda: str(places["output"]))
+        patch.setattr(folder_paths, "get_user_directory", lambda: str(places["output"]))
         yield values
 
 

@@ -19,7 +19,8 @@ TEXTS = {  # what an input of this name may well be
     "label": ["0", "red seven"],
     "columns": ["", "one", "one\ntwo"],
     "setting": ["KSampler.steps", "KSampler.cfg", "PAG.scale", "CLIPTextEncode.text"],
-    "values": ["1, 2", "0\n3", "2"],
+    "values": ["1, 2", "0\n3", "2", '{"scale": 2}'],
+    "source": ["", "tried"],
     "filename_prefix": ["", "guidance/fuzz", "fuzz.5"],
 }
 LONG = ("pictures", "iterations")  # inputs that say how long a training takes
