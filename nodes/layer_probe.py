@@ -102,7 +102,8 @@ class LayerProbe(schema.Node):
             "keep",
             default=True,
             tooltip="On: a suggested layer and all numbers are kept in a file of your user folder, for this very "
-            "checkpoint. Guidance (easy) and the menu Values for a model then offer it first, and say that it was measured.",
+            "checkpoint. Guidance (easy) and the menu Values for a model then offer it first, and say that it was "
+            "measured.",
         ),
         io.Vae.Input(
             "vae",
