@@ -19,12 +19,14 @@ Estimates = Sequence[
 ]  # for each seed [value, low, high, standard error]; None: nothing to compare
 
 
-def parsed(about: str, arguments: Sequence[str], results: Path, pictures: int) -> argparse.Namespace:
+def parsed(
+    about: str, arguments: Sequence[str], results: Path, pictures: int, seeds: Sequence[int] = SEEDS
+) -> argparse.Namespace:
     """The options that these benchmarks share. about: the module's docstring. pictures: of each seed, by default."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "benchmarks/models"
     parser.add_argument("--pictures", type=int, default=pictures, metavar="N", help="of each seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--demo", type=Path, default=models, metavar="FOLDER", help="the demo models")
     parser.add_argument(
         "--compute", choices=["default", "fp32", "fp16", "bf16"], default=COMPUTE,

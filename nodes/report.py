@@ -136,6 +136,7 @@ class GuidanceReport(schema.Node):
         files = report.save(filename_prefix.strip(), sentences) if filename_prefix.strip() else []
         names, text = "\n".join(str(path) for path in files), "\n".join(sentences)
         shows = {**ui.PreviewImage(summary, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        shows["rows_per_step"] = (round(report.rows_per_step(), 4),)  # for programs; the page leaves it
         return io.NodeOutput(whole, predictions, names, report.effective_cfg() or 1.0, text, ui=shows)
 
 

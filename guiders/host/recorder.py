@@ -66,6 +66,7 @@ class Call:
     heard: dict[str, Heard] = field(default_factory=dict)  # of the guidances whose directions may go on
     saved: tuple[int, int] = (0, 0)  # forwards and rows that they did without
     rows_for: dict[tuple[str, ...], int] = field(default_factory=dict)  # titles → rows that only these guidances need
+    samples: int = 1  # in the batch
 
     def on_cpu(self) -> Call:
         """The same with its measurements on the CPU."""
@@ -167,7 +168,7 @@ class Recorder:
         for branch, rows in call.rows_of.items():
             if branch != POSITIVE:
                 rows_for[tuple(dict.fromkeys(titles(branch)))] += rows
-        more["rows_for"] = rows_for
+        more |= {"rows_for": rows_for, "samples": step.x.shape[0]}
         if call.predictions is None or POSITIVE not in call.predictions:
             self.calls.append(Call(*cost, **more))
             return  # another guider's, which keeps its predictions to itself
@@ -196,6 +197,11 @@ class Recorder:
         """The run is over: bring what was measured to the CPU. without_effect: (title, sentence) of each such guidance."""
         self.calls = [call.on_cpu() for call in self.calls]
         self.without_effect = tuple(without_effect)
+
+    def rows_per_step(self) -> float:
+        """Rows of the network for one picture, in the mean of all steps. Where each step calls the model once, 1 is the
+        model alone, and 2 is CFG."""
+        return sum(call.rows / call.samples for call in self.calls) / max(1, len({call.step for call in self.calls}))
 
     @property
     def names(self) -> list[str]:

@@ -1,0 +1,223 @@
+"""The Guidance Tuner on the small under-trained model of two digits: what it finds in 60 trials, on seeds it has not seen.
+
+    python dev.py benchmark tuner [--pictures N] [--seeds 5 6]
+
+It searches PAG's strength and layer, TSG's strength and how often both are computed, for a small Fréchet distance and few
+rows of the network per step: 8 Euler steps, 120 pictures of seed 0 for each trial. What it calls the best, and the
+cheapest that is nearly as good, are then sampled with other seeds, beside the best settings of the study's grid that need
+no other model. Written to benchmarks/results/tuner.json and .md; what was sampled is kept in output/tuner.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..fleet.cells import Cell, Result
+from ..fleet.kinds.base import Kind, Worker
+from ..fleet.pool import Pool
+from ..fleet.tuning.axes import Axis, Settings
+from ..fleet.tuning.search import Found, Goal, Tried, search
+from .provenance import facts_of_run, named
+from .rows import between, facts, parsed
+from .study.cells import reference_of
+from .study.command import LAYERS, POOL_SEED, ROOT, SETTINGS, demo_files
+from .study.measured import features_of, measured
+from .study.methods import METHODS, NONE, POOL_SIZE, Method
+from .study.report import number, table
+from .study.rig import Rig, start_host
+from .study.suites import DemoDigits
+
+RESULTS, README = ROOT / "benchmarks/results/tuner.json", ROOT / "benchmarks/README.md"
+SETTING, STEPS, BATCH, PER_PROMPT, DRAWS = "early", 8, 40, 2, 200
+TRIALS, AT_ONCE, SEARCHED, SEARCH_SEED = 60, 4, 120, 0
+PICTURES, SEEDS = 1000, (5, 6)
+NEARLY = 1.02  # of the best distance: what is below is nearly as good
+SINGLES = tuple(f"single.{at}" for at in range(6))
+AXES = (
+    Axis("PAG", "scale", 0.0, 1.5),
+    Axis("PAG", "layers", choices=("double.0", *SINGLES)),
+    Axis("TSG", "scale", 1.0, 1.3),
+    Axis("Reuse", "every", 1, 4, is_whole=True),
+)
+GRID = {"PAG": 0.5, "TSG": 1.1, "ICG": 1.05, "CFG": 1.25}  # the study's choice of each that needs no other model
+FD, ROWS = "fd", "rows"
+
+
+class Demo(Kind):
+    """Pictures of the demo model with some settings → their Fréchet distance, and the rows that they took."""
+
+    def __init__(self, worker: Worker, folder: Path):
+        super().__init__(worker, folder)
+        models = ROOT / "benchmarks/models"
+        self.suite = DemoDigits(models)
+        pool = tuple(prompt.text for prompt in self.suite.prompts(POOL_SIZE, POOL_SEED))
+        self.rig = Rig(
+            demo_files(models, SETTINGS[SETTING]), STEPS, "euler", "simple", 128, 128, BATCH, pool_texts=pool,
+            compute="fp32", decode=self.suite.decode, layers=LAYERS,
+        )  # fmt: skip
+        self.bases: dict[tuple[int, int], Any] = {}
+
+    def do(self, work: Mapping[str, Any], limit: float) -> Result:
+        """work: settings or a method of the grid, the seed, and how many pictures."""
+        place = work["seed"], work["pictures"]
+        found, rows = self._found(method_of(work), *place)
+        if place not in self.bases:
+            self.bases[place] = self._found(METHODS[0], *place)[0]
+        groups = np.arange(work["pictures"]) // PER_PROMPT
+        result = measured(found, groups, reference_of(self.suite), self.bases[place], DRAWS)
+        values = {name: value[0] for name, value in result["values"].items() if name in ("fd", "accuracy", "diversity")}
+        apart, _, _, error = result["against_none"].get("fd", (0.0, 0.0, 0.0, 0.0))
+        return Result({**values, ROWS: rows, "fd from none": apart, "its error": error})
+
+    def _found(self, method: Method, seed: int, pictures: int):
+        different = self.suite.prompts(-(-pictures // PER_PROMPT), seed)
+        prompts = [different[at // PER_PROMPT] for at in range(pictures)]
+        sampled = self.rig.sample(method, method.strengths[0], prompts, seed, lambda done: None)
+        return features_of(sampled, prompts, reference_of(self.suite)), round(sampled.rows, 4)
+
+
+def method_of(work: Mapping[str, Any]) -> Method:
+    """What a cell samples."""
+    if "method" in work:
+        found = next(one for one in METHODS if one.name == work["method"])
+        return Method(found.name, found.word, (work["strength"],), (), found.build, found.off, found.needs)
+    settings = work["settings"]
+
+    def build(rig, model, _strength):
+        layers = {"layers": settings["PAG.layers"]}
+        model = rig.with_node("BeyondCFGPAG", model, settings["PAG.scale"], **layers)
+        model = rig.with_node("BeyondCFGTSG", model, settings["TSG.scale"])
+        return rig.with_node("BeyondCFGReuse", model, None, every=settings["Reuse.every"]), 1.0
+
+    return Method("tuned", "", (0.0,), (), build)
+
+
+class Tuned:
+    """The search's task."""
+
+    axes = AXES
+    goals = (Goal("FD", False), Goal("rows per step", False))
+
+    def cells(self, settings: Settings) -> list[Cell]:
+        """One cell of few pictures."""
+        return [cell({"settings": dict(settings)}, SEARCH_SEED, SEARCHED)]
+
+    def score(self, results: Sequence[Result]) -> tuple[float, ...]:
+        """Both goals."""
+        return float(results[0].values[FD]), float(results[0].values[ROWS])
+
+
+def cell(what: dict, seed: int, pictures: int) -> Cell:
+    """Of some settings or a method."""
+    return Cell("demo", {**what, "seed": seed, "pictures": pictures, "steps": STEPS, "compute": "fp32"})
+
+
+def cheap(found: Found) -> Tried:
+    """The one of least rows whose distance is nearly the best."""
+    good = [one for one in found.tried if one.scores and one.scores[0] <= NEARLY * found.best.scores[0]]
+    return min(good, key=lambda one: one.scores[::-1])
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+def said(row: dict) -> str:
+    """A row's settings."""
+    if "settings" not in row["what"]:
+        return f"{row['what']['method']} {row['what']['strength']:g}" if row["name"] != NONE else ""
+    values = row["what"]["settings"]
+    layers, every = values["PAG.layers"], values["Reuse.every"]
+    return f"PAG {values['PAG.scale']:.3g} in {layers}, TSG {values['TSG.scale']:.3g}, computed every {every}"
+
+
+def summary(results: dict) -> list[str]:
+    rows = []
+    for row in results["rows"]:
+        cells = row["cells"]
+        mean = {name: float(np.mean([each[name] for each in cells])) for name in (FD, "accuracy", "diversity", ROWS)}
+        errors = [f"{each['fd from none'] / max(each['its error'], 1e-9):+.1f}" for each in cells]
+        shown = [number(mean[name]) for name in (FD, "accuracy", "diversity")]
+        distances = ", ".join(number(each[FD]) for each in cells)
+        apart = "" if row["name"] == NONE else ", ".join(errors)
+        rows.append([row["name"], said(row), f"{mean[ROWS]:.2f}", *shown, distances, apart])
+    header = ["", "settings", "rows", "FD", "accuracy", "diversity", "FD of each seed", "from none, in errors"]
+    return table(header, rows)
+
+
+def page(results: dict) -> str:
+    """results/tuner.md."""
+    run = results["run"]
+    front = [
+        [number(one["scores"][0]), f"{one['scores'][1]:.2f}", said({"what": one, "name": ""})]
+        for one in results["front"]
+    ]
+    lines = [
+        "# What the Guidance Tuner finds",
+        "",
+        f"Made by `{run['command']}` at {run['time']}: {facts(results)}. Model {results['model']}.",
+        "",
+        f"**Small model, CPU, not tried on real weights.** Two coloured digits; {STEPS} Euler steps. {TRIALS} trials of "
+        f"{SEARCHED} pictures of seed {SEARCH_SEED}, in rounds of {AT_ONCE}; the rows below are of other seeds.",
+        "",
+        *summary(results),
+        "*cheapest*: of the trials whose FD was at most 2 % above the best, the one of fewest rows. *grid*: what the study "
+        "chose for each guidance that needs no other model. *rows*: of the network, per step and picture. *from none*: the "
+        "difference of FD from none, in paired standard errors, for each seed.",
+        "",
+        "## The front of the search",
+        "",
+        f"FD of {SEARCHED} pictures, which is above that of more pictures.",
+        "",
+        *table(["FD", "rows", "settings"], front),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def in_step(text: str, results: dict) -> str:
+    """A README's text with the table made again."""
+    return between(
+        text, "tuner", "\n".join([*summary(results), f"From `results/{RESULTS.name}`: {facts(results)}.", ""])
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS)
+    host = start_host(options.comfyui, threads=1)
+    run = facts_of_run("tuner", arguments, host=f"ComfyUI {host}", draws=DRAWS)
+    kinds = {"demo": "pack.benchmarks.tuner:Demo"}
+
+    def heard(tried: Tried) -> None:
+        sys.stderr.write(f"{tried.scores or tried.why} {dict(tried.settings)}\n")
+
+    with Pool((), ROOT / "output/tuner", kinds=kinds) as pool:
+        found = search(Tuned(), pool, TRIALS, AT_ONCE, SEARCH_SEED, said=heard)
+        rows = [(NONE, {"method": NONE, "strength": 0.0})]
+        rows += [("tuned, best", {"settings": dict(found.best.settings)})]
+        rows += [("tuned, cheapest", {"settings": dict(cheap(found).settings)})]
+        rows += [("grid", {"method": name, "strength": strength}) for name, strength in GRID.items()]
+        results = {
+            "run": run, "model": named(demo_files(options.demo, SETTINGS[SETTING]).checkpoint), "compute": "fp32",
+            "pictures": options.pictures, "seeds": options.seeds,
+            "front": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.front],
+            "trials": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.tried], "rows": [],
+        }  # fmt: skip
+        for name, what in rows:
+            sys.stderr.write(f"{name} {what}\n")
+            done = pool.run([cell(what, seed, options.pictures) for seed in options.seeds])
+            cells = [{"seed": seed, **one.values} for seed, one in zip(options.seeds, done, strict=True)]
+            results["rows"].append({"name": name, "what": what, "commit": run["commit"], "cells": cells})
+            options.results.parent.mkdir(parents=True, exist_ok=True)
+            options.results.write_text(json.dumps(results, indent=1), "utf-8")
+            options.results.with_suffix(".md").write_text(page(results), "utf-8")
+    if options.results == RESULTS:
+        README.write_text(in_step(README.read_text("utf-8"), results), "utf-8")
+    return 0

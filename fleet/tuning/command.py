@@ -1,0 +1,156 @@
+"""python dev.py fleet tune: search good values of any inputs of a workflow."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ...tools import workflows
+from ...tools.console import Failure, say
+from ...tools.places import OUTPUT
+from ..cells import Cell, Failed
+from ..command import Hire, commands, numbers, with_limits, with_workers
+from ..pool import Pool
+from ..progress import Bars
+from ..store import Store
+from .axes import axes_of
+from .page import AskingPage
+from .person import compared
+from .plots import plots
+from .search import Found, Tried, search
+from .workflows import Function, Number, WorkflowTask, kept_values, with_settings
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--vary", multiple=True, metavar="NODE.INPUT=RANGE", help="0:6, 0.1:10:log, or auto|single.3; again for more."
+)
+@click.option("--number", metavar="NODE.NAME", help="Judge by a number that a node gives out.")
+@click.option("--python", metavar="FILE.py:FUNCTION", help="Judge by a function of your own: pictures → a number.")
+@click.option("--person", is_flag=True, help="Judge by your eye: a page asks which of two pictures is better.")
+@click.option("--less", is_flag=True, help="Less is better; without it more is.")
+@click.option("--cost", is_flag=True, help="Find what is cheap as well: rows of the network per step.")
+@click.option(
+    "--trials", type=click.IntRange(1), default=40, show_default=True, help="Settings to try; with --person 8."
+)
+@click.option("--at-once", type=click.IntRange(1), default=4, show_default=True, help="Settings asked for together.")
+@click.option("--answers", type=click.IntRange(2), default=20, show_default=True, help="Of the person.")
+@click.option("--seeds", default="1,2", show_default=True, metavar="N,N", help="Of the pictures of each setting.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the search.")
+@click.option(
+    "--keep", is_flag=True, help="Keep the best values for this checkpoint: Guidance (easy) then offers them."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the results go; output/tune/NAME without it.")
+@with_limits
+@with_workers
+def tune(
+    file: Path, vary, number, python, person: bool, less: bool, cost: bool, trials: int, at_once: int, answers: int,
+    seeds: str, seed: int, keep: bool, out: Path | None, limit: float, tries: int, workers: Hire, address: str,
+):  # fmt: skip
+    """Search good values of any inputs of a workflow in the API format.
+
+    For example: python dev.py fleet tune WORKFLOW.json --vary PAG.scale=0:6 --vary KSampler.cfg=1:8 --person
+    """
+    graph = workflows.load(file)
+    axes = axes_of(graph, vary)
+    if sum(map(bool, (number, python, person))) != 1:
+        raise Failure("Say how pictures are judged: by one of --number, --python and --person.")
+    if person and (cost or less):
+        raise Failure("--person is asked which picture is better: --cost and --less do not go with it.")
+    objective = Number(number) if number else Function(python) if python else None
+    places = numbers(seeds)
+    if not places:
+        raise Failure("--seeds is empty; write some, such as 1,2.")
+    task = WorkflowTask(graph, axes, places, objective, not less, cost)
+    folder = out or OUTPUT / "tune" / file.stem
+    folder.mkdir(parents=True, exist_ok=True)
+    first = [task.start] if task.start else []
+    with Bars() as bars, Pool(workers(), Store(folder), bars, limit, tries, address=address) as pool:
+        if person:
+            found = _by_eye(task, pool, answers, trials if _was_given("trials") else 8, seed, first)
+        else:
+            found = search(task, pool, trials, at_once, seed, first, functools.partial(_heard, task))
+        best = found.best
+        if keep:
+            _keep(pool, graph, axes, best)
+    for path in written(folder, graph, axes, found):
+        say(f"Written {path}")
+    say(f"Best: {_settings(best)}; {_scores(found, best)}")
+    if len(found.goals) > 1:
+        for one in found.front:
+            say(f"  on the front: {_settings(one)}; {_scores(found, one)}")
+
+
+def _by_eye(task, pool, answers: int, candidates: int, seed: int, first) -> Found:
+    with AskingPage() as page:
+        say(f"Open this page and answer: {page.url}")
+        if sys.stdout.isatty():
+            webbrowser.open(page.url)
+        try:
+            return compared(task, pool, page, answers, candidates, seed, first, say)
+        except ValueError as error:
+            raise Failure(f"The pictures cannot be compared: {error}.") from None
+        finally:
+            page.finish()
+
+
+def _was_given(option: str) -> bool:
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not click.core.ParameterSource.DEFAULT
+
+
+def _keep(pool: Pool, graph: dict, axes, best: Tried) -> None:
+    """Have the values kept for the checkpoint, by the node Keep Values on a worker."""
+    made, kept = kept_values(graph, axes, best.settings)
+    if not kept:
+        say("--keep: no input of a guidance node was varied, so there is nothing to keep.")
+        return
+    (result,) = pool.run([Cell("workflow", {"workflow": made})])
+    if isinstance(result, Failed):
+        raise Failure(f"--keep: {result.reason}")
+    say(f"Kept for this checkpoint: {', '.join(kept)}.")
+
+
+def written(folder: Path, graph: dict, axes, found: Found) -> list[Path]:
+    """The best workflow, all trials and the pictures, as files. Raises Failure where no trial has worked."""
+    try:
+        best = found.best
+    except ValueError as error:
+        raise Failure(f"Nothing was found: {error}.") from None
+    goals = [{"name": goal.name, "more_is_better": goal.more_is_better} for goal in found.goals]
+    trials = [{"settings": dict(one.settings), "scores": [*one.scores], "why": one.why} for one in found.tried]
+    files = {
+        "best_workflow.json": with_settings(graph, axes, best.settings),
+        "trials.json": {"goals": goals, "trials": trials, "front": [dict(one.settings) for one in found.front]},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
+    return [*(folder / name for name in files), *plots(found, folder)]
+
+
+def _settings(tried: Tried) -> str:
+    return ", ".join(f"{name} {_short(value)}" for name, value in tried.settings.items())
+
+
+def _scores(found: Found, tried: Tried) -> str:
+    return ", ".join(f"{goal.name} {_short(score)}" for goal, score in zip(found.goals, tried.scores, strict=True))
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _heard(task: WorkflowTask, tried: Tried) -> None:
+    """Raises Failure where the very first trial fails: then all would, and the reason helps at once."""
+    if not tried.scores and tried.settings == task.start:
+        raise Failure(f"The workflow fails with its own values: {tried.why}")
+
+
+__all__: Sequence[str] = ("tune", "written")
