@@ -63,7 +63,7 @@ class Demo(Kind):
         )  # fmt: skip
         self.bases: dict[tuple[int, int], Any] = {}
 
-    def do(self, work: Mapping[str, Any], limit: float) -> Result:
+    def do(self, work: Mapping[str, Any], limit: float) -> Result:  # noqa: ARG002
         """work: settings or a method of the grid, the seed, and how many pictures."""
         place = work["seed"], work["pictures"]
         found, rows = self._found(method_of(work), *place)
