@@ -19,7 +19,7 @@ Answer = Literal["left", "right", "same"]
 ANSWERS: tuple[Answer, ...] = ("left", "right", "same")
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 1000  # bytes of an answer
-POLICY = "default-src 'none'; img-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+POLICY = "default-src 'none'; img-src 'self' data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
 
 
 @dataclass(frozen=True)

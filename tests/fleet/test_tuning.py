@@ -1,20 +1,25 @@
 """The Tuner's own maths and words: axes, the search over a function that is known, and a person's answers."""
 
+import io
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 pytest.importorskip("optuna", reason="Optuna is not installed: python -m pip install -r requirements-fleet.txt")
 
 from pack.fleet.cells import Cell, Result
 from pack.fleet.tuning.axes import Axis, axes_of, axis_of
+from pack.fleet.tuning.command import written
 from pack.fleet.tuning.page import AskingPage, Question
 from pack.fleet.tuning.person import compared
 from pack.fleet.tuning.preference import Preferences, fitted, order
 from pack.fleet.tuning.search import Goal, search
+from pack.fleet.tuning.workflows import Function, Number, WorkflowTask, kept_values, recorded
 from pack.tools.console import Failure
 
 GRAPH = {
@@ -280,3 +285,125 @@ def test_the_page_takes_one_answer_to_each_question_and_shows_what_it_was_given_
         assert answers == ["right"]
         page.finish()
         assert ask.get(page.url + "state").json() == {"number": 0, "over": True}
+
+
+# ------------------------------------------------------------------------------------------------------------ workflow
+
+PICTURE = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "tiny_sd15.ckpt"}},
+    "2": {"class_type": "BeyondCFGPAG", "inputs": {"model": ["1", 0], "scale": 3.0, "layers": "auto"}},
+    "5": {"class_type": "KSampler", "inputs": {"model": ["2", 0], "seed": 1, "cfg": 1.0}},
+    "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0]}},
+}
+
+
+def task(graph=PICTURE, texts=("BeyondCFGPAG.scale=0:6", "5.cfg=1|4"), seeds=(1, 2), objective=None, cost=False):
+    return WorkflowTask(graph, axes_of(graph, texts), seeds, objective, True, cost)
+
+
+def test_a_setting_is_a_workflow_for_each_seed_and_the_users_own_is_the_first():
+    made = task(objective=Number("9.text"))
+    assert made.start == {"2.scale": 3.0, "5.cfg": 1.0}
+    first, second = made.cells({"2.scale": 0.5, "5.cfg": 4.0})
+    for cell, seed in ((first, 1), (second, 2)):
+        graph = cell.work["workflow"]
+        assert (graph["2"]["inputs"]["scale"], graph["5"]["inputs"]["cfg"], graph["5"]["inputs"]["seed"]) == (
+            0.5,
+            4.0,
+            seed,
+        )
+    assert PICTURE["2"]["inputs"]["scale"] == 3.0
+    assert task(texts=("2.scale=4:6",), objective=Number("x")).start is None
+
+
+def test_the_cost_is_heard_by_a_recorder_between_the_last_guidance_and_the_sampler():
+    graph, report = recorded(PICTURE)
+    recorder = graph["5"]["inputs"]["model"][0]
+    assert graph[recorder]["inputs"]["model"] == ["2", 0] and graph[report]["inputs"]["report"] == [recorder, 1]
+    assert graph[report]["inputs"]["samples"] == ["5", 0] and PICTURE["5"]["inputs"]["model"] == ["2", 0]
+    assert recorded(graph) == (graph, report)  # who has one keeps it
+    custom = {
+        "1": PICTURE["1"],
+        "3": {"class_type": "CFGGuider", "inputs": {"model": ["1", 0]}},
+        "4": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["3", 0]}},
+    }
+    graph, report = recorded(custom)
+    assert graph["3"]["inputs"]["model"][0] != "1" and graph[report]["inputs"]["samples"] == ["4", 0]
+    with pytest.raises(Failure, match="has 2 samplers"):
+        recorded(custom | {"5": PICTURE["5"], "2": PICTURE["2"]})
+
+
+def test_scores_are_means_over_the_seeds_and_numbers_may_be_written_as_text():
+    made = task(objective=Number("9.text"), cost=True)
+    (_, report) = recorded(PICTURE)
+    results = [Result({"9.text": text, f"{report}.rows_per_step": rows}) for text, rows in (("1.5", 2), ("2.5", 3.0))]
+    assert made.score(results) == (2.0, 2.5)
+    for values, said in (
+        ({"8.x": 1.0}, "What they give: 8.x"),
+        ({"9.text": "a lake"}, 'gave "a lake"'),
+        ({"9.text": "nan"}, "gave nan"),
+    ):
+        with pytest.raises(Failure, match=said):
+            made.score([Result(values)])
+
+
+def test_a_function_of_the_user_judges_the_pictures(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def bright(pictures):\n    return pictures[0].mean()\n\n\ndef broken(pictures):\n    return float('inf')\n"
+    )
+    png = io.BytesIO()
+    Image.new("RGB", (4, 2), (255, 0, 0)).save(png, "PNG")
+    result = Result({}, (png.getvalue(),))
+    assert Function(f"{file}:bright")(result) == pytest.approx(1 / 3)
+    with pytest.raises(Failure, match="must give a finite number"):
+        Function(f"{file}:broken")(result)
+    with pytest.raises(Failure, match="makes no picture"):
+        Function(f"{file}:bright")(Result({}))
+    with pytest.raises(Failure, match="has no function dark"):
+        Function(f"{file}:dark")
+    with pytest.raises(Failure, match="there is no file"):
+        Function("nowhere.py:bright")
+
+
+def test_the_best_values_of_guidance_nodes_are_kept_for_the_model_that_comes_before_them():
+    texts = ("2.scale=0:6", "2.layers=auto|middle", "5.cfg=1:4")
+    graph, kept = kept_values(PICTURE, axes_of(PICTURE, texts), {"2.scale": 2.5, "2.layers": "middle", "5.cfg": 3.0})
+    (node,) = (about["inputs"] for about in graph.values() if about["class_type"] == "BeyondCFGKeepValues")
+    assert node["model"] == ["1", 0] and node["node"] == "PAG"
+    assert json.loads(node["values"]) == {"scale": 2.5, "layers": "middle"}
+    assert "1" in graph and "5" not in graph and len(kept) == 1
+
+
+def test_the_best_workflow_the_trials_and_the_pictures_are_written(tmp_path):
+    axes = axes_of(PICTURE, ("2.scale=0:6", "5.cfg=1|4"))
+    hill = Hill(2)
+    hill.axes = axes
+    hill.score = lambda results: (-abs(results[0].values["2.scale"] - 2), results[0].values["5.cfg"])
+    found = search(hill, Here(), trials=12, at_once=4, seed=0)
+    paths = written(tmp_path, PICTURE, axes, found)
+    assert {"best_workflow.json", "trials.json", "front.png"} <= {path.name for path in paths}
+    assert all(path.stat().st_size for path in paths)
+    best = json.loads((tmp_path / "best_workflow.json").read_text("utf-8"))
+    assert best["2"]["inputs"]["scale"] == found.best.settings["2.scale"]
+    trials = json.loads((tmp_path / "trials.json").read_text("utf-8"))
+    assert len(trials["trials"]) == 12 and trials["front"]
+
+
+def test_the_node_of_the_results_says_how_many_rows_a_step_took(server):
+    """On the host: CFG and PAG together take three rows."""
+    prompts = {
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a lake"}},
+        "4": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
+    }
+    sampler = {
+        "model": ["2", 0], "seed": 1, "steps": 2, "cfg": 4.0, "positive": ["3", 0], "negative": ["3", 0],
+        "sampler_name": "euler", "scheduler": "normal", "latent_image": ["4", 0], "denoise": 1.0,
+    }  # fmt: skip
+    pag = {"model": ["1", 0], "scale": 3.0, "layers": "auto", "start_percent": 0.0, "end_percent": 1.0}
+    graph = {**prompts, "1": PICTURE["1"], "2": {"class_type": "BeyondCFGPAG", "inputs": pag}}
+    graph["5"] = {"class_type": "KSampler", "inputs": sampler}
+    made, report = recorded(graph)
+    record = server.record_of(made)
+    assert record["status"]["status_str"] == "success"
+    assert record["outputs"][report]["rows_per_step"] == [3.0]
