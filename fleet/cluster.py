@@ -64,7 +64,7 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
                     break
                 except Exception as error:
                     library.shutdown()
-                    if left and "timed out" in str(error):
+                    if left and not address:
                         continue
                     where = f"the Ray at {address}" if address else "Ray on this machine"
                     text = " ".join(str(error).split())[:200]

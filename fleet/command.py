@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,6 +173,7 @@ def numbers(text: str) -> list[int]:
 
 def main(choice: dict, arguments: Sequence[str]) -> int:
     """Run a command; its exit status."""
+    importlib.import_module(f"{__package__}.tuning.command")  # which adds its own
     return ended(
         lambda: commands.main([*arguments] or ["--help"], prog_name="dev.py fleet", standalone_mode=False, obj=choice)
     )

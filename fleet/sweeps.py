@@ -15,6 +15,7 @@ from .cells import Cell
 from .kinds.base import KINDS
 
 LISTED = 12
+OURS = "BeyondCFG"  # the kinds of our nodes begin with it; PAG is BeyondCFGPAG
 
 
 def named(graph: dict, target: str, said: str) -> tuple[str, str]:
@@ -41,7 +42,13 @@ def named(graph: dict, target: str, said: str) -> tuple[str, str]:
 
 
 def _called(graph: dict, name: str) -> list[str]:
-    for called in (lambda node: node, lambda node: _title(graph, node), lambda node: graph[node]["class_type"]):
+    kind = lambda node: graph[node]["class_type"]  # noqa: E731
+    for called in (
+        lambda node: node,
+        lambda node: _title(graph, node),
+        kind,
+        lambda node: kind(node).removeprefix(OURS),
+    ):
         if found := [node for node in graph if str(called(node)).lower() == name]:
             return found
     return []

@@ -33,7 +33,7 @@ from .workflows import Function, Number, WorkflowTask, kept_values, with_setting
     "--vary", multiple=True, metavar="NODE.INPUT=RANGE", help="0:6, 0.1:10:log, or auto|single.3; again for more."
 )
 @click.option("--number", metavar="NODE.NAME", help="Judge by a number that a node gives out.")
-@click.option("--python", metavar="FILE.py:FUNCTION", help="Judge by a function of your own: pictures → a number.")
+@click.option("--function", metavar="FILE.py:NAME", help="Judge by a function of your own: pictures → a number.")
 @click.option("--person", is_flag=True, help="Judge by your eye: a page asks which of two pictures is better.")
 @click.option("--less", is_flag=True, help="Less is better; without it more is.")
 @click.option("--cost", is_flag=True, help="Find what is cheap as well: rows of the network per step.")
@@ -51,7 +51,7 @@ from .workflows import Function, Number, WorkflowTask, kept_values, with_setting
 @with_limits
 @with_workers
 def tune(
-    file: Path, vary, number, python, person: bool, less: bool, cost: bool, trials: int, at_once: int, answers: int,
+    file: Path, vary, number, function, person: bool, less: bool, cost: bool, trials: int, at_once: int, answers: int,
     seeds: str, seed: int, keep: bool, out: Path | None, limit: float, tries: int, workers: Hire, address: str,
 ):  # fmt: skip
     """Search good values of any inputs of a workflow in the API format.
@@ -60,11 +60,11 @@ def tune(
     """
     graph = workflows.load(file)
     axes = axes_of(graph, vary)
-    if sum(map(bool, (number, python, person))) != 1:
-        raise Failure("Say how pictures are judged: by one of --number, --python and --person.")
+    if sum(map(bool, (number, function, person))) != 1:
+        raise Failure("Say how pictures are judged: by one of --number, --function and --person.")
     if person and (cost or less):
         raise Failure("--person is asked which picture is better: --cost and --less do not go with it.")
-    objective = Number(number) if number else Function(python) if python else None
+    objective = Number(number) if number else Function(function) if function else None
     places = numbers(seeds)
     if not places:
         raise Failure("--seeds is empty; write some, such as 1,2.")

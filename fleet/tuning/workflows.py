@@ -63,23 +63,23 @@ class Function:
         path, _, name = text.rpartition(":")
         self.name, file = name, Path(path)
         if not file.is_file() or file.suffix != ".py":
-            raise Failure(f"--python {text}: it must be FILE.py:FUNCTION, and there is no file {path or text}.")
+            raise Failure(f"--function {text}: it must be FILE.py:NAME, and there is no file {path or text}.")
         spec = importlib.util.spec_from_file_location("objective_of_the_user", file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         function = getattr(module, name, None)
         if not callable(function):
-            raise Failure(f"--python {text}: {file.name} has no function {name}.")
+            raise Failure(f"--function {text}: {file.name} has no function {name}.")
         self._function: Callable = function
 
     def __call__(self, result: Result) -> float:
         if not result.pictures:
-            raise Failure("--python: the workflow makes no picture; it needs a Save Image or Preview Image.")
+            raise Failure("--function: the workflow makes no picture; it needs a Save Image or Preview Image.")
         pictures = [np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), np.float32) / 255 for png in result.pictures]
         value = float(self._function(pictures))
         if not np.isfinite(value):
-            raise Failure(f"--python: {self.name} gave {value}; it must give a finite number.")
+            raise Failure(f"--function: {self.name} gave {value}; it must give a finite number.")
         return value
 
 
