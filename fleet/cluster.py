@@ -18,7 +18,9 @@ from ..tools.imports import as_pack
 from ..tools.places import ROOT
 
 OBJECTS = 200 << 20  # bytes for what is under way between workers: pictures of cells, no models
-STARTS = 3  # tries: Ray gives its helpers 15 seconds to start, which a busy machine may not have
+STARTS = 3  # tries
+# What Ray's own processes have to start in. By default 15 seconds, which a busy machine may need more of.
+PATIENCE = {"agent_register_timeout_ms": 180_000, "worker_register_timeout_seconds": 300}
 LOST_AFTER = 5  # seconds without Ray's head until it counts as lost
 # The folders of sockets must have short names: a path of a socket has at most 107 letters on Linux.
 TOP = Path("/tmp") if os.path.isdir("/tmp") else Path(tempfile.gettempdir())
@@ -54,7 +56,8 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
         options |= {
             "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECTS,
             "_temp_dir": str(folder / "ray"),
-            "_system_config": {"gcs_rpc_server_reconnect_timeout_s": LOST_AFTER}, "_node_ip_address": "127.0.0.1",
+            "_system_config": {**PATIENCE, "gcs_rpc_server_reconnect_timeout_s": LOST_AFTER},
+            "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
     try:
         try:

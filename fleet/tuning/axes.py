@@ -1,6 +1,7 @@
 """What a search may change: an input of a node of a workflow, with its range or its choices.
 
-5.cfg=1:8                    a number from 1 to 8; a whole one where the workflow has a whole one
+5.cfg=1:8                    any number from 1 to 8
+5.steps=4:30:whole           a whole number
 PAG.scale=0.1:10:log         the same, with as many tries from 0.1 to 1 as from 1 to 10
 PAG.layers=auto|single.3     one of these
 12.enabled=true|false
@@ -77,19 +78,18 @@ def axis_of(graph: Mapping[str, dict], text: str) -> Axis:
         if len({*map(str, choices)}) < 2:
             raise Failure(f"{said}: there is one choice only; write several with | between them.")
         return Axis(node, name, choices=tuple(choices))
-    low, high, *rest = (*values.split(":"), "", "")[:4] if ":" in values else ("", "", "")
-    is_log = rest[:1] == ["log"]
+    low, high, *ways = values.split(":") if ":" in values else ("", "")
+    is_log, is_whole = "log" in ways, "whole" in ways
     try:
         low, high = float(low), float(high)
     except ValueError:
         raise Failure(f"{said}: it must be a range such as 0:6 or 0.1:10:log, or choices such as 1|2|4.") from None
-    if rest[0] not in ("", "log") or rest[1:] not in ([], [""]):
-        raise Failure(f"{said}: after the range there can only be :log.")
+    if {*ways} - {"log", "whole"}:
+        raise Failure(f"{said}: after the range there can only be :log and :whole.")
     if not (math.isfinite(low) and math.isfinite(high)) or low >= high:
         raise Failure(f"{said}: the first number must be below the second, and both must be finite.")
     if is_log and low <= 0:
         raise Failure(f"{said}: with :log the range must begin above 0.")
-    is_whole = isinstance(before, int) and not isinstance(before, bool)
     if is_whole and (low != round(low) or high != round(high)):
-        raise Failure(f"{said}: {name} takes whole numbers, so the range must be of whole numbers.")
+        raise Failure(f"{said}: with :whole the range must be of whole numbers.")
     return Axis(node, name, low, high, is_log, is_whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import time
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..progress import Bars
 from ..store import Store
 from .axes import axes_of
 from .page import AskingPage
-from .person import compared
+from .person import Remembered, compared
 from .plots import plots
 from .search import Found, Tried, search
 from .workflows import Function, Number, WorkflowTask, kept_values, with_settings
@@ -74,27 +75,28 @@ def tune(
     first = [task.start] if task.start else []
     with Bars() as bars, Pool(workers(), Store(folder), bars, limit, tries, address=address) as pool:
         if person:
-            found = _by_eye(task, pool, answers, trials if _was_given("trials") else 8, seed, first)
+            found = _by_eye(task, pool, answers, trials if _was_given("trials") else 8, seed, first, folder)
         else:
             found = search(task, pool, trials, at_once, seed, first, functools.partial(_heard, task))
+        for path in written(folder, graph, axes, found):
+            say(f"Written {path}")
         best = found.best
         if keep:
             _keep(pool, graph, axes, best)
-    for path in written(folder, graph, axes, found):
-        say(f"Written {path}")
     say(f"Best: {_settings(best)}; {_scores(found, best)}")
     if len(found.goals) > 1:
         for one in found.front:
             say(f"  on the front: {_settings(one)}; {_scores(found, one)}")
 
 
-def _by_eye(task, pool, answers: int, candidates: int, seed: int, first) -> Found:
+def _by_eye(task, pool, answers: int, candidates: int, seed: int, first, folder: Path) -> Found:
     with AskingPage() as page:
         say(f"Open this page and answer: {page.url}")
         if sys.stdout.isatty():
             webbrowser.open(page.url)
         try:
-            return compared(task, pool, page, answers, candidates, seed, first, say)
+            person = Remembered(page, folder / "answers.jsonl")
+            return compared(task, pool, person, answers, candidates, seed, first, say)
         except ValueError as error:
             raise Failure(f"The pictures cannot be compared: {error}.") from None
         finally:
@@ -112,7 +114,7 @@ def _keep(pool: Pool, graph: dict, axes, best: Tried) -> None:
     if not kept:
         say("--keep: no input of a guidance node was varied, so there is nothing to keep.")
         return
-    (result,) = pool.run([Cell("workflow", {"workflow": made})])
+    (result,) = pool.run([Cell("workflow", {"workflow": made, "at": time.time()})])  # not again from the store
     if isinstance(result, Failed):
         raise Failure(f"--keep: {result.reason}")
     say(f"Kept for this checkpoint: {', '.join(kept)}.")

@@ -19,7 +19,9 @@ Answer = Literal["left", "right", "same"]
 ANSWERS: tuple[Answer, ...] = ("left", "right", "same")
 PAGE = Path(__file__).with_name("page.html")
 LARGEST = 1000  # bytes of an answer
-POLICY = "default-src 'none'; img-src 'self' data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+OWN = "img-src 'self' data:; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
+POLICY = f"default-src 'none'; {OWN}"
+THANKS = 2  # seconds that the page has to hear that it is over
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class AskingPage:
     def __init__(self, port: int = 0):
         self._word = secrets.token_urlsafe(12)
         self._question: Question | None = None
-        self._is_over = False
+        self._is_over, self._heard = False, threading.Event()
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
@@ -50,7 +52,7 @@ class AskingPage:
         return self
 
     def __exit__(self, *error) -> None:
-        self._is_over = True
+        self.finish()
         self._server.shutdown()
         self._server.server_close()
 
@@ -72,13 +74,17 @@ class AskingPage:
     def state(self) -> dict:
         """What the page shows: the number of the question, 0 while the next two pictures are made."""
         question = self._question
+        if self._is_over:
+            self._heard.set()
         if question is None:
             return {"number": 0, "over": self._is_over}
         return {"number": question.number, "total": question.total, "over": False}
 
     def finish(self) -> None:
-        """Tell the page that there are no more questions."""
-        self._is_over = True
+        """Tell the page that there are no more questions, and wait a little until it has heard so."""
+        if not self._is_over:
+            self._is_over = True
+            self._heard.wait(THANKS)
 
     def _handler(page) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):

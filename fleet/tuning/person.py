@@ -6,16 +6,20 @@ and the other half goes to all that there are then. Which side a picture stands 
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import optuna
 
 from ..cells import Failed
 from ..pool import Pool
+from ..store import digest
 from .axes import Settings
-from .page import Question
+from .page import ANSWERS, Question
 from .preference import Preferences, order
 from .search import Found, Goal, Task, Tried, sampler_of
 
@@ -27,6 +31,28 @@ class Person(Protocol):
 
     def ask(self, question: Question) -> Literal["left", "right", "same"]:
         """Which of the two pictures is better."""
+
+
+class Remembered:
+    """A person whose answers are kept in a file: what was asked before is not asked again."""
+
+    def __init__(self, person: Person, path: Path):
+        self._person, self._path = person, path
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        self._known: dict[str, Any] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # the last one, of a run that was killed
+                kept = json.loads(line)
+                self._known[kept["question"]] = kept["answer"]
+
+    def ask(self, question: Question) -> Literal["left", "right", "same"]:
+        """The answer that was given, or a new one."""
+        name = digest(f"{question.number} {digest(question.left)} {digest(question.right)}".encode())
+        if self._known.get(name) not in ANSWERS:
+            self._known[name] = self._person.ask(question)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + json.dumps({"question": name, "answer": self._known[name]}))
+        return self._known[name]
 
 
 def compared(

@@ -137,6 +137,8 @@ def recorded(graph: dict) -> tuple[dict, str]:
     """(the workflow with Guidance Recorder and Report, the report's id). Those that it has are used. Raises Failure where
     it is not plain which sampler is meant."""
     found = [node for node, about in graph.items() if about["class_type"] == REPORT]
+    if len(found) > 1:
+        raise Failure(f"--cost: the workflow has {len(found)} Guidance Reports; leave the one that is meant.")
     if found:
         return graph, found[0]
     samplers = [*_samplers(graph)]

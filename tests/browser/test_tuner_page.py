@@ -4,8 +4,8 @@ import io
 import threading
 
 import pytest
-from PIL import Image
 from pack.fleet.tuning.page import AskingPage, Question
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 

@@ -16,7 +16,7 @@ from pack.fleet.cells import Cell, Result
 from pack.fleet.tuning.axes import Axis, axes_of, axis_of
 from pack.fleet.tuning.command import written
 from pack.fleet.tuning.page import AskingPage, Question
-from pack.fleet.tuning.person import compared
+from pack.fleet.tuning.person import Remembered, compared
 from pack.fleet.tuning.preference import Preferences, fitted, order
 from pack.fleet.tuning.search import Goal, search
 from pack.fleet.tuning.workflows import Function, Number, WorkflowTask, kept_values, recorded
@@ -37,9 +37,10 @@ GRAPH = {
     [
         ("2.cfg=1:8", Axis("2", "cfg", 1, 8)),
         ("KSampler.cfg=0.1:10:log", Axis("2", "cfg", 0.1, 10, is_log=True)),
-        ("my 1.5 sampler.steps=4:30", Axis("2", "steps", 4, 30, is_whole=True)),
+        ("my 1.5 sampler.steps=4:30:whole", Axis("2", "steps", 4, 30, is_whole=True)),
         ("BeyondCFGPAG.layers=auto|single.3, single.4", Axis("1", "layers", choices=("auto", "single.3, single.4"))),
         ("2.cfg=1|2.5", Axis("2", "cfg", choices=(1.0, 2.5))),
+        ("2.steps=4:30", Axis("2", "steps", 4, 30)),  # the page writes 8.0 as 8, so nothing follows from a whole number
         ("3.on=true|false", Axis("3", "on", choices=(True, False))),
     ],
 )
@@ -58,8 +59,9 @@ def test_a_text_names_an_input_and_its_range_or_choices(text, axis):
         ("2.cfg=8:1", "the first number must be below the second"),
         ("2.cfg=nan:inf", "both must be finite"),
         ("2.cfg=0:1:log", "must begin above 0"),
-        ("2.cfg=1:2:cubic", "only be :log"),
-        ("2.steps=1.5:3", "whole numbers"),
+        ("2.cfg=1:2:cubic", "only be :log and :whole"),
+        ("2.cfg=1:2:log::x", "only be :log and :whole"),
+        ("2.steps=1.5:3:whole", "whole numbers"),
         ("1.layers=auto", "one choice only"),
         ("2.cfg=1|high", "must be a number"),
         ("3.on=1|2", "must be true or false"),
@@ -407,3 +409,23 @@ def test_the_node_of_the_results_says_how_many_rows_a_step_took(server):
     record = server.record_of(made)
     assert record["status"]["status_str"] == "success"
     assert record["outputs"][report]["rows_per_step"] == [3.0]
+
+
+def test_answers_are_kept_and_not_asked_for_again(tmp_path):
+    eye, path = Eye(0.2, 3), tmp_path / "answers.jsonl"
+    whole = compared(Painted(1), Painter(), Remembered(eye, path), answers=12, candidates=4, seed=1)
+    kept = path.read_text("utf-8").strip().splitlines()
+    assert len(kept) == 12
+    path.write_text("\n".join(kept[:7]) + '\n{"questi', "utf-8")  # of a run that was killed
+    known = {one["question"]: one["answer"] for one in map(json.loads, kept)}
+    asked = []
+
+    class Again:
+        """Answers as before."""
+
+        def ask(self, question):
+            asked.append(question.number)
+            return json.loads(kept[question.number - 1])["answer"]
+
+    again = compared(Painted(1), Painter(), Remembered(Again(), path), answers=12, candidates=4, seed=1)
+    assert again.tried == whole.tried and asked == [8, 9, 10, 11, 12] and len(known) == 12
