@@ -38,6 +38,7 @@ class Step:
     cfg: float = 1.0  # the weight of the sampler's own CFG in this step; 1 where it has none
     shapes: tuple[tuple[int, ...], ...] = ()  # the latents that x packs into one, where it does
     maps: dict[Observation, Tensor] = field(default_factory=dict, compare=False)  # what a rule's observation has seen
+    timestep: Callable[[float], float] = float  # σ → the number by which the network is told of it
     only_noise: bool = False  # the schedule ends where nothing of x₀ is left (zero terminal SNR), and x is there
 
     @property

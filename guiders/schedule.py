@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 
@@ -26,11 +27,17 @@ class Interval:
     low: float = 0.0
     high: float = math.inf
 
+    over: ClassVar[str] = "sigma"  # as of a Curve
+
     def __contains__(self, sigma: float) -> bool:
         return self.low < sigma <= self.high
 
     def __call__(self, sigma: float) -> float:
         return float(sigma in self)
+
+    def in_float32(self) -> Interval:
+        """The same, as exact as the sampler's own σs."""
+        return Interval(*torch.tensor([self.low, self.high], dtype=torch.float32).tolist())
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,13 @@ class Schedule:
     """Where a guidance acts, as a user says it, and how strongly there.
 
     start and end are fractions of sampling, 0 its first moment and 1 its last, in the host's own meaning: of the model's
-    timesteps, not of the steps taken. Raises ValueError where start is not before end.
+    timesteps, not of the steps taken. An Interval as the curve is looked at in each evaluation, and not once in a step: so
+    other packs do. Raises ValueError where start is not before end.
     """
 
     start_percent: float = 0.0
     end_percent: float = 1.0
-    curve: Curve | None = None
+    curve: Curve | Interval | None = None
 
     def __post_init__(self):
         if not 0.0 <= self.start_percent < self.end_percent <= 1.0:  # also refuses NaN
@@ -109,12 +117,12 @@ class Schedule:
     def interval(self, percent_to_sigma: Callable[[float], float]) -> Interval:
         """The noise levels between its start and its end, by the host's function from percent to σ."""
         low, high = (percent_to_sigma(percent) for percent in (self.end_percent, self.start_percent))
-        return Interval(*torch.tensor([low, high], dtype=torch.float32).tolist())  # as exact as the sampler's own σs
+        return Interval(low, high).in_float32()
 
     def strength(self, percent_to_sigma: Callable[[float], float]) -> Callable[[float], float]:
         """σ at the start of a step → how strongly the guidance acts in it; 0 is not at all, 1 its full weight."""
         interval = self.interval(percent_to_sigma)
-        curve = self.curve
+        curve = self.curve.in_float32() if isinstance(self.curve, Interval) else self.curve
         if curve is None:
             return interval
         if curve.over == "sigma":

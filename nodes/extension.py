@@ -14,6 +14,7 @@ from . import (
     report,
     reuse,
     schema,
+    stand_ins,
     sweep,
     terms,
     weaker_models,
@@ -21,7 +22,7 @@ from . import (
 
 
 def nodes() -> list[type[schema.Node]]:
-    """All nodes, in the order in which the host lists them."""
+    """All nodes that a user finds, in the order in which the host lists them."""
     groups = (
         presets,
         terms,
@@ -40,9 +41,14 @@ def nodes() -> list[type[schema.Node]]:
     return [node for group in groups for node in group.NODES]
 
 
+def all_nodes() -> list[type[schema.Node]]:
+    """Those, and the nodes that stand in for other packs', which no search and no menu shows."""
+    return [*nodes(), *stand_ins.NODES]
+
+
 class BeyondCFG(ComfyExtension):
     """The pack, as the host asks for it."""
 
     async def get_node_list(self):
         """All nodes, in the order in which the host lists them."""
-        return nodes()
+        return all_nodes()

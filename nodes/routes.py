@@ -13,10 +13,10 @@ from ..guiders.presets import PRESETS, values_of
 from ..guiders.schedule import Curve
 from ..patches.host.log import LISTENERS
 from ..patches.texts import shown
-from .extension import nodes
+from .extension import all_nodes
 from .helpers import GuidanceSchedule
 from .kept_values import usable
-from .replacements import register, with_meta
+from .replacements import completed, register
 from .warnings import Warnings
 
 SETTINGS = {given.id: given for given in GuidanceSchedule.inputs if hasattr(given, "default")}
@@ -77,7 +77,7 @@ async def add_replacements() -> None:
     """Let the host swap old nodes for ours. Does nothing where the host runs without a server."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
-        server.add_on_prompt_handler(with_meta)
+        server.add_on_prompt_handler(completed)
         await register()
 
 
@@ -93,7 +93,7 @@ def add_routes() -> None:
     @server.routes.get("/beyond_cfg_nodes")
     async def names(_: web.Request) -> web.Response:
         """Node id → the short name with which the node's sentences begin."""
-        return web.json_response({node.about.node_id: node.about.name for node in nodes()})
+        return web.json_response({node.about.node_id: node.about.name for node in all_nodes()})
 
     @server.routes.get("/beyond_cfg_warnings/{prompt_id}")
     async def warned(request: web.Request) -> web.Response:

@@ -208,6 +208,7 @@ class Node(io.ComfyNode):
     further: tuple[io.Output, ...] = ()  # outputs after the first
     shows: bool = False  # whether it is worth running for what it shows alone
     hears: tuple[io.Hidden, ...] = ()  # what it is told besides, in `hidden`
+    hidden_in_page: bool = False  # whether no search and no menu shows it
     expands: bool = False  # whether it gives the host further nodes to run
     basics: frozenset[str] = frozenset()  # inputs that are not advanced here, though they are elsewhere
     lists: tuple[str, ...] = ()  # inputs of which it takes all values that a node before it gives, in one run
@@ -226,6 +227,7 @@ class Node(io.ComfyNode):
             hidden=[*cls.hears],
             is_output_node=cls.shows,
             enable_expand=cls.expands,
+            is_deprecated=cls.hidden_in_page,
             is_input_list=bool(cls.lists),
         )
 

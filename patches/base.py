@@ -28,7 +28,9 @@ class About:
     name: str  # the short one, in messages, reports and labels
     summary: str  # what it does for the user, then how, then what it takes
     title: str = ""  # on its node, with the name in it; where none is given, the name
-    group: Literal["Guidance", "CFG corrections", "Negative prompts", "Guiders", "Weaker models", "Tools"] = "Guidance"
+    group: Literal[
+        "Guidance", "CFG corrections", "Negative prompts", "Guiders", "Weaker models", "Tools", "Other packs"
+    ] = "Guidance"
     paper: str = ""  # where its method comes from
     aliases: tuple[str, ...] = ()
     strength: str = "scale"  # what the user calls it, as its paper counts it

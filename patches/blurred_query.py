@@ -48,6 +48,8 @@ class BlurredQuery(AttentionPerturbation):
         choices=("symmetric", "reflect"),
     )
 
+    cut_by: int | None = None  # with reflect: the axis whose length limits the kernel of all axes, for others' nodes
+
     about: ClassVar[About] = About(
         node_id="BeyondCFGSEG",
         name="SEG",
@@ -110,7 +112,8 @@ class BlurredQuery(AttentionPerturbation):
         exact = torch.promote_types(q.dtype, torch.float32)
         out = q.to(exact)
         for axis, size in enumerate(call.grid):
-            matrix = blur_matrix(size, self.blur_sigma, self.padding, exact, q.device)
+            longest = size if self.cut_by is None else call.grid[self.cut_by]
+            matrix = blur_matrix(size, self.blur_sigma, self.padding, exact, q.device, longest)
             # [rows, heads, tokens before the axis, axis, what is after it]
             out = matrix @ out.reshape(*q.shape[:2], math.prod(call.grid[:axis]), size, -1)
         return out.reshape(q.shape).to(q.dtype)
@@ -118,15 +121,18 @@ class BlurredQuery(AttentionPerturbation):
 
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)  # may be used again where gradients are wanted
-def blur_matrix(size: int, sigma: float, padding: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The Gaussian and its border on one axis, as one matrix [size, size] whose rows sum to 1."""
+def blur_matrix(
+    size: int, sigma: float, padding: str, dtype: torch.dtype, device: torch.device, longest: int | None = None
+) -> Tensor:
+    """The Gaussian and its border on one axis, as one matrix [size, size] whose rows sum to 1. longest: what limits the
+    kernel of reflect; the axis itself where none is given."""
     if padding == "symmetric":
         period, edge = 2 * size, 2 * size - 1  # … c b a | a b c | c b a …
         sigma = min(sigma, 3.0 * period)  # flat to 1e-77 from there on
         reach = math.ceil(9 * sigma)  # beyond it less than 1e-17
     else:
         period, edge = max(1, 2 * size - 2), 2 * size - 2  # … c b | a b c | b a …
-        reach = min(math.ceil(6 * sigma) | 1, size | 1) // 2
+        reach = min(math.ceil(6 * sigma) | 1, (longest or size) | 1) // 2
     offsets = torch.arange(-reach, reach + 1)
     weights = torch.exp(-((offsets.double() / sigma) ** 2) / 2)
     kernel = torch.zeros(period, dtype=torch.float64).index_add_(0, offsets % period, weights)  # over all mirror images

@@ -62,6 +62,7 @@ def methods(folder: str) -> list[Path]:
     frame |= {"post_hoc_ema", "attention_sums", "noisy_network", "memory", "moments", "windows"}  # neither of both
     frame |= {"reuse", "directions"}
     frame |= {"presets", "layer_probe"}
+    frame |= {"others"}  # of other packs, for their old workflows
     frame |= {"distillation"}  # what a LoRA learns, of any of them
     frame |= {
         "post_hoc_ema",
@@ -84,6 +85,7 @@ MAY = {  # what a file of the pack may import of the pack, beyond what its kind 
     "guiders.region": set(),
     "guiders.presets": set(),
     "guiders.layer_probe": {"guiders.base", "guiders.frequency_decoupled", "guiders.linalg"},
+    "guiders.others": {f"guiders.{name}" for name in ("base", "linalg", "perturbation", "schedule")},
     "guiders.linalg": {"guiders.base"},
     "guiders.memory": {"guiders.base"},
     "guiders.attended_negative": {"guiders.base"},

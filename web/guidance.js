@@ -1,5 +1,6 @@
-// The node Guidance writes on itself what it chose, and can be taken apart into the single nodes. Nodes with measured or
-// published values offer them in their menu, first those of the file that their model is loaded from.
+// The node Guidance, and the nodes that stand in for another pack's, write on themselves what they do, and can be taken
+// apart into single nodes. Nodes with measured or published values offer them in their menu, first those of the file that
+// their model is loaded from.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { setWidget } from "./nodes.js";
@@ -7,6 +8,11 @@ import { setWidget } from "./nodes.js";
 const EASY = "BeyondCFGGuidance";
 const WIDTH = 320;
 const APART = "take apart into single nodes";
+
+/** Whether a node's definition is of one that stands in for another pack's. */
+function standsIn(definition) {
+    return definition?.category === "Beyond CFG/Other packs";
+}
 
 /** Sets the widgets of a node by name. @param {Record<string, number | string>} values */
 function fill(node, values) {
@@ -58,8 +64,14 @@ app.registerExtension({
         await look();
     },
 
+    beforeRegisterNodeDef(nodeType, definition) {
+        if (standsIn(definition)) nodeType.skip_list = true; // in no menu
+    },
+
     nodeCreated(node) {
-        if (node.comfyClass !== EASY) return;
+        const definition = node.constructor.nodeData;
+        if (node.comfyClass !== EASY && !standsIn(definition)) return;
+        const before = standsIn(definition) ? definition.description : "After a run it says here what it chose.";
         const box = document.createElement("div");
         box.className = "beyond-cfg-chosen";
         box.style.cssText = "color: var(--input-text, #ccc); font-size: 12px; overflow: auto; white-space: pre-wrap";
@@ -70,7 +82,7 @@ app.registerExtension({
         shown.serialize = false;
         const look = () => {
             const { text, nodes } = node.properties.chosen ?? {};
-            box.textContent = text?.join("\n") ?? "After a run it says here what it chose.";
+            box.textContent = text?.join("\n") ?? before;
             button.disabled = !nodes?.length;
         };
         const { onExecuted, onConfigure } = node;

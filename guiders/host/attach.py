@@ -14,10 +14,11 @@ from .run import CHECK, PREFIX_SHARING, REUSE, STOP, sample_with_terms
 from .term import Term
 
 
-def add_term(model, term: Term):
-    """A clone of MODEL that carries `term` after those it has."""
+def add_term(model, term: Term, first: bool = False):
+    """A clone of MODEL that carries `term` after those it has, or before them."""
     model = _clone_with_runs(model)
-    model.model_options[KEY] = (*model.model_options.get(KEY, ()), term)
+    terms = model.model_options.get(KEY, ())
+    model.model_options[KEY] = (term, *terms) if first else (*terms, term)
     return model
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
+import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ...patches.base import Moment
@@ -22,7 +23,7 @@ from ..compose import ActiveRules, GuidanceRun
 from ..directions import Directions
 from ..independent_condition import Pool
 from ..reuse import Reuse, Stop
-from ..schedule import StepTracker, fraction_of
+from ..schedule import Interval, StepTracker, fraction_of
 from .attention_maps import LastMap
 from .call import ModelCall
 from .comfy_compiler import compiler_off
@@ -79,7 +80,9 @@ class Run:
         self._shapes = tuple(tuple(shape) for shape in latent_shapes)
         self._sampling = guider.model_patcher.get_model_object("model_sampling")
         to_sigma = self._sampling.percent_to_sigma
-        self._strengths = [(term, functools.cache(term.strength(to_sigma))) for term in terms]
+        self._sigma = 0.0  # of the model call
+        self._strengths = [(term, self._strength(term)) for term in terms]
+        self._timestep = functools.cache(lambda sigma: float(self._sampling.timestep(torch.tensor([sigma]))[0]))
         self._fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         by_host = [pair for pair in self._strengths if isinstance(pair[0].rule, SamplerCFG)]
         by_rule = [pair for pair in self._strengths if not isinstance(pair[0].rule, SamplerCFG)]
@@ -149,7 +152,7 @@ class Run:
 
     def predict_noise(self, executor, x, timestep, model_options, seed=None):
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
-        sigma = timestep.flatten()[0].item()
+        self._sigma = sigma = timestep.flatten()[0].item()
         index, start = self._steps.of(sigma)
         in_reach = [term for term, strength in self._strengths if strength(start) != 0]
         context = self._context
@@ -168,7 +171,8 @@ class Run:
                 return executor(x, timestep, model_options, seed)
             moment = Moment(seed or 0, index, 1 - self._fraction_of(start))
             mixed, noise = mixture(self._sampling, sigma), is_only_noise(self._sampling, sigma)
-            step = Step(x, sigma, start, index, moment.time, *mixed, moment.seed, cfg, self._shapes, only_noise=noise)
+            about = moment.seed, cfg, self._shapes, {}, self._timestep, noise
+            step = Step(x, sigma, start, index, moment.time, *mixed, *about)
             began = time.perf_counter()
             call = ModelCall(context, active, directions, step, timestep, moment)
             with call.placed_in(model_options):
@@ -177,6 +181,11 @@ class Run:
             for recorder in self._recorders:
                 recorder.add(call.result, step, began, context.process_out, context.names_of)
             return denoised
+
+    def _strength(self, term: Term) -> Callable[[float], float]:
+        """σ at the start of a step → how strongly a term acts in it. An Interval looks at the call's own σ."""
+        strength = functools.cache(term.strength(self._sampling.percent_to_sigma))
+        return (lambda start: strength(self._sigma)) if isinstance(term.schedule.curve, Interval) else strength
 
     def end(self) -> None:
         """Let go of what the run holds on the host."""

@@ -7,6 +7,15 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("newest_page")]
 LINKS = [[1, 1, 0, 2, 0, "MODEL"], [2, 2, 0, 3, 0, "MODEL"], [3, 4, 0, 2, 1, "FLOAT"]]
 
 
+def pag(values: list) -> dict:
+    """The same workflow with sd-perturbed-attention's PAG in the place of Epsilon Scaling."""
+    workflow = saved(1.2)
+    (node,) = (node for node in workflow["nodes"] if node["id"] == 2)
+    node |= {"type": "PerturbedAttention", "title": "My PAG", "widgets_values": values}
+    node["properties"] = {"Node name for S&R": "PerturbedAttention"}
+    return workflow
+
+
 def slot(name: str, kind: str, link: int | None = None, **more) -> dict:
     return {"name": name, "type": kind, "link": link, **more}
 
@@ -72,3 +81,37 @@ def test_the_page_swaps_the_missing_node_for_ours(linked, page, graph):
     }
     assert prompt["3"]["inputs"]["model"] == ["2", 0]
     graph.run_to_the_end()
+
+
+OLDER = [2.5, 0.0, "middle", 0, -1.0, -1.0, 0.0, "full"]
+
+
+@pytest.mark.parametrize(
+    "values", [[*OLDER, "m0"], OLDER], ids=["as it is", "as it was before it had a list of blocks"]
+)
+def test_the_page_swaps_another_packs_pag_which_can_then_be_taken_apart(values, page, graph):
+    page.evaluate("workflow => app.loadGraphData(workflow)", pag(values))
+    page.get_by_test_id("error-overlay-see-errors").click(timeout=60_000)
+    swap = page.get_by_role("button", name="Replace Node", exact=True)
+    swap.click(timeout=60_000)
+    page.wait_for_function("() => app.rootGraph.nodes.some(node => node.type === 'BeyondCFGAsPerturbedAttention')")
+    found = page.evaluate(SWAPPED)
+    assert found["title"] == "My PAG" and found["inputs"] == {"model": 1} and found["outputs"] == [3]
+    inputs = page.evaluate("async () => (await app.graphToPrompt()).output")["2"]["inputs"]
+    names = ["scale", "adaptive_scale", "unet_block", "unet_block_id", "sigma_start", "sigma_end", "rescale"]
+    expected = dict(zip([*names, "rescale_mode", "unet_block_list"], [*values, ""], strict=False))
+    assert inputs == {"model": ["1", 0], **expected}
+    graph.run_to_the_end()
+    graph.photograph("come_over_pag")
+    page.evaluate("() => app.rootGraph.getNodeById(2).widgets.find(one => one.type === 'button').callback()")
+    single = page.evaluate(
+        "() => app.rootGraph.nodes.find(node => node.type === 'BeyondCFGPAG').widgets.map(one => one.value)"
+    )
+    assert single[:2] == [2.5, "middle"]
+
+
+def test_a_stand_in_is_in_no_menu(page):
+    menus = """() => LiteGraph.getNodeTypesCategories().flatMap(
+        category => LiteGraph.getNodeTypesInCategory(category).filter(type => !type.skip_list).map(type => type.type))"""
+    types = page.evaluate(menus)
+    assert "BeyondCFGPAG" in types and not [name for name in types if name.startswith("BeyondCFGAs")]

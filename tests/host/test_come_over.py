@@ -15,10 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comfy_api.latest import io
-from pack.nodes import extension, replacements
+from pack.nodes import extension, replacements, stand_ins
 from pack.nodes.helpers import GuidanceSchedule
 from pack.nodes.replacements import REPLACEMENTS
 from pack.nodes.values import check
+from pack.patches.host import KEY
 from pack.tests.host import networks
 from pack.tests.host.harness import TERM_NODES, close, sample, shared_network, sigmas_of
 from pack.tests.host.zoo import SPECIMENS
@@ -49,7 +50,7 @@ def test_a_replacement_gives_all_that_a_node_of_ours_needs_and_nothing_that_it_l
 def test_each_old_node_stands_there_once_and_the_page_names_it():
     olds = [replacement.old for replacement in REPLACEMENTS]
     assert len(olds) == len({*olds})
-    assert {*re.findall(r"^\| `([^`]+)` \| \*\*swapped\*\*", PAGE, re.MULTILINE)} == {*olds}
+    assert {*re.findall(r"^\| `([^`]+)`[^|]*\| \*\*swapped\*\*", PAGE, re.MULTILINE)} == {*olds}
 
 
 def test_the_host_gets_the_table_as_it_takes_it():
@@ -73,13 +74,13 @@ def test_the_host_gets_the_table_as_it_takes_it():
 @pytest.mark.parametrize("request_", [{}, {"prompt": None}, {"prompt": [1]}, {"prompt": {"1": None, "2": {}}}])
 def test_a_prompt_of_any_form_stays_as_it_is(request_):
     before = repr(request_)
-    assert repr(replacements.with_meta(request_)) == before
+    assert repr(replacements.completed(request_)) == before
 
 
 def test_an_old_node_alone_gets_what_the_host_needs_to_swap_it():
     old, named, other = ({"class_type": kind, "inputs": {}} for kind in ("EpsilonScalingPPM",) * 2 + ("KSampler",))
     named["_meta"] = {"title": "mine"}
-    prompt = replacements.with_meta({"prompt": {"1": old, "2": named, "3": other}})["prompt"]
+    prompt = replacements.completed({"prompt": {"1": old, "2": named, "3": other}})["prompt"]
     assert prompt["1"]["_meta"] == {} and prompt["2"]["_meta"] == {"title": "mine"} and "_meta" not in prompt["3"]
 
 
@@ -181,13 +182,14 @@ def pag(scale, *place):
     )
 
 
-def blurred(q, extra, sigma):
+def blurred(q, extra, sigma, cut_by=-1):
+    """Theirs cuts the kernel to one axis of the picture, and does so on both."""
     rows, columns = extra["original_shape"][-2:]
     width = round(math.sqrt(q.shape[1] * columns / rows))
     picture = q.mT.unflatten(-1, (-1, width))
     if sigma < 0:
         return picture.mean((-2, -1), keepdim=True).expand_as(picture).flatten(2).mT
-    reach = (math.ceil(6 * sigma) | 1) // 2
+    reach = min(math.ceil(6 * sigma) | 1, picture.shape[cut_by] | 1) // 2
     kernel = torch.exp(-((torch.arange(-reach, reach + 1) / sigma) ** 2) / 2)
     kernel = torch.outer(kernel, kernel).to(q) / kernel.sum() ** 2
     padded = F.pad(picture, [reach] * 4, mode="reflect")
@@ -352,6 +354,262 @@ def test_set_by_hand_as_the_page_says_the_picture_is_the_same(name):
     expected = sample(theirs, **settings)
     assert close(sample(ours(model, *nodes), **settings), expected) < 1e-5
     assert close(sample(model, **settings), expected) > 1e-3  # it acts
+
+
+# ------------------------------------------------------------------------------------- nodes that stand in for others'
+
+STAND_INS = {peer.node: node for peer, node in zip(stand_ins.PEERS, stand_ins.NODES, strict=True)}
+
+
+def own_defaults(node_id: str) -> dict:
+    return {given.id: given.default for given in STAND_INS[node_id].inputs if hasattr(given, "default")}
+
+
+def standing_in(model, node_id: str, **values):
+    """MODEL through the node that stands in for another pack's, with its defaults but for `values`."""
+    assert values.keys() <= own_defaults(node_id).keys()
+    return STAND_INS[node_id].execute(model=model, **{**own_defaults(node_id), **values})
+
+
+def within(args, start, end):
+    return (start < 0 or args["sigma"][0] <= start) and (end < 0 or args["sigma"][0] > end)
+
+
+def faded(args, amount):
+    return max(0, 1 - amount**4 * (1000 - args["model"].model_sampling.timestep(args["sigma"])[0].item()))
+
+
+def their_guidance(attention, *places, scale=3.0, start=-1, end=-1, adaptive=0.0, rescale=0.0, mode="full"):
+    """sd-perturbed-attention: PAG and SEG."""
+
+    def result(args):
+        if not within(args, start, end):
+            return args["denoised"]
+        options = args["model_options"].copy()
+        for place in places:
+            options = comfy.model_patcher.set_model_options_patch_replace(options, attention, "attn1", *place)
+        worse = comfy.samplers.calc_cond_batch(args["model"], [args["cond"]], args["input"], args["sigma"], options)[0]
+        added = scale * faded(args, adaptive) * (args["cond_denoised"] - worse)
+        if rescale:
+            origin = args["denoised"] if mode == "full" else args["cond_denoised"]
+            added = added * (rescale * spread(args["cond_denoised"]) / spread(origin + added) + 1 - rescale)
+        return args["denoised"] + added
+
+    return result
+
+
+def values_alone(q, k, v, extra, mask=None):
+    return v
+
+
+def with_blur(sigma, cut_by=-1):
+    def attention(q, k, v, extra, mask=None):
+        attend = comfy.ldm.modules.attention.attention_basic
+        return attend(blurred(q, extra, sigma, cut_by), k, v, extra["n_heads"])
+
+    return attention
+
+
+def their_seg_in_place_of_cfg(scale, sigma):
+    add = their_guidance(with_blur(sigma, -2), ("middle", 0), scale=scale)
+
+    def result(args):
+        positive, negative = args["cond_denoised"], args["uncond_denoised"]
+        if scale == 0 or sigma == 0:
+            return positive
+        cfg = scale - 1 if args["uncond"] is not None else 0
+        return add(args) - args["denoised"] + positive + cfg * (positive - negative)
+
+    return result
+
+
+def limited(function, start, end):
+    return lambda args: function(args) if within(args, start, end) else args["denoised"]
+
+
+def tangential_before_cfg(amount, start, end):
+    def before(model):
+        def damped(args):
+            if args["conds"][1] is None or not within(args, start, end):
+                return args["conds_out"]
+            positive, negative = args["conds_out"]
+            x = args["input"]
+            noise = [x - positive, x - negative]
+            _, _, directions = torch.linalg.svd(
+                torch.stack([n.flatten(1) for n in reversed(noise)], 1), full_matrices=False
+            )
+            first = directions[:, 0]
+            kept = ((noise[1].flatten(1) * first).sum(1, keepdim=True) * first).reshape(x.shape)
+            return [positive, amount * (x - kept) + (1 - amount) * negative]
+
+        model = model.clone()
+        model.set_model_sampler_pre_cfg_function(damped)
+        return model
+
+    return before
+
+
+def apg(momentum, adaptive, threshold, eta, limiter=False, start=5.42, end=0.28):
+    """APG_ImYourCFGNow, in its first run."""
+    average = 0
+
+    def guided(args):
+        nonlocal average
+        positive, negative, w = args["cond"], args["uncond"], args["cond_scale"]  # the noise
+        if limiter and not within(args, start, end):
+            return positive
+        fade = faded(args, adaptive) if torch.is_tensor(average) else 1
+        average = (positive - negative) + momentum * fade * average
+        delta = average * (threshold / size(average)).clamp(max=1) if threshold else average
+        unit = positive / size(positive)
+        parallel = (delta * unit).sum((1, 2, 3), keepdim=True) * unit
+        return positive + (w - 1) * (delta - parallel + eta * parallel)
+
+    def before(model):
+        model = model.clone()
+        model.set_model_sampler_cfg_function(guided)
+        return model
+
+    return before
+
+
+def post(function):
+    return lambda model: after_cfg(model, function)
+
+
+MIDDLE, SOME = ("middle", 0), {"sigma_start": 6.0, "sigma_end": 0.7}
+ADDED = {"start": 6.0, "end": 0.7}
+SWAPPED = {  # node, its values: a function of MODEL that does as it does in its own pack
+    "PAG as it comes": ("PerturbedAttention", {}, lambda: post(their_guidance(values_alone, MIDDLE))),
+    "PAG in an input block, between noise levels": (
+        "PerturbedAttention", {"scale": 2.0, "unet_block": "input", "unet_block_id": 1, **SOME},
+        lambda: post(their_guidance(values_alone, ("input", 1), scale=2.0, **ADDED))),
+    "PAG, adaptive": (
+        "PerturbedAttention", {"adaptive_scale": 0.2},
+        lambda: post(their_guidance(values_alone, MIDDLE, adaptive=0.2))),
+    "PAG, rescaled": (
+        "PerturbedAttention", {"rescale": 0.6}, lambda: post(their_guidance(values_alone, MIDDLE, rescale=0.6))),
+    "PAG, rescaled in part, adaptive, between noise levels": (
+        "PerturbedAttention", {"rescale": 0.6, "rescale_mode": "partial", "adaptive_scale": 0.17, **SOME},
+        lambda: post(their_guidance(values_alone, MIDDLE, rescale=0.6, mode="partial", adaptive=0.17, **ADDED))),
+    "PAG, blocks in a list": (
+        "PerturbedAttention", {"unet_block_list": "d0, m0.0,u1-2"},
+        lambda: post(their_guidance(values_alone, *(("input", 1), ("middle", 0, 0), ("output", 1), ("output", 2))))),
+    "SEG as it comes": (
+        "SmoothedEnergyGuidanceAdvanced", {}, lambda: post(their_guidance(with_blur(-1.0), MIDDLE))),
+    "SEG, blurred less": (
+        "SmoothedEnergyGuidanceAdvanced", {"blur_sigma": 0.8, "unet_block": "input", "unet_block_id": 1, **SOME},
+        lambda: post(their_guidance(with_blur(0.8), ("input", 1), **ADDED))),
+    "SEG, blurred farther than the picture is high, rescaled": (
+        "SmoothedEnergyGuidanceAdvanced",
+        {"blur_sigma": 4.0, "unet_block": "input", "unet_block_id": 1, "rescale": 0.3},
+        lambda: post(their_guidance(with_blur(4.0), ("input", 1), rescale=0.3))),
+    "SEGAttention as it comes": ("SEGAttention", {"inf_blur": True}, lambda: post(their_seg_in_place_of_cfg(3.0, -1.0))),
+    "SEGAttention, blurred less": (
+        "SEGAttention", {"blur": 0.7, "scale": 2.0}, lambda: post(their_seg_in_place_of_cfg(2.0, 0.7))),
+    "SEGAttention, off": ("SEGAttention", {"scale": 0.0}, lambda: post(their_seg_in_place_of_cfg(0.0, 10.0))),
+    "Guidance Limiter": ("Guidance Limiter", {}, lambda: post(limiter(5.42, 0.28))),
+    "Guidance Limiter, no upper limit": (
+        "Guidance Limiter", {"sigma_start": -1.0, "sigma_end": 2.0}, lambda: post(limiter(math.inf, 2.0))),
+    "RescaleCFGPost": (
+        "RescaleCFGPost", {"multiplier": 0.6, **SOME}, lambda: post(limited(rescale(0.6), 6.0, 0.7))),
+    "RenormCFGPost": (
+        "RenormCFGPost", {"renorm_cfg": 1.0}, lambda: post(renorm(1.0))),
+    "TCFGAdvanced": ("TCFGAdvanced", SOME, lambda: tangential_before_cfg(0.5, 6.0, 0.7)),
+    "APG_ImYourCFGNow as it comes": ("APG_ImYourCFGNow", {}, lambda: apg(0.5, 0.18, 15.0, 1.0)),
+    "APG_ImYourCFGNow": (
+        "APG_ImYourCFGNow", {"momentum": -0.7, "adaptive_momentum": 0.15, "norm_threshold": 2.0, "eta": 0.3},
+        lambda: apg(-0.7, 0.15, 2.0, 0.3)),
+    "APG_ImYourCFGNow, limited": (
+        "APG_ImYourCFGNow", {"guidance_limiter": True, "norm_threshold": 0.0, "eta": 0.0},
+        lambda: apg(0.5, 0.18, 0.0, 0.0, limiter=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_a_node_that_stands_in_for_anothers_gives_its_picture(name):
+    node_id, values, theirs = SWAPPED[name]
+    model = shared_network("unet")
+    (here,) = standing_in(model, node_id, **values).result
+    for cfg, sampler in ((CFG, "heun"), (1.0, "euler")):  # heun looks ahead, beyond a limit too
+        settings = {"latent": networks.latent("unet", 2, 8, 12), "sigmas": sigmas_of(model, 5), "sampler": sampler}
+        expected = sample(theirs()(model), cfg=cfg, **settings)
+        assert close(sample(here, cfg=cfg, **settings), expected) < 1e-5
+        if cfg != 1:
+            assert close(sample(model, cfg=cfg, **settings), expected) > 1e-3  # it acts
+
+
+def rules_of(model) -> list:
+    return [term.rule for term in model.model_options[KEY]]
+
+
+@pytest.mark.parametrize(
+    ("node_id", "values", "why"),
+    [
+        ("PerturbedAttention", {"rescale_mode": "snf"}, "rescale_mode is snf; here it must be full or partial"),
+        ("PerturbedAttention", {"scale": 101.0}, "scale is 101.0; it must be a number from 0 to 100"),
+        ("PerturbedAttention", {"unet_block_id": 1}, "there is no attention in the block middle 1. This model has"),
+        (
+            "PerturbedAttention",
+            {"unet_block_list": "d0, x1"},
+            'unet_block_list: cannot read "x1". Write a list such as',
+        ),
+        ("PerturbedAttention", {"unet_block_list": "d9"}, 'unet_block_list: there is no "d9". This model has'),
+        ("PerturbedAttention", {"unet_block_list": "m0.7"}, 'unet_block_list: there is no "m0.7". This model has'),
+        ("SmoothedEnergyGuidanceAdvanced", {"blur_sigma": 0.0}, "blur_sigma is 0, with which its own pack gives no"),
+        ("RescaleCFGPost", {"alt_mode": True}, "alt_mode is on, which this pack does not have"),
+        ("RenormCFGPost", {"renorm_cfg": 0.5}, "renorm_cfg is 0.5; here it must be 0, or from 1 to 100"),
+    ],
+)
+def test_a_stand_in_refuses_by_name_what_cannot_be_the_same(node_id, values, why):
+    with pytest.raises(ValueError) as error:
+        standing_in(shared_network("unet"), node_id, **values)
+    assert str(error.value).startswith(f"{node_id}: {why}")
+    if "This model" not in why and "Write" not in why:  # it shows before a run
+        with pytest.raises(ValueError, match=re.escape(why)):
+            STAND_INS[node_id].validate_inputs(model=None, **{**own_defaults(node_id), **values})
+
+
+@pytest.mark.parametrize("node_id", ["PerturbedAttention", "SmoothedEnergyGuidanceAdvanced", "SEGAttention"])
+def test_a_stand_in_for_unets_refuses_other_networks(node_id):
+    with pytest.raises(ValueError, match=f"{node_id}: it is for UNets, such as SD 1.5 and SDXL"):
+        standing_in(shared_network("sd3"), node_id)
+
+
+@pytest.mark.parametrize("node_id", ["RescaleCFGPost", "RenormCFGPost", "APG_ImYourCFGNow"])
+def test_a_stand_in_refuses_videos_where_its_own_pack_measures_something_else_in_them(node_id):
+    with pytest.raises(ValueError, match=f"{node_id}: in its own pack it does something else with a video"):
+        standing_in(shared_network("wan"), node_id)
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_what_a_stand_in_can_be_taken_apart_into_does_the_same(name):
+    node_id, values, _ = SWAPPED[name]
+    model = shared_network("unet")
+    output = standing_in(model, node_id, **values)
+    apart = [(entry["type"], entry["values"]) for entry in output.ui["nodes"]]
+    assert apart or "No single node of this pack does the same" in output.ui["text"][0]
+    if apart:
+        assert rules_of(ours(model, *apart)) == rules_of(output.result[0])
+        assert all(TERM_NODES[kind].about.title in output.ui["text"][0] for kind, _ in apart)
+
+
+def test_what_acts_before_cfg_or_in_its_place_comes_first_and_only_once():
+    model = ours(shared_network("unet"), ("BeyondCFGRescale", {}))
+    for node_id in ("TCFGAdvanced", "APG_ImYourCFGNow"):
+        output = standing_in(model, node_id)
+        assert rules_of(output.result[0])[-1] == rules_of(model)[0] and len(rules_of(output.result[0])) == 2
+        assert output.ui["nodes"] == []  # the node of ours would stand behind
+    with pytest.raises(
+        ValueError, match="TCFGAdvanced: APG_ImYourCFGNow acts in the place of CFG too, and only one can"
+    ):
+        standing_in(output.result[0], "TCFGAdvanced")
+
+
+def test_a_stand_in_is_in_no_search_and_all_others_are():
+    hidden = {node.about.node_id for node in extension.all_nodes() if node.define_schema().is_deprecated}
+    assert hidden == {node.about.node_id for node in stand_ins.NODES}
+    assert not hidden & {node.about.node_id for node in extension.nodes()}
 
 
 def stg(block, scale, amount):

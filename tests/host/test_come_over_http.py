@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from pack.nodes.replacements import ALWAYS, REPLACEMENTS
+from pack.nodes.stand_ins import PEERS
 from pack.tools.console import Failure
 from PIL import Image
 
@@ -68,6 +69,21 @@ def test_its_value_and_its_neighbours_stay(picture):
 
 def test_a_prompt_that_was_written_by_hand_needs_no_meta(picture):
     assert np.array_equal(picture(OLD), picture(OLD, **META))
+
+
+def test_another_packs_pag_is_swapped_for_the_node_that_stands_in_for_it(picture):
+    values = {"scale": 2.0, "adaptive_scale": 0.0, "unet_block": "middle", "unet_block_id": 0, "sigma_start": -1.0}
+    values |= {"sigma_end": -1.0, "rescale": 0.0, "rescale_mode": "full"}  # and no unet_block_list, as it once was
+    swapped = picture(("PerturbedAttention", values))
+    assert np.array_equal(swapped, picture(("BeyondCFGPAG", {"scale": 2.0, "layers": "middle", **ALWAYS})))
+    assert abs(swapped - picture(("PerturbedAttentionGuidance", {"scale": 2.0}))).max() <= 1  # the host's own node
+    assert abs(swapped - picture()).max() > 5
+
+
+def test_a_value_of_another_packs_node_that_cannot_be_had_is_refused_by_its_name(server):
+    values = {given.id: given.default for given in PEERS[0].inputs} | {"rescale_mode": "snf"}
+    with pytest.raises(Failure, match="PerturbedAttention: rescale_mode is snf; here it must be full or partial"):
+        server.run(prompt((PEERS[0].node, values)))
 
 
 def test_a_value_that_no_such_node_could_have_is_refused_by_the_name_of_ours(server):

@@ -1,6 +1,5 @@
 """The nodes' texts in the page's languages: locales/, which dev.py docs writes."""
 
-import asyncio
 import re
 import shutil
 from collections import Counter
@@ -9,7 +8,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 from app.custom_node_manager import CustomNodeManager
-from pack.nodes.extension import BeyondCFG
+from pack.nodes.extension import nodes
 from pack.tools import locales
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 def shown() -> dict[tuple, str]:
     """Place in nodeDefs.json → what the page shows there without that file."""
     found = {}
-    for node in asyncio.run(BeyondCFG().get_node_list()):
+    for node in nodes():
         info = node.GET_NODE_INFO_V1()
         name = info["name"]
         found |= {(name, key): info[key] for key in ("display_name", "description")}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pack.guiders import RULES, host
 from pack.nodes import classifier, terms
-from pack.nodes.extension import BeyondCFG
+from pack.nodes.extension import all_nodes, nodes
 from pack.nodes.schema import ADVANCED
 from pack.patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
 from pack.tests.host import networks
@@ -21,9 +21,10 @@ from pack.tests.host.harness import SKIPPING, pag, prompts, sample, shared_netwo
 import nodes as host_nodes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NODES = asyncio.run(BeyondCFG().get_node_list())
+NODES = all_nodes()
 BY_ID = {node.define_schema().node_id: node for node in NODES}
 EVERY = pytest.mark.parametrize("node", NODES, ids=list(BY_ID))
+FOUND = pytest.mark.parametrize("node", nodes(), ids=[node.about.node_id for node in nodes()])  # in a search
 NAN, INF = math.nan, math.inf
 WANTS_MORE = ("BeyondCFGPostHocEMA", "BeyondCFGClassifier", "BeyondCFGNoisyClassifier")  # files; a VAE and a CLIP
 WANTS_MORE += ("BeyondCFGReport", "BeyondCFGGrid", "BeyondCFGDistil")  # what was recorded; pictures; a sampler
@@ -80,7 +81,7 @@ def test_the_ids_are_distinct_and_the_packs_own_and_none_is_the_hosts():
     assert len({node.define_schema().display_name for node in NODES}) == len(NODES)
 
 
-@EVERY
+@FOUND
 def test_a_node_opens_with_few_settings_and_its_strength_and_layers_are_among_them(node):
     settings = [given for given in node.define_schema().inputs if hasattr(given, "default")]
     shown = {given.id for given in settings if not given.advanced}
@@ -119,7 +120,7 @@ def test_the_host_accepts_the_schema(node):
     assert set(node.INPUT_TYPES()) <= {"required", "optional", "hidden"}
 
 
-@EVERY
+@FOUND
 def test_every_node_is_described_can_be_found_and_explains_each_input(node):
     schema = node.define_schema()
     assert schema.category == f"Beyond CFG/{node.about.group}" and node.about.name in schema.display_name

@@ -69,8 +69,8 @@ def test_points_anywhere_make_a_line_of_numbers(ask, points, over):
 
 
 def test_the_page_is_told_the_name_with_which_each_nodes_sentences_begin(server):
-    from pack.nodes.extension import nodes
+    from pack.nodes.extension import all_nodes
 
     names = server.ask("/beyond_cfg_nodes")
-    assert names == {node.about.node_id: node.about.name for node in nodes()} and names["BeyondCFGPAG"] == "PAG"
+    assert names == {node.about.node_id: node.about.name for node in all_nodes()} and names["BeyondCFGPAG"] == "PAG"
     assert len({*names.values()}) == len(names)

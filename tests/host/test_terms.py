@@ -33,6 +33,7 @@ TERMS = sorted(
     if [given.id for given in node.define_schema().inputs][:1] == ["model"]
     and node.define_schema().outputs[0].get_io_type() == "MODEL"
     and key not in OTHERS
+    and not node.hidden_in_page
 )
 
 
