@@ -160,7 +160,7 @@ def between(start: float, end: float) -> Interval | None:
 # ------------------------------------------------------------------------------------------------------ layers of a UNet
 
 STACKS = {"d": "input", "m": "middle", "u": "output"}
-BLOCK = re.compile(r"([dmu])(\d+)(?: ?- ?(\d+))?(?: ?\. ?(\d+)(?: ?- ?(\d+))?)?", re.ASCII)
+BLOCK = re.compile(r"([dmu])(\d{1,3})(?: ?- ?(\d{1,3}))?(?: ?\. ?(\d{1,3})(?: ?- ?(\d{1,3}))?)?", re.ASCII)
 
 
 def blocks(model, unet_block: str, unet_block_id: int, unet_block_list: str = "") -> str:
@@ -187,14 +187,15 @@ def _listed(item: str, layers: Sequence[Layer]) -> list[Layer]:
         raise ValueError(f'unet_block_list: cannot read "{shown(item)}". Write a list such as d2.2-9, m0, u0.4')
     stack = [layer for layer in layers if layer.stack == STACKS[match[1]]]
     numbers = sorted({layer.index for layer in stack})
-    found = []
+    found: list[Layer | None] = []
     for place in _range(match[2], match[3]):
         inside = [layer for layer in stack if place < len(numbers) and layer.index == numbers[place]]
-        parts = _range(match[4], match[5]) if match[4] else range(len(inside))
-        if not inside or not {*parts} <= {*range(len(inside))}:
-            raise ValueError(f'unet_block_list: there is no "{shown(item)}". This model has {print_layers(layers)}')
-        found += [inside[number] for number in parts]
-    return found
+        parts = _range(match[4], match[5]) if match[4] else range(max(1, len(inside)))
+        found += [inside[number] if number < len(inside) else None for number in parts]
+    there = [layer for layer in found if layer is not None]
+    if not found or there != found:
+        raise ValueError(f'unet_block_list: there is no "{shown(item)}". This model has {print_layers(layers)}')
+    return there
 
 
 def _range(first: str, last: str | None) -> range:

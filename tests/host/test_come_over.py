@@ -555,6 +555,7 @@ def rules_of(model) -> list:
             'unet_block_list: cannot read "x1". Write a list such as',
         ),
         ("PerturbedAttention", {"unet_block_list": "d9"}, 'unet_block_list: there is no "d9". This model has'),
+        ("PerturbedAttention", {"unet_block_list": "d1-0"}, 'unet_block_list: there is no "d1-0". This model has'),
         ("PerturbedAttention", {"unet_block_list": "m0.7"}, 'unet_block_list: there is no "m0.7". This model has'),
         ("SmoothedEnergyGuidanceAdvanced", {"blur_sigma": 0.0}, "blur_sigma is 0, with which its own pack gives no"),
         ("RescaleCFGPost", {"alt_mode": True}, "alt_mode is on, which this pack does not have"),

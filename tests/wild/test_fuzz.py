@@ -9,7 +9,7 @@ import torch
 from pack.tests.wild.graphs import DEMO, FLUX, SD3, SD15, Generator, checkpoint, plain
 from pack.tests.wild.hosts import Answer, ask
 
-SHORT, LONG = 64, 384
+SHORT, LONG = 72, 384
 WORDS_OF_PYTHON = re.compile(
     "object has no attribute|unsupported operand|unexpected keyword|invalid literal|could not convert|index out of range"
     "|values to unpack|must be real number|not subscriptable|Exceeds the limit|Traceback|<.* object at 0x"
