@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -40,3 +41,12 @@ def with_host(folder: Path | str, *arguments: str) -> str:
     import comfyui_version
 
     return comfyui_version.__version__
+
+
+def file_of_the_user(path: Path) -> types.ModuleType:
+    """A Python file that the user has named, run as a module. Raises what it raises."""
+    spec = importlib.util.spec_from_file_location("file_of_the_user", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import datetime
-import importlib.util
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 
 from ...tools import workflows
 from ...tools.console import Failure
+from ...tools.imports import file_of_the_user
 from ..cells import Cell, Result
 from .axes import Axis, Settings
 from .search import Goal
@@ -64,11 +64,7 @@ class Function:
         self.name, file = name, Path(path)
         if not file.is_file() or file.suffix != ".py":
             raise Failure(f"--function {text}: it must be FILE.py:NAME, and there is no file {path or text}.")
-        spec = importlib.util.spec_from_file_location("objective_of_the_user", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        function = getattr(module, name, None)
+        function = getattr(file_of_the_user(file), name, None)
         if not callable(function):
             raise Failure(f"--function {text}: {file.name} has no function {name}.")
         self._function: Callable = function
