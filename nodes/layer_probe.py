@@ -63,8 +63,8 @@ class LayerProbe(schema.Node):
         io.Conditioning.Input(
             "negative",
             optional=True,
-            tooltip="Your negative prompt. With it you also see the angle between each layer's direction and CFG's direction. "
-            "Needed where cfg is not 1.",
+            tooltip="Your negative prompt. With it you also see the angle between each layer's direction and CFG's "
+            "direction. Needed where cfg is not 1.",
         ),
         schema.cfg(1.0),
         io.Combo.Input(
