@@ -7,7 +7,7 @@ import re
 from comfy_api.latest import io, ui
 
 from ..guiders.base import About
-from ..guiders.host import Recorder, with_recorder
+from ..guiders.host import Recorder, check_prefix, with_recorder
 from ..patches.texts import shown
 from . import schema
 from .pictures.report import draw_report
@@ -138,6 +138,11 @@ class GuidanceReport(schema.Node):
         shows = {**ui.PreviewImage(summary, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         shows["rows_per_step"] = (round(report.rows_per_step(), 4),)  # for programs; the page leaves it
         return io.NodeOutput(whole, predictions, names, report.effective_cfg() or 1.0, text, ui=shows)
+
+    @classmethod
+    def foresee(cls, written):
+        if prefix := str(written.values.get("filename_prefix", "")).strip():
+            check_prefix(prefix)
 
 
 NODES = [GuidanceRecorder, GuidanceReport]

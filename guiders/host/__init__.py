@@ -17,7 +17,7 @@ the terms are applied to its result.
 from ...patches.host import KEY
 from .attach import add_term, check_cfg, make_guider, with_options, with_recorder, with_reuse, with_stop
 from .condition_pools import one_prompt, prompts, random_tokens
-from .recorder import Recorder
+from .recorder import Recorder, check_prefix
 from .run import sample_with_terms
 from .term import Term
 from .trace import ForwardRecord, trace
@@ -30,6 +30,7 @@ __all__ = [
     "Term",
     "add_term",
     "check_cfg",
+    "check_prefix",
     "make_guider",
     "one_prompt",
     "prompts",

@@ -239,8 +239,7 @@ class Recorder:
     def save(self, prefix: str, verdict: Sequence[str] = ()) -> list[Path]:
         """The table as .csv and, with the sentences of `verdict`, as .json in the host's output folder, under the next
         number that is free. Raises ValueError where `prefix` leads out of that folder, or is no name of a file in it."""
-        if Path(os.path.normpath(prefix)).name in ("", "..") or any(letter < " " for letter in prefix):
-            raise _refusal(prefix, "it must end in the name of a file")
+        check_prefix(prefix)
         try:
             folder, name, counter, *_ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
         except OSError as error:
@@ -277,6 +276,15 @@ def _heard(known: Known, samples: int) -> Heard:
 def _steps(numbers: Iterable[int]) -> str:
     listed = [*map(str, numbers)]
     return f"step {listed[0]}" if len(listed) == 1 else f"the steps {', '.join(listed[:-1])} and {listed[-1]}"
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise ValueError where no file can have this place in the output folder. Nothing is made."""
+    if Path(os.path.normpath(prefix)).name in ("", "..") or any(letter < " " for letter in prefix):
+        raise _refusal(prefix, "it must end in the name of a file")
+    output = os.path.abspath(folder_paths.get_output_directory())
+    if not Path(os.path.abspath(os.path.join(output, prefix))).is_relative_to(output):
+        raise _refusal(prefix, "it must stay inside the output folder")
 
 
 def _refusal(prefix: str, why: str) -> ValueError:

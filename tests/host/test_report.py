@@ -419,8 +419,13 @@ def test_where_no_report_can_be_written_nothing_is_and_the_prefix_is_named(save,
     report.calls.append(Call(0, 1.0))
     with pytest.raises(ValueError) as error:
         GuidanceReport.execute(report=report, samples=samples, filename_prefix=prefix)
-    assert str(error.value) == f'Guidance Report: filename_prefix is "{shown(prefix)}": {why}'
+    said = f'Guidance Report: filename_prefix is "{shown(prefix)}": {why}'
+    assert str(error.value) == said
     assert save.files() == []
+    if why.startswith("it must"):  # what shows without writing is said before a run
+        with pytest.raises(ValueError) as error:
+            GuidanceReport.validate_inputs(report=None, samples=None, filename_prefix=prefix)
+        assert str(error.value) == said
 
 
 def test_two_recorders_in_a_row_both_hear_the_run():
