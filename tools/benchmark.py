@@ -19,6 +19,7 @@ PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
     "reuse": "reuse",
     "orders": "orders",
     "distil": "distil",
+    "layer_probe": "layer_probe",
     "tuner": "tuner",
     "cost": "cost",
     "overhead": "overhead",
