@@ -160,9 +160,9 @@ def page(results: dict) -> str:
 
 
 WORDS = (
-    "*FD*: the least of four strengths. *rank correlation*: Spearman's, over the layers; below 0, a larger measure goes with "
-    "a smaller distance, which is better. *in model runs*: operations of the network, in parts of the model alone. *apart*: "
-    "CFG with the guidance in each layer, a run for each, as this pack computes it."
+    "*FD*: the least of four strengths. *rank correlation*: Spearman's, over the layers; below 0, a larger measure goes "
+    "with a smaller distance, which is better. *in model runs*: operations of the network, in parts of the model alone. "
+    "*apart*: CFG with the guidance in each layer, a run for each, as this pack computes it."
 )
 
 
