@@ -4,14 +4,15 @@
 
 The under-trained model of two digits, 40 prompts, 8 Euler steps. For PAG and SEG the probe measures each layer, and the
 setting `layers` of the study knows the best distance of four strengths in each. The rank correlation of the two is
-written for every measure, though the probe suggests by `ahead` alone. And the work of one probe is counted against that
-of guiding each layer in a run of its own. Written to benchmarks/results/layer_probe.json and .md.
+written for every measure, though the probe suggests by `ahead` alone. And the work of one probe is counted on networks
+of full size, against the work of guiding each layer in a run of its own. Written to benchmarks/results/layer_probe.json
+and .md.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ KNOWN = ROOT / "benchmarks/results/quality_layers.jsonl"
 SETTING, STEPS, PICTURES, SEEDS = "layers", 8, 40, (0,)
 GUIDANCES = ("PAG", "SEG")
 MEASURES = ("moved", "fine", "ahead", "angle to CFG", "effective cfg")
-COUNTED = 2  # steps whose work is counted
+NETWORKS = ("SDXL", "Flux")  # of full size, whose work is counted
 
 
 def distances(guidance: str) -> dict[str, float]:
@@ -66,37 +67,18 @@ def probed(rig: Rig, guidance: str, prompts: Sequence[list], steps: int = STEPS,
     return [name for name, _ in rows], found.measures
 
 
-def work_of(do: Callable[[], Any]) -> int:
-    """Operations of the network while it runs."""
-    from torch.utils.flop_counter import FlopCounterMode
+def costs(network: str) -> dict[str, float]:
+    """Operations of a step of a network of full size, in parts of the model alone: of CFG with PAG in every layer at once,
+    a row for each, and in each layer apart."""
+    from ..patches import IdentityAttention
+    from ..tests.host.full_size import Step, without_values
 
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        do()
-    return counter.get_total_flops()
-
-
-def costs(rig: Rig, guidance: str, names: Sequence[str]) -> dict[str, float]:
-    """Work of one probe with CFG's direction, and of CFG with the guidance in each of the same layers apart, in parts of
-    the model alone."""
-    import comfy.sample
-
-    from ..guiders.host import make_guider
-
-    prompt, sampling = rig.encode("a red 3 and a blue 5"), sampling_of(rig, COUNTED, 0)
-    latent = comfy.sample.fix_empty_latent_channels(rig.model, torch.zeros(1, 4, 16, 16))
-    noise = comfy.sample.prepare_noise(latent, 0)
-
-    def run(model, cfg: float) -> int:
-        negative = None if cfg == 1 else sampling.negative
-        guider = make_guider(model, prompt, negative, cfg)
-        return work_of(
-            lambda: guider.sample(noise, latent, sampling.sampler, sampling.sigmas, disable_pbar=True, seed=0)
-        )
-
-    alone = run(rig.model, 1.0)
-    apart = [run(rig.with_node(f"BeyondCFG{guidance}", rig.model, 1.0, layers=name), 4.0) for name in names]
-    together = work_of(lambda: probed(rig, guidance, [prompt], COUNTED))
-    return {"together": together / alone, "apart": sum(apart) / alone}
+    with without_values():
+        step = Step(network)
+        each = [IdentityAttention((layer,)) for layer in step.layers("all")]
+        alone = step.forward((None,))
+        apart = sum(step.shared(True, one) for one in each)
+        return {"layers": len(each), "together": step.shared(True, *each) / alone, "apart": apart / alone}
 
 
 # --------------------------------------------------------------------------------------------------------- the page
@@ -117,16 +99,24 @@ def correlations(results: dict) -> list[str]:
 def summary(results: dict) -> list[str]:
     rows = []
     for guidance, found in results["guidances"].items():
-        cost = found["cost"]
         chosen = max((line for line in found["layers"] if line["layer"] != "auto"), key=lambda line: line["ahead"])
         by_distance = sorted(line["fd"] for line in found["layers"] if line["layer"] != "auto")
         best = min((line for line in found["layers"] if line["layer"] != "auto"), key=lambda line: line["fd"])
         place = f"{by_distance.index(chosen['fd']) + 1} of {len(by_distance)}"
-        ratio = f"{cost['apart'] / cost['together']:.1f}"
-        said = [f"{cost['together']:.1f}", f"{cost['apart']:.1f}", ratio]
-        rows.append([guidance, chosen["layer"], place, best["layer"], *said])
-    header = ["", "furthest ahead", "its place by FD", "least FD", "probe, in model runs", "apart", "times less"]
-    return [*table(header, rows), *correlations(results)]
+        rows.append([guidance, chosen["layer"], place, best["layer"]])
+    counted = [
+        [network, str(cost["layers"]), f"{cost['together']:.1f}", f"{cost['apart']:.1f}", _times(cost)]
+        for network, cost in results["costs"].items()
+    ]
+    return [
+        *table(["", "furthest ahead", "its place by FD", "least FD"], rows),
+        *correlations(results),
+        *table(["work of a step", "layers", "one probe", "each layer apart", "times less"], counted),
+    ]
+
+
+def _times(cost: dict) -> str:
+    return f"{cost['apart'] / cost['together']:.1f}"
 
 
 def page(results: dict) -> str:
@@ -161,8 +151,8 @@ def page(results: dict) -> str:
 
 WORDS = (
     "*FD*: the least of four strengths. *rank correlation*: Spearman's, over the layers; below 0, a larger measure goes "
-    "with a smaller distance, which is better. *in model runs*: operations of the network, in parts of the model alone. "
-    "*apart*: CFG with the guidance in each layer, a run for each, as this pack computes it."
+    "with a smaller distance, which is better. *work of a step*: operations of the network at full size, counted, in parts "
+    "of the model alone: CFG and PAG in all layers at once, a row for each, and CFG and PAG in each layer by itself."
 )
 
 
@@ -186,7 +176,8 @@ def main(arguments: Sequence[str]) -> int:
         names, measures = probed(rig, guidance, prompts)
         known = distances(guidance)
         lines = [{"layer": name, "fd": known[name], **measures.line(at)} for at, name in enumerate(names)]
-        results["guidances"][guidance] = {"layers": lines, "cost": costs(rig, guidance, names)}
+        results["guidances"][guidance] = {"layers": lines}
+    results["costs"] = {network: costs(network) for network in NETWORKS}
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1), "utf-8")
     options.results.with_suffix(".md").write_text(page(results), "utf-8")

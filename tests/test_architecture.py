@@ -174,6 +174,7 @@ def test_no_files_of_pack_tools_and_benchmarks_import_each_other_in_a_circle_als
 MAY_USE = {
     "tools.evidence": {"benchmarks"},
     "benchmarks.cost": {"tests.host"},
+    "benchmarks.layer_probe": {"tests.host"},
     "benchmarks.orders": {"tests.host"},
     "benchmarks.overhead": {"tests.host"},
     "benchmarks.probes": {"tests.host"},
