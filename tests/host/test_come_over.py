@@ -146,7 +146,9 @@ def epsilon_scaling(factor):
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.999, 1.0, 1.005, 1.5])
-@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple"])
+@pytest.mark.parametrize(
+    "scheduler", ["normal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("karras", "simple"))]
+)
 @pytest.mark.parametrize("kind", ["unet", "zero snr", "sd3", "flux"])
 def test_epsilon_scaling_of_comfyui_ppm_is_ours_for_every_value_and_model(kind, scheduler, factor):
     model = with_zero_snr(shared_network("unet", prediction="v")) if kind == "zero snr" else shared_network(kind)
