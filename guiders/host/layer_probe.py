@@ -84,7 +84,7 @@ def probe_layers(
             )  # fmt: skip
         measures = found.measures([name for name, _ in perturbations])
         if found.positive is None:
-            raise ValueError("the sampler has left the schedule, so no prediction half way through it is there")
+            raise ValueError("with these sigmas the sampler takes no step half way, so there is no prediction to show")
         positive, ways = found.positive.cpu(), tuple(way.cpu() for way in found.directions)
         return Probed(measures, positive, ways, model.model.process_latent_out)
 

@@ -180,8 +180,8 @@ def test_a_file_of_another_kind_of_place_is_refused_in_a_sentence(user):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"values": "layers: middle"}, 'values is "layers: middle", which is no JSON'),
-        ({"values": "[1]"}, 'values is "[1]", which is no JSON object; write it such as {"scale": 2.5'),
+        ({"values": "layers: middle"}, 'values is "layers: middle"; it must be names with values as JSON'),
+        ({"values": "[1]"}, 'values is "[1]"; it must be names with values as JSON, such as "scale": 2.5'),
         ({"values": "{}"}, "there are no values; PAG has scale, layers"),
         ({"values": '{"strength": 1}'}, 'PAG has no value "strength"; it has scale'),
         ({"values": '{"scale": "much"}'}, 'scale is "much"; it must be a number from 0 to 100'),
