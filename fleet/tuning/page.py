@@ -6,6 +6,7 @@ nothing but the two pictures that it is given, and takes nothing but the answers
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import secrets
@@ -43,7 +44,7 @@ class AskingPage:
         self._is_over, self._heard = False, threading.Event()
         self._answers: queue.Queue[Answer] = queue.Queue()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/{self._word}/"
 
@@ -86,51 +87,51 @@ class AskingPage:
             self._is_over = True
             self._heard.wait(THANKS)
 
-    def _handler(page) -> type[BaseHTTPRequestHandler]:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                path, _, number = self.path.partition("?")
-                path, question = self._within(path), page._question
-                if path == "":
-                    self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
-                elif path == "state":
-                    self._send(json.dumps(page.state()).encode(), "application/json")
-                elif path in ("left", "right") and question is not None and number == str(question.number):
-                    self._send(question.left if path == "left" else question.right, "image/png")
-                else:
-                    self.send_error(404)
 
-            def do_POST(self):
-                try:
-                    length = int(self.headers.get("Content-Length", "0"))
-                    given = json.loads(self.rfile.read(length)) if 0 < length <= LARGEST else None
-                    number, answer = given["number"], given["answer"]
-                except (ValueError, TypeError, KeyError):
-                    number, answer = 0, ""
-                if self._within(self.path) != "answer":
-                    self.send_error(404)
-                elif answer not in ANSWERS or not isinstance(number, int):
-                    self.send_error(400)
-                else:
-                    self._send(json.dumps({"taken": page.answer(number, answer)}).encode(), "application/json")
+def _handler(page: AskingPage) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path, _, number = self.path.partition("?")
+            path, question = self._within(path), page._question
+            if path == "":
+                self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
+            elif path == "state":
+                self._send(json.dumps(page.state()).encode(), "application/json")
+            elif path in ("left", "right") and question is not None and number == str(question.number):
+                self._send(question.left if path == "left" else question.right, "image/png")
+            else:
+                self.send_error(404)
 
-            def _within(self, path: str) -> str | None:
-                """What stands after the word; None for another path."""
-                start = f"/{page._word}/"
-                return path[len(start) :] if path.startswith(start) else None
+        def do_POST(self):
+            number, answer = 0, ""
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                length = int(self.headers.get("Content-Length", "0"))
+                given = json.loads(self.rfile.read(length) if 0 < length <= LARGEST else b"{}")
+                number, answer = given["number"], given["answer"]
+            if self._within(self.path) != "answer":
+                self.send_error(404)
+            elif answer not in ANSWERS or not isinstance(number, int):
+                self.send_error(400)
+            else:
+                self._send(json.dumps({"taken": page.answer(number, answer)}).encode(), "application/json")
 
-            def _send(self, content: bytes, kind: str):
-                self.send_response(200)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
-                self.send_header("Cache-Control", "no-store")
-                self.send_header("X-Content-Type-Options", "nosniff")
-                self.send_header("Referrer-Policy", "no-referrer")
-                self.send_header("Content-Security-Policy", POLICY)
-                self.end_headers()
-                self.wfile.write(content)
+        def _within(self, path: str) -> str | None:
+            """What stands after the word; None for another path."""
+            start = f"/{page._word}/"
+            return path[len(start) :] if path.startswith(start) else None
 
-            def log_message(self, *_about):
-                """Nothing."""
+        def _send(self, content: bytes, kind: str):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Referrer-Policy", "no-referrer")
+            self.send_header("Content-Security-Policy", POLICY)
+            self.end_headers()
+            self.wfile.write(content)
 
-        return Handler
+        def log_message(self, *_about):
+            """Nothing."""
+
+    return Handler

@@ -31,6 +31,7 @@ class Person(Protocol):
 
     def ask(self, question: Question) -> Literal["left", "right", "same"]:
         """Which of the two pictures is better."""
+        raise NotImplementedError
 
 
 class Remembered:
@@ -93,7 +94,7 @@ def compared(
             answer = person.ask(Question(asked, answers, pictures[left][shown], pictures[right][shown]))
             preferences.add(left, right, {"left": left, "right": right, "same": None}[answer])
     scores = preferences.scores()[0]
-    tried = [Tried(known[at], (float(scores[at]),)) for at in order(scores)]
+    tried = [Tried(known[at], (float(scores[at]),)) for at in order(scores.tolist())]
     return Found([SCORE], tried + failed, study)
 
 

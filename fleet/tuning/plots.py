@@ -36,6 +36,7 @@ def plots(found: Found, folder: Path) -> list[Path]:
 
 def _kept(path: Path, plot: Callable, *args, **kwargs) -> Path:
     import matplotlib
+    from matplotlib import pyplot
 
     matplotlib.use("Agg")
     with warnings.catch_warnings():
@@ -44,5 +45,5 @@ def _kept(path: Path, plot: Callable, *args, **kwargs) -> Path:
     figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
     figure.set_size_inches(max(8, figure.get_size_inches()[0]), 5)
     figure.savefig(path, dpi=100, bbox_inches="tight")
-    matplotlib.pyplot.close(figure)
+    pyplot.close(figure)
     return path

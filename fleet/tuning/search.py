@@ -39,9 +39,11 @@ class Task(Protocol):
 
     def cells(self, settings: Settings) -> list[Cell]:
         """The work that tells what these settings are worth."""
+        raise NotImplementedError
 
     def score(self, results: Sequence[Result]) -> tuple[float, ...]:
         """The value of each goal, from the results of those cells."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def search(
     said: Callable[[Tried], None] = lambda tried: None,
 ) -> Found:
     """Try so many settings, `at_once` of them in each round, `first` before all others. Raises what Pool.run raises."""
-    directions = ["maximize" if goal.more_is_better else "minimize" for goal in task.goals]
+    way = optuna.study.StudyDirection
+    directions = [way.MAXIMIZE if goal.more_is_better else way.MINIMIZE for goal in task.goals]
     study = optuna.create_study(directions=directions, sampler=sampler_of(seed, trials))
     for settings in first:
         study.enqueue_trial(dict(settings))

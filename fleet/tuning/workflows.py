@@ -33,6 +33,7 @@ class Objective(Protocol):
 
     def __call__(self, result: Result) -> float:
         """Raises Failure where the result does not say it."""
+        raise NotImplementedError
 
 
 class Number:
@@ -86,10 +87,11 @@ class WorkflowTask:
         self, graph: dict, axes: Sequence[Axis], seeds: Sequence[int], objective: Objective | None, more_is_better: bool,
         cost: bool,
     ):  # fmt: skip
-        self.axes, self.seeds, self.objective = axes, seeds, objective
+        self.axes: Sequence[Axis] = axes
+        self.seeds, self.objective = seeds, objective
         self._graph, self._report = recorded(graph) if cost else (graph, "")
         goals = [Goal(objective.name, more_is_better)] if objective else []
-        self.goals = goals + [Goal("rows per step", False)] * cost
+        self.goals: Sequence[Goal] = goals + [Goal("rows per step", False)] * cost
 
     @property
     def start(self) -> dict[str, Any] | None:
