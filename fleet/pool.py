@@ -12,7 +12,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -422,15 +422,4 @@ class Pool:
                 post.actor = None
 
 
-def local_workers(count: int, host: Mapping[str, str] | None = None, gpus: Sequence[int] = ()) -> list[Worker]:
-    """Workers on this machine, with a ComfyUI each: of `count` on the processor, and one for each GPU."""
-    cpu = [Worker(f"worker {at + 1}", host=host) for at in range(count)]
-    return cpu + [Worker(f"gpu {at}", gpu=True, host=host) for at in gpus]
-
-
-def remote_workers(urls: Sequence[str]) -> list[Worker]:
-    """Workers that are ComfyUI servers which run already."""
-    return [replace(Worker(url), url=url, cpus=0) for url in dict.fromkeys(urls)]
-
-
-__all__ = ["Failed", "Pool", "Progress", "Silent", "Worker", "Wrong", "local_workers", "remote_workers"]
+__all__ = ["Failed", "Pool", "Progress", "Silent", "Worker", "Wrong"]

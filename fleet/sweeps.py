@@ -118,12 +118,7 @@ def swept(graph: dict, varied: Sequence[str], seeds: Sequence[int] = ()) -> list
 
 def loaded(path: Path, varied: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """The cells of a file: of a workflow, or a list of cells with kind, work and labels. Raises Failure."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise Failure(f"There is no file {path}.") from None
-    except ValueError as error:
-        raise Failure(f"{path} is not JSON ({error}).") from None
+    found = workflows.read(path)
     if not isinstance(found, list):
         return swept(workflows.load(path), varied, seeds)
     if varied or seeds:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from .console import Failure
 
 
-def load(path: Path) -> dict:
+def read(path: Path) -> Any:
+    """What a file of JSON holds. Raises Failure."""
     try:
-        workflow = json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise Failure(f"There is no file {path}.") from None
     except ValueError as error:
         raise Failure(f"{path} is not JSON ({error}).") from None
+
+
+def load(path: Path) -> dict:
+    workflow = read(path)
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
         raise Failure(f"{path} is in the editor's format: in ComfyUI choose Export (API) and run that file.")
     nodes = [*workflow.values()] if isinstance(workflow, dict) else []

@@ -12,7 +12,7 @@ pytest.importorskip("ray", reason="this Python has no Ray: python dev.py fleet i
 
 from pack.fleet import pool as pools
 from pack.fleet.cells import Cell, Failed, Result
-from pack.fleet.pool import Pool, Silent, Worker, local_workers
+from pack.fleet.pool import Pool, Silent, Worker
 from pack.fleet.store import Store
 from pack.tests.fleet.faults import KINDS
 from pack.tools.console import Failure
@@ -38,7 +38,7 @@ class Ear(Silent):
 @pytest.fixture(scope="module")
 def fleet():
     """Two workers, on a Ray that is started once."""
-    with Pool(local_workers(2), progress=Ear(), kinds=KINDS) as pool:
+    with Pool([Worker("worker 1"), Worker("worker 2")], progress=Ear(), kinds=KINDS) as pool:
         yield pool
 
 

@@ -14,6 +14,7 @@ from pack.guiders.host.measured import measured_for
 from pack.guiders.host.recorder import Recorder
 from pack.guiders.layer_probe import Findings
 from pack.guiders.layer_probe import LayerProbe as Rule
+from pack.guiders.perturbation import PerturbationGuidance
 from pack.guiders.schedule import Schedule
 from pack.nodes.layer_probe import LayerProbe
 from pack.nodes.terms import LAYERED
@@ -104,8 +105,6 @@ def test_each_direction_is_that_of_the_single_node_in_that_layer(kind, method):
         guider.set_cfg(1.0)
         euler = comfy.samplers.sampler_object("euler")
         return guider.sample(noise, networks.latent(kind), euler, sigmas_of(on, 1), disable_pbar=True, seed=SEED)
-
-    from pack.guiders.perturbation import PerturbationGuidance
 
     assert close(latents[:1], picture(model)) < 1e-5
     for layer, latent in zip(layers, latents[1:], strict=True):
@@ -201,7 +200,7 @@ def test_other_guidances_on_the_model_act_and_the_model_stays_as_it_was():
     before = dict(model.model_options)
     guided = run("unet", model, keep=False)[4]["samples"]
     plain = run("unet", shared_network("unet"), keep=False)[4]["samples"]
-    assert not torch.equal(guided[0], plain[0])
+    assert close(guided[0], plain[0]) > 1e-3  # far more than rounding
     assert model.model_options == before and not recorder.calls
     assert [term.node for term in model.model_options[KEY]] == ["PAG"]
 
