@@ -86,8 +86,8 @@ class LayerProbe(schema.Node):
             max=100.0,
             step=0.1,
             round=0.001,
-            tooltip="The scale that you use with the layers auto. The scale that is suggested moves the picture as far as "
-            "this one does there. So do the pictures.",
+            tooltip="The scale that you use with the layers auto. The suggested scale changes the picture as much as this "
+            "one does in auto. The pictures are made with such scales too.",
         ),
         io.Int.Input(
             "pictures",
