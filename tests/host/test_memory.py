@@ -74,8 +74,8 @@ def test_nothing_of_a_run_with_every_term_outlives_the_outputs_of_its_nodes(kind
         run(guider, latent, steps=1)
         with pytest.raises(ZeroDivisionError):  # one that fails on the way
             run(guider, latent, steps=2, callback=lambda *_: 1 / 0)
+        comfy.model_management.unload_all_models()  # while the guider lives: the host unloads no model whose patcher is gone
         del terms, guider
-        comfy.model_management.unload_all_models()
         after.append(counted())
     assert traces(model) == as_it_was
     for left in after:
