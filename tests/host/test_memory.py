@@ -74,7 +74,7 @@ def test_nothing_of_a_run_with_every_term_outlives_the_outputs_of_its_nodes(kind
         run(guider, latent, steps=1)
         with pytest.raises(ZeroDivisionError):  # one that fails on the way
             run(guider, latent, steps=2, callback=lambda *_: 1 / 0)
-        comfy.model_management.unload_all_models()  # while the guider lives: the host unloads no model whose patcher is gone
+        comfy.model_management.unload_all_models()  # before `del`: without a patcher the host unloads nothing
         del terms, guider
         after.append(counted())
     assert traces(model) == as_it_was
