@@ -1,10 +1,11 @@
 """What guidance costs and gives when it is computed in some steps alone, or ends early: Guidance Reuse, Guidance Stop.
 
-    python dev.py benchmark reuse [--pictures N] [--seeds 3 4]
+    python dev.py benchmark reuse [--pictures N] [--seeds 3 4] [--together]
 
 The under-trained model of two digits, 16 Euler steps, the same prompts and noise for every row. Each guidance has the
 strength that the study chose for it. How pictures are measured is the study's. Written to benchmarks/results/reuse.json,
 .md and .png after each row; rows that are there are not sampled again, but with --again. Each says of which commit it is.
+With --together: several guidances at once, in more settings, written to reuse_together.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from .study.report import number, table, with_interval
 from .study.rig import Rig, start_host
 from .study.suites import DemoDigits
 
-RESULTS, README = ROOT / "benchmarks/results/reuse.json", ROOT / "benchmarks/README.md"
+RESULTS, README = ROOT / "benchmarks/results", ROOT / "benchmarks/README.md"
+DISTILLED = RESULTS / "distil.json"
 SETTING, STEPS, BATCH, PER_PROMPT, DRAWS = "early", 16, 40, 2, 200
 PICTURES = 1000  # of each seed
 
 STRENGTHS = {"CFG": 1.25, "PAG": 0.5, "SEG": 0.25, "TSG": 1.1, "ICG": 1.05, "Autoguidance": 1.5}
-GUIDANCES = (*((name,) for name in STRENGTHS), ("CFG", "PAG"), ("CFG", "PAG", "SEG"))
 MEASURES = (
     Measure("accuracy", mean_of("hard"), limit=1),
     Measure("fd", distance_of),
@@ -72,6 +73,20 @@ SAVINGS = (
     reuse("every 3rd, held", every=3, between="held"),
     Saving("stop, cosine 0.99", "BeyondCFGStop", (("cosine", 0.99),)),
 )
+
+
+Row = tuple[tuple[str, ...], Saving]
+ALONE, TOGETHER = "reuse", "reuse_together"  # the tables, and the names of their files
+GUIDANCES = {
+    ALONE: tuple((name,) for name in STRENGTHS),
+    TOGETHER: (("CFG", "PAG"), ("Autoguidance",), ("CFG", "PAG", "SEG")),
+}
+SAVINGS_OF = {ALONE: SAVINGS[:3], TOGETHER: SAVINGS}
+
+
+def asked(name: str) -> list[Row]:
+    """The rows of a table, in the order of sampling."""
+    return [((), FULL), *((guidance, saving) for guidance in GUIDANCES[name] for saving in SAVINGS_OF[name])]
 
 
 class Bench:
@@ -192,17 +207,14 @@ def line(row: dict, full: dict | None) -> list[str]:
 def summary(results: dict) -> list[str]:
     full = {row["guidance"]: row for row in results["rows"] if row["saving"] == FULL.name}
     header = ["guidance", "computed", "rows", "in a batch", *COLUMNS.values(), "FD less every step's", "of the gain"]
-    order = {saving.name: at for at, saving in enumerate(SAVINGS)}
-    names = ["", *(" + ".join(guidance) for guidance in GUIDANCES)]
-    rows = sorted(results["rows"], key=lambda row: (names.index(row["guidance"]), order[row["saving"]]))
-    return table(header, [line(row, full.get(row["guidance"])) for row in rows])
+    return table(header, [line(row, full.get(row["guidance"])) for row in results["rows"]])
 
 
 def missing(results: dict) -> list[str]:
     """What the run was ended before."""
     known = {(row["guidance"], row["saving"]) for row in results["rows"]}
     names: dict[str, list[str]] = {}  # guidance → its savings
-    for guidance, saving in asked():
+    for guidance, saving in asked(results["table"]):
         if (" + ".join(guidance), saving.name) not in known:
             names.setdefault(" + ".join(guidance), []).append(saving.name)
     of_each: dict[tuple[str, ...], list[str]] = {}
@@ -226,7 +238,7 @@ def page(results: dict) -> str:
         *missing(results),
         WORDS,
         "",
-        f"![Fréchet distance against rows per step]({RESULTS.stem}.png)",
+        f"![Fréchet distance against rows per step]({results['table']}.png)",
         "",
         "## Each seed",
         "",
@@ -261,7 +273,7 @@ def draw(results: dict, path: Path) -> None:
             level = mean(row, lambda cell: cell["values"]["fd"][0])
             panel.axhline(level, color="black", linewidth=0.8, linestyle="--", label="without guidance")
     shown = {saving.name: "osD^v<P"[at] for at, saving in enumerate(SAVINGS)}
-    for at, guidance in enumerate(GUIDANCES):
+    for at, guidance in enumerate(GUIDANCES[results["table"]]):
         rows = [row for row in results["rows"] if row["guidance"] == " + ".join(guidance)]
         points = [
             (mean(r, lambda cell: cell["rows"]), mean(r, lambda cell: cell["values"]["fd"][0]), r["saving"])
@@ -278,6 +290,9 @@ def draw(results: dict, path: Path) -> None:
             )
         for x, y, name in points:
             panel.plot(x, y, shown[name], color=f"C{at}", markersize=7)
+    for name, level in distilled(results):
+        panel.plot(1, level, "x", color="black")
+        panel.annotate(f" {name}, distilled", (1, level), fontsize=8)
     for name, marker in shown.items():
         panel.plot([], [], marker, color="grey", label=name)
     panel.set(xlabel="rows of the network per step and picture", ylabel="Fréchet distance (less is better)")
@@ -286,39 +301,46 @@ def draw(results: dict, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def distilled(results: dict) -> list[tuple[str, float]]:
+    """(teacher, Fréchet distance) of the LoRAs of benchmark distil, where it had the same prompts, noise and dtype."""
+    learnt = json.loads(DISTILLED.read_text("utf-8"))
+    same = all(learnt.get(name) == results.get(name) for name in ("model", "pictures", "seeds", "compute"))
+    students = [
+        (row["teacher"], [cell["student"]["values"]["fd"][0] for cell in row["cells"]]) for row in learnt["rows"]
+    ]
+    return [(teacher, float(np.mean(values))) for teacher, values in students] if same else []
+
+
 def in_step(text: str, results: dict) -> str:
     """A README's text with the table made again."""
-    made = "\n".join([*summary(results), *missing(results), f"From `results/{RESULTS.name}`: {facts(results)}.", ""])
-    return between(text, "reuse", made)
+    name = results["table"]
+    made = "\n".join([*summary(results), *missing(results), f"From `results/{name}.json`: {facts(results)}.", ""])
+    return between(text, name, made)
 
 
 # ------------------------------------------------------------------------------------------------------- the command
 
 
-def asked() -> list[tuple[tuple[str, ...], Saving]]:
-    """All rows, the most telling first."""
-    each = [(guidance, saving) for saving in SAVINGS[:3] for guidance in GUIDANCES[: len(STRENGTHS)]]
-    rest = [(guidance, saving) for guidance in reversed(GUIDANCES) for saving in SAVINGS]
-    return list(dict.fromkeys([((), FULL), *sorted(each, key=lambda one: GUIDANCES.index(one[0])), *rest]))
-
-
 def main(arguments: Sequence[str]) -> int:
-    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
+    options = parsed(__doc__ or "", arguments, None, PICTURES, flags={"--together": "several guidances at once"})
+    name = TOGETHER if options.together else ALONE
+    kept = RESULTS / f"{name}.json"
+    file = options.results or kept
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("reuse", arguments, host=f"ComfyUI {host}", draws=DRAWS)
     bench = Bench(options.demo, options.pictures, options.seeds, options.compute, run["commit"])
     same = {"pictures": options.pictures, "seeds": options.seeds, "compute": options.compute}
-    results = {"run": run, "model": bench.model, **same, "rows": []}
-    known = {(row["guidance"], row["saving"]): row for row in known_rows(options.results, results)}
+    results = {"table": name, "run": run, "model": bench.model, **same, "rows": []}
+    known = {(row["guidance"], row["saving"]): row for row in known_rows(file, results)}
     known = {} if options.again else known
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    for guidance, saving in asked():
-        name = " + ".join(guidance), saving.name
-        sys.stderr.write(f"{' '.join(name)}\n")
-        results["rows"].append(known.get(name) or bench.row(guidance, saving))
-        options.results.write_text(json.dumps(results, indent=1), "utf-8")
-        options.results.with_suffix(".md").write_text(page(results), "utf-8")
-        draw(results, options.results.with_suffix(".png"))
-    if options.results == RESULTS:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for guidance, saving in asked(name):
+        row = " + ".join(guidance), saving.name
+        sys.stderr.write(f"{' '.join(row)}\n")
+        results["rows"].append(known.get(row) or bench.row(guidance, saving))
+        file.write_text(json.dumps(results, indent=1), "utf-8")
+        file.with_suffix(".md").write_text(page(results), "utf-8")
+        draw(results, file.with_suffix(".png"))
+    if file == kept:
         README.write_text(in_step(README.read_text("utf-8"), results), "utf-8")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .study.command import ROOT
@@ -20,9 +20,15 @@ Estimates = Sequence[
 
 
 def parsed(
-    about: str, arguments: Sequence[str], results: Path, pictures: int, seeds: Sequence[int] = SEEDS
+    about: str,
+    arguments: Sequence[str],
+    results: Path | None,
+    pictures: int,
+    seeds: Sequence[int] = SEEDS,
+    flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The options that these benchmarks share. about: the module's docstring. pictures: of each seed, by default."""
+    """The options that these benchmarks share. about: the module's docstring. pictures: of each seed, by default. flags:
+    those of one benchmark, each with its help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "benchmarks/models"
     parser.add_argument("--pictures", type=int, default=pictures, metavar="N", help="of each seed")
@@ -35,6 +41,8 @@ def parsed(
     parser.add_argument("--again", action="store_true", help="sample all rows again")
     parser.add_argument("--results", type=Path, default=results, metavar="FILE.json")
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
+    for flag, help_text in (flags or {}).items():
+        parser.add_argument(flag, action="store_true", help=help_text)
     return parser.parse_args(arguments)
 
 
