@@ -85,7 +85,12 @@ app.registerExtension({
             box.textContent = text?.join("\n") ?? before;
             button.disabled = !nodes?.length;
         };
-        const { onExecuted, onConfigure } = node;
+        const { onExecuted, onConfigure, onAdded } = node;
+        let isAdded = false;
+        node.onAdded = function () {
+            isAdded = true;
+            onAdded?.apply(this, arguments);
+        };
         node.onExecuted = function (output) {
             onExecuted?.apply(this, arguments);
             node.properties.chosen = { text: output.text, nodes: output.nodes }; // kept, as the host may not say it again
@@ -96,7 +101,10 @@ app.registerExtension({
             look();
         };
         look();
-        requestAnimationFrame(() => node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]));
+        requestAnimationFrame(() => {
+            if (node.graph && !isAdded) node.onAdded(node.graph); // the page swaps a missing node without, and shows no box
+            node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
+        });
     },
 
     getNodeMenuItems(node) {

@@ -101,7 +101,12 @@ def test_the_page_swaps_another_packs_pag_which_can_then_be_taken_apart(values, 
     names = ["scale", "adaptive_scale", "unet_block", "unet_block_id", "sigma_start", "sigma_end", "rescale"]
     expected = dict(zip([*names, "rescale_mode", "unet_block_list"], [*values, ""], strict=False))
     assert inputs == {"model": ["1", 0], **expected}
+    box = page.locator(".beyond-cfg-chosen")
+    assert box.inner_text().startswith("Stands in for PerturbedAttention")
     graph.run_to_the_end()
+    assert box.is_visible() and box.inner_text().endswith(
+        "Here it is: Perturbed-Attention Guidance (PAG), scale 2.5, layers middle."
+    )
     graph.photograph("come_over_pag")
     page.evaluate("() => app.rootGraph.getNodeById(2).widgets.find(one => one.type === 'button').callback()")
     single = page.evaluate(
