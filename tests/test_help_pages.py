@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from pack.guiders.presets import PRESETS, values_of
 from pack.patches.architectures import ARCHITECTURES
 from pack.tools import support
 
@@ -38,3 +39,13 @@ def test_the_page_of_nag_names_every_network_that_no_negative_prompt_can_act_in(
     assert [row for row in rows if row not in PAGES["BeyondCFGNAG"]] == []
     beside = {name for row in ARCHITECTURES for name in row.text.alone}
     assert {name for name in beside if f"`{name}`" not in PAGES["BeyondCFGNAG"]} == set()
+
+
+def test_good_values_have_all_that_the_presets_take_from_a_source():
+    for node in {setting.node for families in PRESETS.values() for chosen in families.values() for setting in chosen}:
+        part = PAGES[f"BeyondCFG{node}"].partition("## Good values")[2].partition("\n## ")[0]
+        given = re.findall(r"^- \*\*(.+?)\*\*(.*?)(?=^- |\Z)", part, re.M | re.S)
+        for family, setting in values_of(node).items():
+            numbers = {f"{value:g}" for value in setting.at(0.5).values() if not isinstance(value, str)}
+            of_it = [values for models, values in given if any(name in models for name in family.split(", "))]
+            assert any(numbers <= {*re.findall(r"-?\d+(?:\.\d+)?", values)} for values in of_it), (node, family)
