@@ -36,6 +36,7 @@ TITLES = {  # name → title, in the order of learning
     "sweep_sdxl": "Guidance Sweep, many values in one node",
     "guidance_report": "Guidance Report, what each guidance did",
     "layer_map": "Layer Map, which layers there are",
+    "layer_probe": "Layer Probe, which layers suit your model",
     "pag_guider": "PAG Guider, one node with cfg",
     "cfg": "CFG Interval Guider",
     "autoguidance": "Autoguidance with an earlier checkpoint",

@@ -21,7 +21,8 @@ from .console import busy
 from .places import MODELS, ROOT
 from .server import running
 
-WIDTH, WIDE, QUALITY = 400, 620, 85  # of thumbnails, and at most of help pages' pictures
+WIDTH, WIDE = 400, 620  # of thumbnails, and at most of help pages' pictures
+QUALITIES, LARGEST = ((1, 85), (0.75, 80), (0.6, 60)), 60_000  # share of the width, of JPEG: the first with fewer bytes
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
@@ -68,6 +69,7 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
                  {"BeyondCFGAdaptiveProjected": {"norm_threshold": 0, "momentum": 0}}),
     "icg_guider": (9, 1, ["ICG 2, prompts", "no guidance"], {"BeyondCFGICGGuider": {"weight": 2, "conditions": "prompts"}}),
     "layer_map": (1, 1, [], {"BeyondCFGLayerMap": {"layers": "single.2-3", "width": 128, "height": 128}}),
+    "layer_probe": (1, 1, [], {"BeyondCFGLayerProbe": {"scale": 1, "pictures": 4, "keep": False}}),
     "masked_attention": (5, 1, ["Masked Attention 6, single.2", "no guidance"],
                          {"BeyondCFGMaskedAttention": {**AT, "scale": 6}}),
     "negative_flux": (7, 1, ["NAG 3, without blue", "no guidance"], {"BeyondCFGNAG": {"scale": 3}, **WITHOUT_BLUE}),
@@ -97,14 +99,16 @@ EXAMPLES = {  # name: seed, cfg, labels of the columns, and by class_type or tit
 }  # fmt: skip
 
 SHOWN = {  # example: the title of the node whose picture it is, where that is not Guidance Grid
-    "guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice", "sweep_sdxl": "Guidance Sweep",
+    "guidance_report": "Guidance Report", "layer_map": "Layer Map: a choice", "layer_probe": "Which Layers? (Layer Probe)",
+    "sweep_sdxl": "Guidance Sweep",
 }  # fmt: skip
 SHOWS = {  # example: the nodes, without BeyondCFG, whose help page it illustrates
     "autoguidance": ("Autoguidance", "AutoguidanceGuider"), "cfg": ("Guider",), "cfg_interval_sdxl": ("Interval",),
     "classifier_guidance": ("Classifier",), "degraded_autoguidance": ("DegradedModel",),
     "distil": ("Distil",), "easy_sdxl": ("Guidance",),
     "guidance_report": ("Recorder", "Report"), "high_cfg": ("AdaptiveProjected", "Rescale"),
-    "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "masked_attention": ("MaskedAttention",),
+    "icg_guider": ("ICG", "ICGGuider"), "layer_map": ("LayerMap",), "layer_probe": ("LayerProbe",),
+    "masked_attention": ("MaskedAttention",),
     "negative_flux": ("NAG",), "noisy_classifier": ("NoisyClassifier",),
     "pag_guider": ("PAGGuider",), "pag_ksampler": ("PAG",),
     "post_hoc_ema": ("PostHocEMA",), "reuse_sdxl": ("Reuse",), "sag_guider": ("SAG", "SAGGuider"),
@@ -202,10 +206,27 @@ def as_drawn(name: str, workflow: dict) -> dict:
 def jpeg(content: bytes, width: int = WIDTH) -> bytes:
     from PIL import Image
 
-    picture, out = Image.open(io.BytesIO(content)).convert("RGB"), io.BytesIO()
-    if picture.width > width * 1.4:
-        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    picture.save(out, "JPEG", quality=QUALITY, optimize=True)
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    for share, quality in QUALITIES:
+        if picture.width > width * share * 1.4:
+            size = round(width * share), round(picture.height * width * share / picture.width)
+            picture = picture.resize(size, Image.Resampling.LANCZOS)
+        picture.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
+        if out.tell() < LARGEST:
+            break
+    return out.getvalue()
+
+
+def picture_of_curve(drawn: dict) -> bytes:
+    """The curve of a Guidance Schedule, as the host tells the page to draw it, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 2.7), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*drawn["line"], strict=True), color="#e8590c", linewidth=2.5)
+    axes.plot(*zip(*drawn["points"], strict=True), "o", color="#e8590c", markersize=5)
+    axes.set(xlim=(drawn["low"], drawn["high"]), xlabel="fraction of sampling", ylabel="× strength")
+    figure.savefig(out := io.BytesIO(), dpi=100)
     return out.getvalue()
 
 
@@ -230,5 +251,5 @@ def write(host: hosts.Host, names: tuple[str, ...]) -> None:
                 examples.picture_of(name).write_bytes(jpeg(content))
                 for node in SHOWS.get(name, ()):
                     (ROOT / f"web/docs/BeyondCFG{node}.jpg").write_bytes(jpeg(content, WIDE))
-            curve = server.get("/beyond_cfg_schedule?" + urllib.parse.urlencode(SCHEDULE))
-            (ROOT / "web/docs/BeyondCFGSchedule.jpg").write_bytes(jpeg(curve, WIDE))
+            curve = json.loads(server.get("/beyond_cfg_schedule?" + urllib.parse.urlencode(SCHEDULE)))
+            (ROOT / "web/docs/BeyondCFGSchedule.jpg").write_bytes(jpeg(picture_of_curve(curve), WIDE))

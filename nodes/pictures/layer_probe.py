@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...guiders.layer_probe import Measures
 from .drawing import CHOSEN, rectangle, rendered
-from .labelled_grid import grid, stacked
+from .labelled_grid import BACKGROUND, GAP, SMALLEST_SIDE, grid, stacked
 from .report import CARD, INK, LINE, MARGIN, SIZE, WIDTH, Sheet, lines_of
 from .tensors import as_image, as_pictures
 
@@ -150,8 +150,9 @@ def _square(sheet: Sheet, top: float, side: float, measures: Measures) -> None:
         spine.set_visible(False)
 
 
-def contact_sheet(picture: Tensor, pictures: Tensor, labels: Sequence[str], columns: int = 4) -> Tensor:
-    """`picture`, [1, height, width, 3], with `pictures` below it, each under its label."""
+def contact_sheet(picture: Tensor, pictures: Tensor, labels: Sequence[str]) -> Tensor:
+    """`picture`, [1, height, width, 3], with `pictures` below it, each under its label: as many in a line as it is wide."""
     cells = as_pictures(pictures)
+    columns = max(4, (picture.shape[2] - GAP) // (max(SMALLEST_SIDE, cells[0].width) + GAP))
     lines = [grid([("", cells[at : at + columns])], labels[at : at + columns]) for at in range(0, len(cells), columns)]
-    return as_image(stacked([*as_pictures(picture), *lines], CARD))
+    return as_image(stacked([*as_pictures(picture), stacked(lines, BACKGROUND)], CARD))

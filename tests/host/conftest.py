@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import pytest
 import torch
@@ -27,6 +28,15 @@ def specimen(request):
 def _networks_are_left_as_they_were():
     yield
     SHARED.check()
+
+
+@pytest.fixture(autouse=True)
+def _no_model_stays_loaded():
+    """A test drops its MODELs, but networks are shared. The host would take those for a leak: it collects all garbage at
+    each later load, which takes a second where thousands of tests have run."""
+    yield
+    comfy.model_management.unload_all_models()
+    comfy.model_management.current_loaded_models.clear()  # those whose MODEL is gone
 
 
 @pytest.fixture
