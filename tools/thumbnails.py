@@ -22,7 +22,7 @@ from .places import MODELS, ROOT
 from .server import running
 
 WIDTH, WIDE = 400, 620  # of thumbnails, and at most of help pages' pictures
-QUALITIES, LARGEST = ((1, 85), (0.75, 80), (0.6, 60)), 60_000  # share of the width, of JPEG: the first with fewer bytes
+QUALITIES, LARGEST = ((1, 85), (1, 65), (0.75, 75)), 60_000  # share of the width, of JPEG: the first with fewer bytes
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
