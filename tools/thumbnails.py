@@ -22,7 +22,10 @@ from .places import MODELS, ROOT
 from .server import running
 
 WIDTH, WIDE = 400, 620  # of thumbnails, and at most of help pages' pictures
-QUALITIES, LARGEST = ((1, 85), (1, 65), (0.75, 75)), 60_000  # share of the width, of JPEG: the first with fewer bytes
+QUALITIES, LARGEST = (
+    ((1, 85), (1, 65), (0.75, 70), (0.75, 50)),
+    60_000,
+)  # share of the width, of JPEG: the first with fewer bytes
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
@@ -207,11 +210,11 @@ def jpeg(content: bytes, width: int = WIDTH) -> bytes:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(content)).convert("RGB")
+    wide = width if picture.width > width * 1.4 else picture.width
     for share, quality in QUALITIES:
-        if picture.width > width * share * 1.4:
-            size = round(width * share), round(picture.height * width * share / picture.width)
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-        picture.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
+        size = round(wide * share), round(picture.height * wide * share / picture.width)
+        smaller = picture.resize(size, Image.Resampling.LANCZOS) if size != picture.size else picture
+        smaller.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
         if out.tell() < LARGEST:
             break
     return out.getvalue()
