@@ -37,6 +37,7 @@ def pytest_collection_modifyitems(items, config):
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("server"))
     _mark_further_specimens(items)
+    _mark_cases_between(items)
     slow = [item for item in items if item.get_closest_marker("slow")]
     part, parts = map(int, config.getoption("--slow-part").split("/"))
     asked = config.getoption("--slow") or config.getoption("--update-support")
@@ -57,6 +58,20 @@ def _mark_further_specimens(items) -> None:
         if key in seen:
             item.add_marker(pytest.mark.slow)
         seen.add(key)
+
+
+def _mark_cases_between(items) -> None:
+    """Of a test with the mark some_cases(n), n of its cases are its short form, as far apart as they can be."""
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("some_cases") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for given in cases.values():
+        number = given[0].get_closest_marker("some_cases").args[0]
+        chosen = {at * len(given) // number for at in range(number)}
+        for at, item in enumerate(given):
+            if at not in chosen:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser):

@@ -37,6 +37,7 @@ def test_the_host_serves_every_page(server):
         assert server.get(f"/extensions/{folder(server)}/docs/{path.name}") == path.read_bytes()
 
 
+@pytest.mark.some_cases(10)
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_a_nodes_help_opens_beside_it(path, page, graph):
     graph.only(path.stem)

@@ -55,6 +55,7 @@ def overlapping(workflow: dict, sizes: dict) -> list[tuple[str, str]]:
     return [(called[one["id"]], called[other["id"]]) for one, other in pairs if min(overlap(one, other, sizes)) > 1]
 
 
+@pytest.mark.some_cases(10)
 @NODES
 @pytest.mark.parametrize("name", examples.names())
 def test_no_two_nodes_overlap(name, nodes, page, graph, request):

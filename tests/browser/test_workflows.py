@@ -77,6 +77,7 @@ def test_every_example_has_a_title_and_the_page_has_no_other():
     assert set(NAMES) == set(examples.TITLES)
 
 
+@pytest.mark.some_cases(9)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_opens_complete_and_converts_to_its_api_form(name, page, graph, server, request, older):
     open_in(page, name)
@@ -109,6 +110,7 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(name, page, grap
         pytest.skip(f"this host has no {' and no '.join(lacks)}: all but that node is as it should be")
 
 
+@pytest.mark.some_cases(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_at_a_size_at_which_a_laptop_shows_text(name, page, graph):
     page.set_viewport_size({"width": 1536, "height": 864})

@@ -145,6 +145,7 @@ def epsilon_scaling(factor):
     return scaled
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.parametrize("factor", [0.5, 0.999, 1.0, 1.005, 1.5])
 @pytest.mark.parametrize(
     "scheduler", ["normal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("karras", "simple"))]
@@ -345,6 +346,7 @@ BY_HAND = {  # by our nodes, by theirs
 IN_PLACE_OF_CFG = ("TCFGAdvanced", "DynamicThresholdingFull", "APG_ImYourCFGNow", "CFGZeroStarAndInit")
 
 
+@pytest.mark.some_cases(5)
 @pytest.mark.parametrize("name", BY_HAND)
 def test_set_by_hand_as_the_page_says_the_picture_is_the_same(name):
     nodes, formula = BY_HAND[name]
@@ -528,6 +530,7 @@ SWAPPED = {  # node, its values: a function of MODEL that does as it does in its
 }  # fmt: skip
 
 
+@pytest.mark.some_cases(8)
 @pytest.mark.parametrize("name", SWAPPED)
 def test_a_node_that_stands_in_for_anothers_gives_its_picture(name):
     node_id, values, theirs = SWAPPED[name]
