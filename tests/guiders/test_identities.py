@@ -5,6 +5,7 @@ from itertools import combinations, product
 
 import pytest
 import torch
+from diffusers import guiders as diffusers
 from pack.guiders import (
     AdaptiveProjectedGuidance,
     ClassifierFreeGuidance,
@@ -47,6 +48,32 @@ def run(*rules) -> GuidanceRun:
 
 
 # ----------------------------------------------------------------------------------------------------------------- sums
+
+
+OF_DIFFUSERS = {  # its guiders of a perturbed prediction: the name of their scale, and what they are given
+    "PerturbedAttentionGuidance": ("perturbed_guidance", {"perturbed_guidance_layers": [7]}),
+    "SmoothedEnergyGuidance": ("seg_guidance", {"seg_guidance_layers": [7]}),
+    "SkipLayerGuidance": ("skip_layer_guidance", {"skip_layer_guidance_layers": [7]}),
+}
+
+
+@pytest.mark.parametrize("papers", [True, False], ids=["the papers' scale", "the scale of diffusers"])
+@pytest.mark.parametrize("cfg", [1.0, 4.5])
+@pytest.mark.parametrize("name", OF_DIFFUSERS)
+def test_diffusers_guiders_of_a_perturbed_prediction_are_cfg_and_a_perturbation(name, cfg, papers):
+    """Without CFG diffusers counts the scale from the perturbed prediction, as a weight; with it from the positive's, as
+    the papers and this pack always do."""
+    kind, given = OF_DIFFUSERS[name]
+    settings = {f"{kind}_scale": 2.8, f"{kind}_start": 0.0, f"{kind}_stop": 1.0, "use_original_formulation": papers}
+    guider = getattr(diffusers, name)(guidance_scale=cfg - papers, **settings, **given)
+    guider.set_state(1, 4, torch.tensor(500))
+    positive, negative, weak = (latent(2, 4, 6, 5, seed=seed) for seed in range(3))
+    expected = guider.forward(positive, negative, weak).pred
+    scale = 2.8 if papers or cfg != 1 else 1.8
+    rules = ClassifierFreeGuidance(cfg), PerturbationGuidance(scale, Worse("any"))
+    predictions = {POSITIVE: positive, NEGATIVE: negative, Branch(perturbation=Worse("any")): weak}
+    result = run(*rules).at(1.5, 1.0).fold(positive, predictions, at(positive))
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("one", "other"), combinations(SUMS, 2))
