@@ -23,7 +23,7 @@ def parsed(
     about: str,
     arguments: Sequence[str],
     results: Path | None,
-    pictures: int,
+    pictures: int | None,
     seeds: Sequence[int] = SEEDS,
     flags: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
