@@ -22,10 +22,8 @@ from .places import MODELS, ROOT
 from .server import running
 
 WIDTH, WIDE = 400, 620  # of thumbnails, and at most of help pages' pictures
-QUALITIES, LARGEST = (
-    ((1, 85), (1, 65), (0.75, 70), (0.75, 50)),
-    60_000,
-)  # share of the width, of JPEG: the first with fewer bytes
+LARGEST = {WIDTH: 40_000, WIDE: 60_000}  # bytes
+QUALITIES = (1, 85), (1, 65), (0.75, 70), (0.75, 50)  # share of the width, of JPEG: the first that is small enough
 PROMPTS = {
     "Positive prompt": "red seven blue two",
     "Another prompt": "white four green nine",
@@ -215,7 +213,7 @@ def jpeg(content: bytes, width: int = WIDTH) -> bytes:
         size = round(wide * share), round(picture.height * wide * share / picture.width)
         smaller = picture.resize(size, Image.Resampling.LANCZOS) if size != picture.size else picture
         smaller.save(out := io.BytesIO(), "JPEG", quality=quality, optimize=True)
-        if out.tell() < LARGEST:
+        if out.tell() < LARGEST[width]:
             break
     return out.getvalue()
 
