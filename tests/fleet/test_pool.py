@@ -1,11 +1,17 @@
 """Workers that die, hang and give nonsense; and what the user is told. One Ray for all of it."""
 
+import contextlib
 import errno
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 pytest.importorskip("ray", reason="this Python has no Ray: python dev.py fleet installs it")
@@ -16,6 +22,7 @@ from pack.fleet.pool import Pool, Silent, Worker
 from pack.fleet.store import Store
 from pack.tests.fleet.faults import KINDS
 from pack.tools.console import Failure
+from pack.tools.places import ROOT
 
 pytestmark = pytest.mark.xdist_group("fleet")
 
@@ -185,3 +192,35 @@ def test_a_result_holds_what_the_cell_gave_and_who_did_it(pool):
     assert (
         isinstance(result, Result) and result.values == {"fd": 0.5, "name": "ä"} and result.worker.startswith("worker")
     )
+
+
+def report_of(folder: Path) -> tuple[bytes, bytes]:
+    """What a run has written of its results; who did what and when stands in another file."""
+    return (folder / "results.parquet").read_bytes(), (folder / "report.html").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_lost_head_loses_nothing_that_was_finished(tmp_path):
+    """The command and all of its Ray are killed in mid-run. The same command then does the rest alone, and its report is
+    that of a run that nothing has disturbed."""
+    file, folder = tmp_path / "cells.json", tmp_path / "run"
+    work = [{"seconds": 0.5, "values": {"value": at}} for at in range(20)]
+    file.write_text(json.dumps([{"kind": "sleep", "work": each, "labels": {"at": at}} for at, each in enumerate(work)]))
+    command = [sys.executable, "-m", "tools", str(tmp_path), "fleet", "run", str(file), "--out"]
+    head = subprocess.Popen([*command, str(folder), "--workers", "2"], cwd=ROOT)
+    deadline = time.monotonic() + 240
+    while len([*folder.glob("cells/*/*.json")]) < 4:
+        assert head.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("cells/*/*.json")}
+    assert 4 <= len(before) < 20
+    for other, workers in ((folder, "2"), (tmp_path / "undisturbed", "1")):
+        subprocess.run([*command, str(other), "--workers", workers], cwd=ROOT, check=True, timeout=240)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [Store(folder).done(Cell("sleep", each)).values["value"] for each in work] == [*range(20)]
+    assert report_of(folder) == report_of(tmp_path / "undisturbed")
