@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import types
 from collections.abc import Callable, Iterator
 
 import comfy.model_management
@@ -78,11 +79,12 @@ class Run:
     def __init__(self, guider, terms: tuple[Term, ...], latent_shapes):
         self._guider, self._terms, self._latent_shapes = guider, terms, latent_shapes
         self._shapes = tuple(tuple(shape) for shape in latent_shapes)
-        self._sampling = guider.model_patcher.get_model_object("model_sampling")
-        to_sigma = self._sampling.percent_to_sigma
-        self._sigma = 0.0  # of the model call
+        self._sampling = sampling = guider.model_patcher.get_model_object("model_sampling")
+        to_sigma = sampling.percent_to_sigma
+        # No function that the run keeps may hold the run: it would stay until garbage is collected, and so would the model.
+        self._call = types.SimpleNamespace(sigma=0.0)  # the model call
         self._strengths = [(term, self._strength(term)) for term in terms]
-        self._timestep = functools.cache(lambda sigma: float(self._sampling.timestep(torch.tensor([sigma]))[0]))
+        self._timestep = functools.cache(lambda sigma: float(sampling.timestep(torch.tensor([sigma]))[0]))
         self._fraction_of = functools.cache(lambda sigma: fraction_of(sigma, to_sigma))
         by_host = [pair for pair in self._strengths if isinstance(pair[0].rule, SamplerCFG)]
         by_rule = [pair for pair in self._strengths if not isinstance(pair[0].rule, SamplerCFG)]
@@ -152,7 +154,7 @@ class Run:
 
     def predict_noise(self, executor, x, timestep, model_options, seed=None):
         """The innermost PREDICT_NOISE wrapper: one model call of the sampler."""
-        self._sigma = sigma = timestep.flatten()[0].item()
+        self._call.sigma = sigma = timestep.flatten()[0].item()
         index, start = self._steps.of(sigma)
         in_reach = [term for term, strength in self._strengths if strength(start) != 0]
         context = self._context
@@ -184,8 +186,8 @@ class Run:
 
     def _strength(self, term: Term) -> Callable[[float], float]:
         """σ at the start of a step → how strongly a term acts in it. An Interval looks at the call's own σ."""
-        strength = functools.cache(term.strength(self._sampling.percent_to_sigma))
-        return (lambda start: strength(self._sigma)) if isinstance(term.schedule.curve, Interval) else strength
+        strength, call = functools.cache(term.strength(self._sampling.percent_to_sigma)), self._call
+        return (lambda start: strength(call.sigma)) if isinstance(term.schedule.curve, Interval) else strength
 
     def end(self) -> None:
         """Let go of what the run holds on the host."""
