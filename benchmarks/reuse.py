@@ -271,7 +271,7 @@ def draw(results: dict, path: Path) -> None:
         if not row["guidance"]:
             level = mean(row, lambda cell: cell["values"]["fd"][0])
             panel.axhline(level, color="black", linewidth=0.8, linestyle="--", label="without guidance")
-    shown = {saving.name: "osD^vP"[at] for at, saving in enumerate(SAVINGS)}
+    shown = {saving.name: "osD^vP"[at] for at, saving in enumerate(SAVINGS_OF[results["table"]])}
     for at, guidance in enumerate(GUIDANCES[results["table"]]):
         rows = [row for row in results["rows"] if row["guidance"] == " + ".join(guidance)]
         points = [
