@@ -120,6 +120,7 @@ def failure(server, workflow) -> str:
     return str(caught.value)
 
 
+@pytest.mark.some_cases(12)
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_every_example_runs_to_success(name, server, workflow):
     whole = workflow(name, whole=True)

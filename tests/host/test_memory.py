@@ -228,6 +228,7 @@ def short_prompt(number: int) -> dict:
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in graph.items()}
 
 
+@pytest.mark.slow
 def test_two_hundred_prompts_of_two_models_and_five_guidances_take_no_more_memory(server):
     """Less than 0.1 MB a prompt: the slope of a straight line through the sizes after prompts 50 to 200."""
     process, sizes = psutil.Process(server.process.pid), []

@@ -22,6 +22,7 @@ def ratios():
         yield of
 
 
+@pytest.mark.some_cases(8)
 @pytest.mark.parametrize("method", PROMPT_GUIDANCES, ids=lambda method: method.__name__)
 @pytest.mark.parametrize(
     ("name", "most"), [("SD 1.5", 1.05), ("SDXL", 1.05), ("Wan 2.1 1.3B", 1.05), ("Flux", 1.6), ("Lumina 2", 1.6)]
