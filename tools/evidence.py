@@ -19,6 +19,7 @@ WITH_TABLES = {
     "high_cfg": high_cfg,
     "negatives": negatives,
     "reuse": reuse,
+    "reuse_together": reuse,
     "distil": distil,
 }  # in benchmarks/README.md
 PAGES = {"cost": cost.page, "orders": orders.page, "toy2d": page_of_toy2d}
