@@ -77,7 +77,7 @@ TEACHERS = (
     Teacher((("CFG", 1.25),)),
     Teacher((("PAG", 0.5), ("TSG", 1.1))),
     Teacher((("Autoguidance", 1.5), ("PAG", 0.5))),  # too strong together: FD is worse than without
-    Teacher((("Autoguidance, less capacity", 1.25), ("PAG", 0.25))),  # chosen on seed 0, of two
+    Teacher((("Autoguidance, less capacity", 1.25), ("PAG", 0.25))),  # of two gentle pairs, on seed 0
 )
 PLAIN = METHODS[0]
 

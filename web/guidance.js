@@ -102,7 +102,7 @@ app.registerExtension({
         };
         look();
         requestAnimationFrame(() => {
-            if (node.graph && !isAdded) node.onAdded(node.graph); // the page swaps a missing node without, and shows no box
+            if (node.graph && !isAdded) node.onAdded(node.graph); // the page's swap leaves onAdded out
             node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
         });
     },

@@ -151,7 +151,7 @@ def _square(sheet: Sheet, top: float, side: float, measures: Measures) -> None:
 
 
 def contact_sheet(picture: Tensor, pictures: Tensor, labels: Sequence[str]) -> Tensor:
-    """`picture`, [1, height, width, 3], with `pictures` below it, each under its label: as many in a line as it is wide."""
+    """`picture`, [1, height, width, 3], with `pictures` below it, each under its label. Lines are as wide as it is."""
     cells = as_pictures(pictures)
     columns = max(4, (picture.shape[2] - GAP) // (max(SMALLEST_SIDE, cells[0].width) + GAP))
     lines = [grid([("", cells[at : at + columns])], labels[at : at + columns]) for at in range(0, len(cells), columns)]
