@@ -1,9 +1,9 @@
 """The Guidance Tuner on the small under-trained model of two digits: what it finds in 60 trials, on seeds it has not seen.
 
-    python dev.py benchmark tuner [--pictures N] [--seeds 5 6]
+    python dev.py benchmark tuner [--pictures N] [--seeds 5 6] [--two]
 
-It searches PAG's strength and layer, TSG's strength and how often both are computed, for a small Fréchet distance and few
-rows of the network per step: 8 Euler steps, 120 pictures of seed 0 for each trial. What it calls the best, and the
+It searches PAG or TSG or both, their strengths, PAG's layer and how often they are computed, for a small Fréchet distance
+and few rows of the network per step: 8 Euler steps, 400 pictures of seed 0 for each trial. What it calls the best, and the
 cheapest that is nearly as good, are then sampled with other seeds, beside the best settings of the study's grid that need
 no other model. Written to benchmarks/results/tuner.json and .md; what was sampled is kept in output/tuner.
 """
@@ -11,6 +11,7 @@ no other model. Written to benchmarks/results/tuner.json and .md; what was sampl
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,11 +36,12 @@ from .study.suites import DemoDigits
 
 RESULTS, README = ROOT / "benchmarks/results/tuner.json", ROOT / "benchmarks/README.md"
 SETTING, STEPS, BATCH, PER_PROMPT, DRAWS = "early", 8, 40, 2, 200
-TRIALS, AT_ONCE, SEARCHED, SEARCH_SEED = 60, 4, 120, 0
+TRIALS, AT_ONCE, SEARCHED, SEARCH_SEED = 60, 4, 400, 0
 PICTURES, SEEDS = 1000, (5, 6)
 NEARLY = 1.02  # of the best distance: what is below is nearly as good
 SINGLES = tuple(f"single.{at}" for at in range(6))
 AXES = (
+    Axis("Guidance", "terms", choices=("PAG", "TSG", "PAG and TSG")),
     Axis("PAG", "scale", 0.0, 1.5),
     Axis("PAG", "layers", choices=("double.0", *SINGLES)),
     Axis("TSG", "scale", 1.0, 1.3),
@@ -54,6 +56,7 @@ class Demo(Kind):
 
     def __init__(self, worker: Worker, folder: Path):
         super().__init__(worker, folder)
+        start_host(None, threads=1)
         models = ROOT / "benchmarks/models"
         self.suite = DemoDigits(models)
         pool = tuple(prompt.text for prompt in self.suite.prompts(POOL_SIZE, POOL_SEED))
@@ -90,9 +93,10 @@ def method_of(work: Mapping[str, Any]) -> Method:
     settings = work["settings"]
 
     def build(rig, model, _strength):
-        layers = {"layers": settings["PAG.layers"]}
-        model = rig.with_node("BeyondCFGPAG", model, settings["PAG.scale"], **layers)
-        model = rig.with_node("BeyondCFGTSG", model, settings["TSG.scale"])
+        if "PAG" in settings["Guidance.terms"]:
+            model = rig.with_node("BeyondCFGPAG", model, settings["PAG.scale"], layers=settings["PAG.layers"])
+        if "TSG" in settings["Guidance.terms"]:
+            model = rig.with_node("BeyondCFGTSG", model, settings["TSG.scale"])
         return rig.with_node("BeyondCFGReuse", model, None, every=settings["Reuse.every"]), 1.0
 
     return Method("tuned", "", (0.0,), (), build)
@@ -132,8 +136,10 @@ def said(row: dict) -> str:
     if "settings" not in row["what"]:
         return f"{row['what']['method']} {row['what']['strength']:g}" if row["name"] != NONE else ""
     values = row["what"]["settings"]
-    layers, every = values["PAG.layers"], values["Reuse.every"]
-    return f"PAG {values['PAG.scale']:.3g} in {layers}, TSG {values['TSG.scale']:.3g}, computed every {every}"
+    terms, every = values["Guidance.terms"], values["Reuse.every"]
+    pag = f"PAG {values['PAG.scale']:.3g} in {values['PAG.layers']}, " * ("PAG" in terms)
+    tsg = f"TSG {values['TSG.scale']:.3g}, " * ("TSG" in terms)
+    return f"{pag}{tsg}computed every {every}"
 
 
 def summary(results: dict) -> list[str]:
@@ -190,15 +196,19 @@ def in_step(text: str, results: dict) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS)
-    host = start_host(options.comfyui, threads=1)
+    two = {"--two": "two workers at a time: twice as fast where two cores are free"}
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS, two)
+    if options.comfyui:
+        os.environ["COMFYUI_PATH"] = str(options.comfyui)  # for the workers
+    host = start_host(None, threads=1)
     run = facts_of_run("tuner", arguments, host=f"ComfyUI {host}", draws=DRAWS)
     kinds = {"demo": "pack.benchmarks.tuner:Demo"}
 
     def heard(tried: Tried) -> None:
         sys.stderr.write(f"{tried.scores or tried.why} {dict(tried.settings)}\n")
 
-    with Pool((), ROOT / "output/tuner", kinds=kinds) as pool:
+    workers = [Worker("one"), Worker("two")] if options.two else ()
+    with Pool(workers, ROOT / "output/tuner", kinds=kinds, limit=3600) as pool:
         found = search(Tuned(), pool, TRIALS, AT_ONCE, SEARCH_SEED, said=heard)
         rows = [(NONE, {"method": NONE, "strength": 0.0})]
         rows += [("tuned, best", {"settings": dict(found.best.settings)})]

@@ -45,6 +45,15 @@ class Axis:
             return trial.suggest_int(self.label, round(self.low), round(self.high), log=self.is_log)
         return trial.suggest_float(self.label, self.low, self.high, log=self.is_log)
 
+    def at(self, part: float) -> Any:
+        """The value below which this part of the range lies, from 0 to less than 1."""
+        if self.choices:
+            return self.choices[int(part * len(self.choices))]
+        if self.is_whole and not self.is_log:
+            return round(self.low) + int(part * (round(self.high) - round(self.low) + 1))
+        value = self.low * (self.high / self.low) ** part if self.is_log else self.low + part * (self.high - self.low)
+        return round(value) if self.is_whole else value
+
     def holds(self, value: Any) -> bool:
         """Whether the search could try this value."""
         if self.choices:

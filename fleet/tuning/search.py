@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
+from scipy.stats.qmc import LatinHypercube
 
 from ..cells import Cell, Failed, Result
 from ..pool import Pool
 from .axes import Axis, Settings
 
-STARTUP = (
-    10  # settings that are drawn at random before Optuna learns from them, or a quarter of all where those are fewer
-)
+STARTUP = 10  # settings, spread evenly, before Optuna learns from them
+OF_EACH_CHOICE = 3  # so many of them have each choice of an axis
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,22 @@ class Found:
         return sorted(kept, key=lambda one: one.scores[-1])
 
 
-def sampler_of(seed: int, trials: int) -> optuna.samplers.BaseSampler:
+def spread(axes: Sequence[Axis], trials: int, seed: int) -> list[Settings]:
+    """The settings that a search begins with: at most a third of all. A Latin hypercube: each range is cut in equal parts,
+    of which each is tried once, and each choice is tried equally often. Drawn freely, a choice could be missed, and
+    Optuna would hardly come back to it."""
+    choices = max(len(axis.choices) for axis in axes)
+    count = max(2, min(max(STARTUP, OF_EACH_CHOICE * choices), trials // 3))
+    parts = LatinHypercube(len(axes), rng=seed).random(count)
+    return [{axis.label: axis.at(float(part)) for axis, part in zip(axes, row, strict=True)} for row in parts]
+
+
+def sampler_of(seed: int, startup: int) -> optuna.samplers.BaseSampler:
     """Optuna's TPE of all axes together; for several goals too."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls some of these options experimental
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=max(2, min(STARTUP, trials // 4)), multivariate=True, constant_liar=True
-        )
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
 
 
 def search(
@@ -107,8 +115,9 @@ def search(
     """Try so many settings, `at_once` of them in each round, `first` before all others. Raises what Pool.run raises."""
     way = optuna.study.StudyDirection
     directions = [way.MAXIMIZE if goal.more_is_better else way.MINIMIZE for goal in task.goals]
-    study = optuna.create_study(directions=directions, sampler=sampler_of(seed, trials))
-    for settings in first:
+    start = [*first, *spread(task.axes, trials, seed)]
+    study = optuna.create_study(directions=directions, sampler=sampler_of(seed, len(start)))
+    for settings in start:
         study.enqueue_trial(dict(settings))
     found = Found(task.goals, [], study)
     while len(found.tried) < trials:

@@ -18,7 +18,7 @@ from pack.fleet.tuning.command import written
 from pack.fleet.tuning.page import AskingPage, Question
 from pack.fleet.tuning.person import Remembered, compared
 from pack.fleet.tuning.preference import Preferences, fitted, order
-from pack.fleet.tuning.search import Goal, search
+from pack.fleet.tuning.search import Goal, search, spread
 from pack.fleet.tuning.workflows import Function, Number, WorkflowTask, kept_values, recorded
 from pack.tools.console import Failure
 
@@ -115,6 +115,19 @@ class Here:
                 self.computed += 1
                 self.known[cell.id] = Result(cell.work["values"])
         return [self.known[cell.id] for cell in cells]
+
+
+def test_the_first_settings_are_spread_over_each_range_and_all_choices():
+    axes = [Axis("n", "x", 0, 10), Axis("n", "kind", choices=tuple("abcde")), Axis("n", "every", 1, 3, is_whole=True)]
+    axes.append(Axis("n", "log", 0.01, 100, is_log=True))
+    settings = spread(axes, 60, 0)
+    assert len(settings) == 15 and len(spread(axes, 30, 0)) == 10 and len(spread(axes, 3, 0)) == 2
+    assert spread(axes, 60, 0) == settings != spread(axes, 60, 1)
+    values = {axis.label: sorted(one[axis.label] for one in settings) for axis in axes}
+    assert [int(1.5 * x) for x in values["n.x"]] == [*range(15)]
+    assert values["n.kind"] == [*"aaabbbcccdddeee"] and values["n.every"] == [1] * 5 + [2] * 5 + [3] * 5
+    assert sum(one < 1 for one in values["n.log"]) in (7, 8)
+    assert all(axis.holds(one[axis.label]) for one in settings for axis in axes)
 
 
 def test_it_finds_the_best_of_a_known_function():
