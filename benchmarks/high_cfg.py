@@ -150,11 +150,11 @@ def colour_errors(pictures: np.ndarray, prompts: Sequence[Prompt], right: np.nda
 class Bench:
     """Samples rows and measures them. Where there is no method, real pictures."""
 
-    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], commit: str):
+    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], compute: str, commit: str):
         self.suite, self.pictures, self.seeds, self.commit = DemoDigits(folder), pictures, seeds, commit
         files = demo_files(folder, SETTINGS["better"])
         self.model, sampler = named(files.checkpoint), ("euler", "simple", 128, 128)
-        self.rig = Rig(files, STEPS, *sampler, BATCH, compute="bf16", decode=self.suite.decode)
+        self.rig = Rig(files, STEPS, *sampler, BATCH, compute=compute, decode=self.suite.decode)
         self.reference = reference_of(self.suite)
         self.right = right_colours(*self.suite.real(COLOUR_PICTURES, COLOUR_SEED))
         self.alone: dict[int, dict] = {}  # what is measured of CFG 15 alone, by seed
@@ -252,8 +252,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("high_cfg", arguments, host=f"ComfyUI {host}", draws=DRAWS)
-    bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])
-    results = {"run": run, "model": bench.model, "pictures": options.pictures, "seeds": options.seeds, "rows": []}
+    bench = Bench(options.demo, options.pictures, options.seeds, options.compute, run["commit"])
+    same = {"pictures": options.pictures, "seeds": options.seeds, "compute": options.compute}
+    results = {"run": run, "model": bench.model, **same, "rows": []}
     known = {(row["method"], row["setting"]): row for row in known_rows(options.results, results)}
     known = {} if options.again else known
     options.results.parent.mkdir(parents=True, exist_ok=True)

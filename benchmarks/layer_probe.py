@@ -134,7 +134,8 @@ def page(results: dict) -> str:
                 "# Layer Probe and the measured distances",
                 "",
                 f"Made by `{run['command']}` at {run['time']}: commit {run['commit']}; {run['machine']}, {run['host']}, "
-                f"torch {run['torch']}. Model {results['model']}; {PICTURES} prompts, {STEPS} steps, fp32; distances from "
+                f"torch {run['torch']}. Model {results['model']}; {results['pictures']} prompts, {STEPS} steps, "
+                f"{results['compute']}; distances from "
                 f"`results/{KNOWN.name}`, of 200 pictures, bf16.",
                 "",
                 "**Small model with seven layers, CPU, not tried on real weights.**",
@@ -165,13 +166,14 @@ def in_step(text: str, results: dict) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS)
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS, compute="fp32", least=1)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("layer_probe", arguments, host=f"ComfyUI {host}")
     suite, files = DemoDigits(options.demo), demo_files(options.demo, SETTINGS[SETTING])
-    rig = Rig(files, STEPS, "euler", "simple", 128, 128, 1, compute="fp32", decode=suite.decode)
+    rig = Rig(files, STEPS, "euler", "simple", 128, 128, 1, compute=options.compute, decode=suite.decode)
     prompts = [rig.encode(prompt.text) for prompt in suite.prompts(options.pictures, options.seeds[0])]
-    results: dict = {"run": run, "model": named(files.checkpoint), "guidances": {}}
+    same = {"pictures": options.pictures, "compute": options.compute}
+    results: dict = {"run": run, "model": named(files.checkpoint), **same, "guidances": {}}
     for guidance in GUIDANCES:
         names, measures = probed(rig, guidance, prompts)
         known = distances(guidance)

@@ -156,10 +156,9 @@ def measures_of(case: Case) -> tuple[Measure, ...]:
 class Bench:
     """Samples the rows of the cases and measures them."""
 
-    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], commit: str):
-        self.folder, self.suite, self.pictures, self.seeds, self.commit = (
-            folder, DemoDigits(folder), pictures, seeds, commit,
-        )  # fmt: skip
+    def __init__(self, folder: Path, pictures: int, seeds: Sequence[int], compute: str, commit: str):
+        self.folder, self.suite, self.pictures, self.seeds = folder, DemoDigits(folder), pictures, seeds
+        self.compute, self.commit = compute, commit
         self.reference = reference_of(self.suite)
         self.groups = np.arange(pictures) // PER_PROMPT
         self.without: dict[tuple, tuple] = {}  # what is found of the pictures without a negative, by case and seed
@@ -174,7 +173,7 @@ class Bench:
     def rig(self, setting: str) -> Rig:
         sampler = "euler", "simple", 128, 128
         files = demo_files(self.folder, SETTINGS[setting])
-        return Rig(files, STEPS, *sampler, BATCH, compute="bf16", decode=self.suite.decode)
+        return Rig(files, STEPS, *sampler, BATCH, compute=self.compute, decode=self.suite.decode)
 
     def row(self, case: Case, method: Method) -> dict:
         """What stands in the results."""
@@ -301,8 +300,9 @@ def main(arguments: Sequence[str]) -> int:
     options = parsed(__doc__ or "", arguments, RESULTS, PICTURES)
     host = start_host(options.comfyui, threads=1)
     run = facts_of_run("negatives", arguments, host=f"ComfyUI {host}", draws=DRAWS)
-    bench = Bench(options.demo, options.pictures, options.seeds, run["commit"])
-    results = {"run": run, "model": bench.model, "pictures": options.pictures, "seeds": options.seeds, "rows": []}
+    bench = Bench(options.demo, options.pictures, options.seeds, options.compute, run["commit"])
+    same = {"pictures": options.pictures, "seeds": options.seeds, "compute": options.compute}
+    results = {"run": run, "model": bench.model, **same, "rows": []}
     before = [] if options.again else known_rows(options.results, results)
     known = {(row["case"], row["method"], row["setting"]): row for row in before}
     options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from .study.methods import Method
 
 SEEDS = (3, 4)
 COMPUTE = "bf16"  # dtype of the network, as the host's ModelComputeDtype sets it
+LEAST = 33  # pictures: both Fréchet distances need more than they have dimensions
 CLEAR = 3  # paired standard errors, on each seed
 Estimates = Sequence[
     Sequence[float] | None
@@ -26,24 +27,29 @@ def parsed(
     pictures: int | None,
     seeds: Sequence[int] = SEEDS,
     flags: Mapping[str, str] | None = None,
+    compute: str = COMPUTE,
+    least: int = LEAST,
 ) -> argparse.Namespace:
     """The options that these benchmarks share. about: the module's docstring. pictures: of each seed, by default. flags:
-    those of one benchmark, each with its help."""
+    those of one benchmark, each with its help. compute: by default. least: of pictures."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "benchmarks/models"
     parser.add_argument("--pictures", type=int, default=pictures, metavar="N", help="of each seed")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--demo", type=Path, default=models, metavar="FOLDER", help="the demo models")
     parser.add_argument(
-        "--compute", choices=["default", "fp32", "fp16", "bf16"], default=COMPUTE,
-        help=f"default: {COMPUTE}; fp32 is far faster on a processor without instructions for bf16",
+        "--compute", choices=["default", "fp32", "fp16", "bf16"], default=compute,
+        help=f"of the network, {compute} without this; fp32 is far faster on a processor that has no bf16",
     )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="sample all rows again")
     parser.add_argument("--results", type=Path, default=results, metavar="FILE.json")
     parser.add_argument("--comfyui", type=Path, metavar="FOLDER")
     for flag, help_text in (flags or {}).items():
         parser.add_argument(flag, action="store_true", help=help_text)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.pictures is not None and options.pictures < least:
+        parser.error(f"--pictures must be {least} or more: the measures need them")
+    return options
 
 
 def said(method: Method) -> str:

@@ -10,6 +10,7 @@ benchmarks/results/tuner.json and .md; what was sampled is kept in output/tuner.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -56,32 +57,37 @@ class Demo(Kind):
     def __init__(self, worker: Worker, folder: Path):
         super().__init__(worker, folder)
         start_host(None, threads=1)
-        models = ROOT / "benchmarks/models"
-        self.suite = DemoDigits(models)
-        pool = tuple(prompt.text for prompt in self.suite.prompts(POOL_SIZE, POOL_SEED))
-        self.rig = Rig(
-            demo_files(models, SETTINGS[SETTING]), STEPS, "euler", "simple", 128, 128, BATCH, pool_texts=pool,
-            compute="fp32", decode=self.suite.decode, layers=LAYERS,
+        self.bases: dict[tuple, Any] = {}  # what is found of pictures without guidance
+
+    @functools.cache  # noqa: B019  it lives as long as its worker
+    def bench(self, demo: str, compute: str) -> tuple[DemoDigits, Rig]:
+        """The demo in this folder, its network in this dtype."""
+        suite = DemoDigits(Path(demo))
+        pool = tuple(prompt.text for prompt in suite.prompts(POOL_SIZE, POOL_SEED))
+        return suite, Rig(
+            demo_files(Path(demo), SETTINGS[SETTING]), STEPS, "euler", "simple", 128, 128, BATCH, pool_texts=pool,
+            compute=compute, decode=suite.decode, layers=LAYERS,
         )  # fmt: skip
-        self.bases: dict[tuple[int, int], Any] = {}
 
     def do(self, work: Mapping[str, Any], limit: float) -> Result:  # noqa: ARG002
         """work: settings or a method of the grid, the seed, and how many pictures."""
-        place = work["seed"], work["pictures"]
+        place = work["demo"], work["compute"], work["seed"], work["pictures"]
+        reference = reference_of(self.bench(*place[:2])[0])
         found, rows = self._found(method_of(work), *place)
         if place not in self.bases:
             self.bases[place] = self._found(METHODS[0], *place)[0]
         groups = np.arange(work["pictures"]) // PER_PROMPT
-        result = measured(found, groups, reference_of(self.suite), self.bases[place], DRAWS)
+        result = measured(found, groups, reference, self.bases[place], DRAWS)
         values = {name: value[0] for name, value in result["values"].items() if name in ("fd", "accuracy", "diversity")}
         apart, _, _, error = result["against_none"].get("fd", (0.0, 0.0, 0.0, 0.0))
         return Result({**values, ROWS: rows, "fd from none": apart, "its error": error})
 
-    def _found(self, method: Method, seed: int, pictures: int):
-        different = self.suite.prompts(-(-pictures // PER_PROMPT), seed)
+    def _found(self, method: Method, demo: str, compute: str, seed: int, pictures: int):
+        suite, rig = self.bench(demo, compute)
+        different = suite.prompts(-(-pictures // PER_PROMPT), seed)
         prompts = [different[at // PER_PROMPT] for at in range(pictures)]
-        sampled = self.rig.sample(method, method.strengths[0], prompts, seed, lambda done: None)
-        return features_of(sampled, prompts, reference_of(self.suite)), round(sampled.rows, 4)
+        sampled = rig.sample(method, method.strengths[0], prompts, seed, lambda done: None)
+        return features_of(sampled, prompts, reference_of(suite)), round(sampled.rows, 4)
 
 
 def method_of(work: Mapping[str, Any]) -> Method:
@@ -107,18 +113,21 @@ class Tuned:
     axes = AXES
     goals = (Goal("FD", False), Goal("rows per step", False))
 
+    def __init__(self, common: Mapping[str, str]):
+        self.common = common
+
     def cells(self, settings: Settings) -> list[Cell]:
         """One cell of few pictures."""
-        return [cell({"settings": dict(settings)}, SEARCH_SEED, SEARCHED)]
+        return [cell({"settings": dict(settings)}, SEARCH_SEED, SEARCHED, self.common)]
 
     def score(self, results: Sequence[Result]) -> tuple[float, ...]:
         """Both goals."""
         return float(results[0].values[FD]), float(results[0].values[ROWS])
 
 
-def cell(what: dict, seed: int, pictures: int) -> Cell:
-    """Of some settings or a method."""
-    return Cell("demo", {**what, "seed": seed, "pictures": pictures, "steps": STEPS, "compute": "fp32"})
+def cell(what: dict, seed: int, pictures: int, common: Mapping[str, str]) -> Cell:
+    """Of some settings or a method. common: the folder of the demo models, and the dtype."""
+    return Cell("demo", {**what, "seed": seed, "pictures": pictures, "steps": STEPS, **common})
 
 
 # --------------------------------------------------------------------------------------------------------- the page
@@ -190,11 +199,12 @@ def in_step(text: str, results: dict) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     two = {"--two": "two workers at a time: twice as fast where two cores are free"}
-    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS, two)
+    options = parsed(__doc__ or "", arguments, RESULTS, PICTURES, SEEDS, two, compute="fp32")
     if options.comfyui:
         os.environ["COMFYUI_PATH"] = str(options.comfyui)  # for the workers
     host = start_host(None, threads=1)
     run = facts_of_run("tuner", arguments, host=f"ComfyUI {host}", draws=DRAWS)
+    common = {"demo": str(options.demo.resolve()), "compute": options.compute}
     kinds = {"demo": "pack.benchmarks.tuner:Demo"}
 
     def heard(tried: Tried) -> None:
@@ -202,19 +212,19 @@ def main(arguments: Sequence[str]) -> int:
 
     workers = [Worker("one"), Worker("two")] if options.two else ()
     with Pool(workers, ROOT / "output/tuner", kinds=kinds, limit=3600) as pool:
-        found = search(Tuned(), pool, TRIALS, AT_ONCE, SEARCH_SEED, said=heard)
+        found = search(Tuned(common), pool, TRIALS, AT_ONCE, SEARCH_SEED, said=heard)
         rows = [(NONE, {"method": NONE, "strength": 0.0})]
         rows += [("tuned", {"settings": dict(one.settings)}) for one in found.front]
         rows += [("grid", {"method": name, "strength": strength}) for name, strength in GRID.items()]
         results = {
-            "run": run, "model": named(demo_files(options.demo, SETTINGS[SETTING]).checkpoint), "compute": "fp32",
+            "run": run, "model": named(demo_files(options.demo, SETTINGS[SETTING]).checkpoint), "compute": options.compute,
             "pictures": options.pictures, "seeds": options.seeds,
             "front": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.front],
             "trials": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.tried], "rows": [],
         }  # fmt: skip
         for name, what in rows:
             sys.stderr.write(f"{name} {what}\n")
-            done = pool.run([cell(what, seed, options.pictures) for seed in options.seeds])
+            done = pool.run([cell(what, seed, options.pictures, common) for seed in options.seeds])
             cells = [{"seed": seed, **one.values} for seed, one in zip(options.seeds, done, strict=True)]
             results["rows"].append({"name": name, "what": what, "commit": run["commit"], "cells": cells})
             options.results.parent.mkdir(parents=True, exist_ok=True)
