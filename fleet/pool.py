@@ -247,6 +247,8 @@ class Pool:
                 if not under_way:  # no worker is left
                     self._give_up(run)
                     return
+                if any(post.at is None for post in under_way.values()):  # without a machine they would start for ever
+                    self._look_for_machines()
                 answers = [*under_way]
                 ready = self._ray.wait(answers, num_returns=1, timeout=LOOK)[0]
                 if ready:
@@ -390,6 +392,11 @@ class Pool:
             error, (self._ray.exceptions.RaySystemError, ConnectionError)
         ):
             raise Failure("Ray's head is lost: what was finished is kept; run this again, it carries on.") from None
+
+    def _look_for_machines(self) -> None:
+        """Raises Failure where Ray's head lives, and none of its machines does."""
+        if not any(node["Alive"] for node in self._ray.nodes()):
+            raise Failure("Ray has lost all its machines: what was finished is kept; run this again, it carries on.")
 
     def _why(self, error: Exception) -> str:
         """Ray's error in one sentence."""

@@ -21,6 +21,7 @@ from pack.fleet.cells import Cell, Failed, Result
 from pack.fleet.pool import Pool, Silent, Worker
 from pack.fleet.store import Store
 from pack.tests.fleet.faults import KINDS
+from pack.tests.fleet.test_workflows import changed
 from pack.tools.console import Failure
 from pack.tools.places import ROOT
 
@@ -199,20 +200,30 @@ def report_of(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "results.parquet").read_bytes(), (folder / "report.html").read_bytes()
 
 
+def run_in(top: Path, cells: list[dict]) -> list:
+    """The command that runs these cells, but for the folder and the number of workers."""
+    file = top / "cells.json"
+    file.write_text(json.dumps(cells))
+    return [sys.executable, "-m", "tools", str(top), "fleet", "run", str(file), "--out"]
+
+
+def until_some_are_finished(command: subprocess.Popen, folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 240
+    while len([*folder.glob("cells/*/*.json")]) < count:
+        assert command.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_lost_head_loses_nothing_that_was_finished(tmp_path):
     """The command and all of its Ray are killed in mid-run. The same command then does the rest alone, and its report is
     that of a run that nothing has disturbed."""
-    file, folder = tmp_path / "cells.json", tmp_path / "run"
+    folder = tmp_path / "run"
     work = [{"seconds": 0.5, "values": {"value": at}} for at in range(20)]
-    file.write_text(json.dumps([{"kind": "sleep", "work": each, "labels": {"at": at}} for at, each in enumerate(work)]))
-    command = [sys.executable, "-m", "tools", str(tmp_path), "fleet", "run", str(file), "--out"]
+    command = run_in(tmp_path, [{"kind": "sleep", "work": each, "labels": {"at": at}} for at, each in enumerate(work)])
     head = subprocess.Popen([*command, str(folder), "--workers", "2"], cwd=ROOT)
-    deadline = time.monotonic() + 240
-    while len([*folder.glob("cells/*/*.json")]) < 4:
-        assert head.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+    until_some_are_finished(head, folder, 4)
     for process in [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -224,3 +235,45 @@ def test_a_lost_head_loses_nothing_that_was_finished(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert [Store(folder).done(Cell("sleep", each)).values["value"] for each in work] == [*range(20)]
     assert report_of(folder) == report_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_without_a_machine_of_ray_the_run_ends_with_a_sentence(tmp_path):
+    """Ray's process for this machine is killed, and its head lives: no worker could start for ever."""
+    work = [{"seconds": 0.5, "values": {"value": at}} for at in range(60)]
+    command = run_in(tmp_path, [{"kind": "sleep", "work": each} for each in work])
+    log = tmp_path / "said.log"
+    with log.open("wb") as said:
+        head = subprocess.Popen([*command, str(tmp_path / "run"), "--workers", "2"], cwd=ROOT, stdout=said, stderr=said)
+        until_some_are_finished(head, tmp_path / "run", 2)
+        for process in psutil.Process(head.pid).children(recursive=True):
+            if process.name() == "raylet":
+                process.kill()
+        assert head.wait(timeout=120) == 1
+    assert "Ray has lost all its machines: what was finished is kept; run this again" in log.read_text()
+    assert 2 <= len([*(tmp_path / "run").glob("cells/*/*.json")]) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_comfyui_that_is_killed_in_mid_run_changes_no_picture(tmp_path):
+    """One of two workers loses its ComfyUI. It starts another, and the report is that of one worker without any harm."""
+    work = [{"workflow": changed(_10_seed=seed, _10_steps=20)} for seed in range(6)]
+    command = run_in(
+        tmp_path, [{"kind": "workflow", "work": each, "labels": {"at": at}} for at, each in enumerate(work)]
+    )
+    log = tmp_path / "said.log"
+    with log.open("wb") as said:
+        head = subprocess.Popen([*command, str(tmp_path / "run"), "--workers", "2"], cwd=ROOT, stdout=said, stderr=said)
+        until_some_are_finished(head, tmp_path / "run", 1)
+        under = psutil.Process(head.pid).children(recursive=True)
+        servers = [one for one in under if str(Path(os.environ["COMFYUI_PATH"], "main.py")) in one.cmdline()[1:2]]
+        assert len(servers) == 2
+        servers[0].kill()
+        assert head.wait(timeout=300) == 0
+    assert "is tried again" in log.read_text()
+    subprocess.run([*command, str(tmp_path / "calm"), "--workers", "1"], cwd=ROOT, check=True, timeout=300)
+    assert report_of(tmp_path / "run") == report_of(tmp_path / "calm")
+    pictures = [[path.read_bytes() for path in sorted((tmp_path / one).rglob("*.png"))] for one in ("run", "calm")]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 12

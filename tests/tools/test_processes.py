@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pack.tools import processes
 from pack.tools.places import ROOT
+from pack.tools.server import GUARD
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,21 @@ def test_stopping_leaves_no_process_behind(tmp_path):
         while time.monotonic() < end and alive(pid):
             threading.Event().wait(0.02)
         assert not alive(pid)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("killed", ["parent", *["guard"] * (sys.platform == "linux")])
+def test_a_guarded_command_ends_with_its_parent_and_with_the_guard(killed):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(99)"
+    command, pipe = [sys.executable, GUARD, sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True) as guard:
+        child = int(guard.stdout.readline())
+        assert alive(child)
+        guard.kill() if killed == "guard" else guard.stdin.close()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and alive(child):
+        threading.Event().wait(0.02)
+    assert not alive(child)
 
 
 def alive(pid: int) -> bool:
