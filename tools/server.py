@@ -37,7 +37,7 @@ class TooLong(Failure):
 
 
 class Refused(Failure):
-    """A workflow of which the host would run a part only."""
+    """What the host will not run as it stands: a wrong workflow, or one of which it would run a part only."""
 
 
 class Server:
@@ -74,13 +74,13 @@ class Server:
             return bytes(content)
 
     def ask(self, path: str, body=None):
-        """The same, read as JSON. Raises Failure in words."""
+        """The same, read as JSON. Raises Failure in words: Refused where the host calls the request wrong."""
         try:
             return json.loads(self.get(path, body) or b"null")
         except requests.HTTPError as error:
             answer = error.response
             if answer is not None and answer.status_code == 400:
-                raise Failure(workflows.rejection(answer.text)) from None
+                raise Refused(workflows.rejection(answer.text)) from None
             code = answer.status_code if answer is not None else "in an unknown way"
             raise Failure(f"{self.url}{path} answered {code}.") from None
         except (requests.RequestException, ValueError) as error:

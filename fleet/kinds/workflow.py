@@ -16,12 +16,13 @@ import websocket
 from ...tools import workflows
 from ...tools.console import Failure
 from ...tools.hosts import Host
-from ...tools.server import Server, TooLong, running
+from ...tools.server import Refused, Server, TooLong, running
 from ..cells import MOST_BYTES, Cell, Result
 from .base import Broken, Kind, Worker, Wrong
 
 NO_VALUES = ("images", "animated", "gifs", "audio", "video")  # of a node's outputs: files, and what is said of them
 LISTED = 5  # things in a sentence
+MOST_LETTERS = 400  # of a sentence
 LONGEST = 200  # letters of a value that may be a choice: longer ones are prompts
 
 
@@ -43,7 +44,7 @@ class Workflows(Kind):
                 if "system" not in self._running.ask("/system_stats"):
                     raise Failure(f"What answers at {self._running.url} is no ComfyUI.")
             except (Failure, TypeError, OSError) as error:
-                raise Broken(_sentence(error)) from None
+                raise Broken(_sentence(error, its_end=True)) from None  # which may stand below a log
         return self._running
 
     def _start(self) -> Server:
@@ -101,9 +102,10 @@ class Workflows(Kind):
             return _result(server, record["outputs"])
         except TooLong:
             raise Broken(f"it took longer than {limit:g} seconds") from None
+        except Refused as refused:
+            raise Wrong(_sentence(refused)) from None
         except Failure as failure:
-            text = _sentence(failure)
-            raise (Wrong if text.startswith("ComfyUI refused") else Broken)(text) from None
+            raise Broken(_sentence(failure, its_end=True)) from None
         except (KeyError, TypeError, AttributeError):
             raise Broken("what ComfyUI answered is no history of a workflow") from None
         except (OSError, websocket.WebSocketException) as error:
@@ -165,6 +167,9 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _sentence(error: Exception | str) -> str:
-    """On one line; of a log that stands before a sentence, nothing but the end."""
-    return " ".join(str(error).split())[-400:]
+def _sentence(error: Exception | str, its_end: bool = False) -> str:
+    """On one line, of a long one the beginning or its end."""
+    words = " ".join(str(error).split())
+    if len(words) <= MOST_LETTERS:
+        return words
+    return "… " + words[-MOST_LETTERS:].partition(" ")[2] if its_end else words[:MOST_LETTERS].rpartition(" ")[0] + " …"

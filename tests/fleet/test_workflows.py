@@ -113,6 +113,12 @@ def test_missing_nodes_and_models_are_said_in_one_sentence(doer):
 def test_an_error_of_the_workflow_is_not_tried_again(doer):
     outcome, said = doer.do("workflow", {"workflow": changed(_10_steps="many")}, 300)
     assert outcome == "wrong" and "KSampler" in said and "\n" not in said
+    chain = {f"{at}": {"class_type": "BeyondCFGReuse", "inputs": {"model": [f"{at - 1}", 0]}} for at in range(21, 27)}
+    chain["21"]["inputs"]["model"] = ["1", 0]
+    outcome, said = doer.do("workflow", {"workflow": changed(_10_model=["26", 0]) | chain}, 300)
+    assert (
+        outcome == "wrong" and said.startswith("ComfyUI refused the workflow: ") and "Required input is missing" in said
+    )
 
 
 def test_a_workflow_that_takes_too_long_is_taken_back(doer, server):
