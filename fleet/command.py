@@ -153,12 +153,20 @@ def study(arguments: tuple[str, ...], limit: float, workers: Hire, address: str)
 )
 @click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="For each actor.")
 @click.option("--seconds", type=float, default=0.0, show_default=True, help="That each cell sleeps.")
-def simulate(counts: str, cells: int, seconds: float):
+@click.option(
+    "--workflow", type=click.Path(path_type=Path), help="Real work: --cells seeds of it by each number of ComfyUIs."
+)
+@click.pass_obj
+def simulate(choice: hosts.Choice, counts: str, cells: int, seconds: float, workflow: Path | None):
     """What scheduling costs for each cell: many tiny workers on this machine, cells that do nothing; into
-    benchmarks/results/fleet.json and fleet.md."""
-    from .simulation import simulated
+    benchmarks/results/fleet.json and fleet.md. With --workflow what more workers bring; into fleet_work.json and .md."""
+    from .simulation import simulated, worked
 
-    for path in simulated(numbers(counts), cells, seconds):
+    if workflow:
+        paths = worked(workflow, numbers(counts), cells, lambda count: workers_of(choice, count, 0, ()))
+    else:
+        paths = simulated(numbers(counts), cells, seconds)
+    for path in paths:
         say(f"Written {path}")
 
 

@@ -1,4 +1,4 @@
-"""What scheduling costs: many tiny workers on this machine, whose cells do nothing."""
+"""What the fleet itself costs: many tiny workers on this machine, whose cells do nothing; and real work by more workers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..tools.console import Failure
 from ..tools.places import ROOT
-from .cells import Cell
+from .cells import Cell, Failed, Result
 from .kinds.base import Worker
 from .pool import Pool
+from .sweeps import loaded
 
 RESULTS = ROOT / "benchmarks/results"
 CPUS = 0.001  # of a tiny worker, so that Ray places a thousand of them on two cores
@@ -40,28 +42,69 @@ def one(workers: int, cells_each: int, seconds: float) -> dict:
 
 def simulated(counts: Sequence[int], cells_each: int, seconds: float) -> list[Path]:
     """Run each count, and write the table; where it is."""
-    import ray
-
     runs = []
     for workers in counts:
         runs.append(one(workers, cells_each, seconds))
         print(json.dumps(runs[-1]), flush=True)
-    load = round(os.getloadavg()[0], 1)
     options = f"--workers {','.join(map(str, counts))} --cells {cells_each} --seconds {seconds:g}"
+    said = "The cells do nothing; each is written to the disk and synced."
+    header = ["workers", "cells", "failed", "start, s", "run, s", "overhead per cell, ms", "memory of the head, MB"]
+    return _written("fleet", "What scheduling costs", options, said, header, runs)
+
+
+def worked(file: Path, counts: Sequence[int], cells: int, workers_of: Callable[[int], Sequence[Worker]]) -> list[Path]:
+    """Do a workflow with so many seeds by each count of workers, after a cell for each of them, which loads the models.
+    The table has whether the pictures are the same, bit for bit; where it is. Raises Failure."""
+    runs, first = [], None
+    for count in counts:
+        before, work = (loaded(file, (), range(at, at + many)) for at, many in ((cells, count), (0, cells)))
+        with tempfile.TemporaryDirectory() as folder, Pool(workers_of(count), folder) as pool:
+            if failed := pool.work(before):
+                raise Failure(f"{file} cannot be run: {failed[0].reason}")
+            start = time.perf_counter()
+            results = pool.run(work)
+            seconds = time.perf_counter() - start
+        found = [(one.values, one.pictures) if isinstance(one, Result) else one.reason for one in results]
+        first = found if first is None else first
+        runs.append({
+            "workers": count, "cells": cells, "failed": sum(isinstance(one, Failed) for one in results),
+            "run_seconds": round(seconds, 2), "cells_per_second": round(cells / seconds, 3),
+            "throughput": round(cells / seconds / (runs[0]["cells_per_second"] if runs else cells / seconds), 2),
+            "same": "yes" if found == first else "no",
+        })  # fmt: skip
+        print(json.dumps(runs[-1]), flush=True)
+    options = f"--workflow {file} --workers {','.join(map(str, counts))} --cells {cells}"
+    said = "Each worker is a ComfyUI with one thread; the times begin when all have loaded the models."
+    header = [
+        "workers",
+        "cells",
+        "failed",
+        "run, s",
+        "cells per second",
+        "of the first row",
+        "the same pictures, bit for bit",
+    ]
+    return _written("fleet_work", "What more workers bring", options, said, header, runs)
+
+
+def _written(name: str, title: str, options: str, said: str, header: Sequence[str], runs: Sequence[dict]) -> list[Path]:
+    """The table as JSON and as a page; where they are."""
+    import ray
+
+    load = round(os.getloadavg()[0], 1)
     about = {
         "command": f"python dev.py fleet simulate {options}",
         "machine": f"{platform.machine()} {os.cpu_count()} cores, load {load} at the end", "ray": ray.__version__,
         "python": platform.python_version(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "runs": runs,
     }  # fmt: skip
     lines = [
-        "# What scheduling costs", "",
-        f"`{about['command']}` ({about['machine']}, Ray {about['ray']}). The cells do nothing; each is written to "
-        "the disk and synced.", "",
-        "| workers | cells | failed | start, s | run, s | overhead per cell, ms | memory of the head, MB |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"# {title}", "",
+        f"`{about['command']}` ({about['machine']}, Ray {about['ray']}). {said}", "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---:|" * len(header),
         *("| " + " | ".join(str(value) for value in run.values()) + " |" for run in runs),
     ]  # fmt: skip
-    paths = [RESULTS / "fleet.json", RESULTS / "fleet.md"]
+    paths = [RESULTS / f"{name}.json", RESULTS / f"{name}.md"]
     paths[0].write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     paths[1].write_text("\n".join(lines) + "\n", "utf-8")
     return paths

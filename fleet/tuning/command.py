@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -25,7 +25,7 @@ from .page import AskingPage
 from .person import Remembered, compared
 from .plots import plots
 from .search import Found, Tried, search
-from .workflows import Function, Number, WorkflowTask, kept_values, with_settings
+from .workflows import Function, Number, WorkflowTask, kept_values, short, with_settings
 
 
 @commands.command()
@@ -77,16 +77,14 @@ def tune(
         if person:
             found = _by_eye(task, pool, answers, trials if _was_given("trials") else 8, seed, first, folder)
         else:
-            found = search(task, pool, trials, at_once, seed, first, functools.partial(_heard, task))
+            found = search(task, pool, trials, at_once, seed, first, _Heard(task, trials))
         for path in written(folder, graph, axes, found):
             say(f"Written {path}")
-        best = found.best
+        say(f"Best: {_settings(found.best)}; {_scores(task, found.best)}")
+        for one in found.front if len(found.goals) > 1 else ():
+            say(f"  on the front: {_settings(one)}; {_scores(task, one)}")
         if keep:
-            _keep(pool, graph, axes, best)
-    say(f"Best: {_settings(best)}; {_scores(found, best)}")
-    if len(found.goals) > 1:
-        for one in found.front:
-            say(f"  on the front: {_settings(one)}; {_scores(found, one)}")
+            _keep(pool, graph, axes, found.best)
 
 
 def _by_eye(task, pool, answers: int, candidates: int, seed: int, first, folder: Path) -> Found:
@@ -110,14 +108,21 @@ def _was_given(option: str) -> bool:
 
 def _keep(pool: Pool, graph: dict, axes, best: Tried) -> None:
     """Have the values kept for the checkpoint, by the node Keep Values on a worker."""
-    made, kept = kept_values(graph, axes, best.settings)
+    cells = {
+        what: Cell("workflow", {"workflow": made, "at": time.time()})  # not again from the store
+        for what, made in kept_values(graph, axes, best.settings).items()
+    }
+    kept = {
+        what: cell for what, cell in cells.items() if not pool.check([cell])
+    }  # Keep Values knows guidance nodes only
+    for what in cells.keys() - kept.keys():
+        say(f"--keep: {what} is no guidance node's, so its values are in best_workflow.json only.")
     if not kept:
         say("--keep: no input of a guidance node was varied, so there is nothing to keep.")
-        return
-    (result,) = pool.run([Cell("workflow", {"workflow": made, "at": time.time()})])  # not again from the store
-    if isinstance(result, Failed):
-        raise Failure(f"--keep: {result.reason}")
-    say(f"Kept for this checkpoint: {', '.join(kept)}.")
+    for what, result in zip(kept, pool.run([*kept.values()]), strict=True):
+        if isinstance(result, Failed):
+            raise Failure(f"--keep: {what}: {result.reason}")
+        say(f"Kept for this checkpoint: {what}.")
 
 
 def written(folder: Path, graph: dict, axes, found: Found) -> list[Path]:
@@ -138,21 +143,28 @@ def written(folder: Path, graph: dict, axes, found: Found) -> list[Path]:
 
 
 def _settings(tried: Tried) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in tried.settings.items())
+    return ", ".join(f"{name} {short(value)}" for name, value in tried.settings.items())
 
 
-def _scores(found: Found, tried: Tried) -> str:
-    return ", ".join(f"{goal.name} {_short(score)}" for goal, score in zip(found.goals, tried.scores, strict=True))
+def _scores(task: WorkflowTask, tried: Tried) -> str:
+    return ", ".join(f"{goal.name} {short(score)}" for goal, score in zip(task.goals, tried.scores, strict=True))
 
 
-def _short(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+@dataclass
+class _Heard:
+    """Says each trial when it is judged."""
 
+    task: WorkflowTask
+    trials: int
+    count: int = 0
 
-def _heard(task: WorkflowTask, tried: Tried) -> None:
-    """Raises Failure where the very first trial fails: then all would, and the reason helps at once."""
-    if not tried.scores and tried.settings == task.start:
-        raise Failure(f"The workflow fails with its own values: {tried.why}")
+    def __call__(self, tried: Tried) -> None:
+        """Raises Failure where the very first trial fails: then all would, and the reason helps at once."""
+        if not tried.scores and tried.settings == self.task.start:
+            raise Failure(f"The workflow fails with its own values: {tried.why}")
+        self.count += 1
+        worth = _scores(self.task, tried) if tried.scores else f"failed: {tried.why}"
+        say(f"Trial {self.count} of {self.trials}: {_settings(tried)}; {worth}")
 
 
 __all__: Sequence[str] = ("tune", "written")

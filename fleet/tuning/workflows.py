@@ -165,10 +165,9 @@ def _samplers(graph: dict):
             yield guider[0], node
 
 
-def kept_values(graph: dict, axes: Sequence[Axis], settings: Settings) -> tuple[dict, list[str]]:
-    """(a workflow that has the values of our guidance nodes kept for their checkpoint, what is kept)"""
-    made: dict[str, dict] = {}
-    kept = []
+def kept_values(graph: dict, axes: Sequence[Axis], settings: Settings) -> dict[str, dict]:
+    """For each of our nodes: what is kept of it → a workflow that has it kept for its checkpoint."""
+    found = {}
     by_node: dict[str, dict[str, Any]] = {}
     for axis in axes:
         by_node.setdefault(axis.node, {})[axis.name] = settings[axis.label]
@@ -181,8 +180,7 @@ def kept_values(graph: dict, axes: Sequence[Axis], settings: Settings) -> tuple[
             "model": model, "node": name, "values": json.dumps(values),
             "source": f"measured by Guidance Tuner, {datetime.date.today().isoformat()}",
         }  # fmt: skip
-        made[f"tuner-keep-{node}"] = {"class_type": f"{OURS}KeepValues", "inputs": inputs}
-        kept.append(f"{name} {values}")
+        made: dict[str, dict] = {f"tuner-keep-{node}": {"class_type": f"{OURS}KeepValues", "inputs": inputs}}
         ahead = [model[0]]
         while ahead:  # what the model comes from
             at = ahead.pop()
@@ -190,4 +188,10 @@ def kept_values(graph: dict, axes: Sequence[Axis], settings: Settings) -> tuple[
                 made[at] = copy.deepcopy(graph[at])
                 made[at]["inputs"] |= {axis.name: settings[axis.label] for axis in axes if axis.node == at}
                 ahead += [value[0] for value in made[at]["inputs"].values() if isinstance(value, list)]
-    return made, kept
+        found[f"{name} ({', '.join(f'{key} {short(value)}' for key, value in values.items())})"] = made
+    return found
+
+
+def short(value: Any) -> str:
+    """A value for a sentence."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -383,11 +383,12 @@ def test_a_function_of_the_user_judges_the_pictures(tmp_path):
 
 def test_the_best_values_of_guidance_nodes_are_kept_for_the_model_that_comes_before_them():
     texts = ("2.scale=0:6", "2.layers=auto|middle", "5.cfg=1:4")
-    graph, kept = kept_values(PICTURE, axes_of(PICTURE, texts), {"2.scale": 2.5, "2.layers": "middle", "5.cfg": 3.0})
+    settings = {"2.scale": 2.5, "2.layers": "middle", "5.cfg": 3.0}
+    ((what, graph),) = kept_values(PICTURE, axes_of(PICTURE, texts), settings).items()
     (node,) = (about["inputs"] for about in graph.values() if about["class_type"] == "BeyondCFGKeepValues")
     assert node["model"] == ["1", 0] and node["node"] == "PAG"
     assert json.loads(node["values"]) == {"scale": 2.5, "layers": "middle"}
-    assert "1" in graph and "5" not in graph and len(kept) == 1
+    assert "1" in graph and "5" not in graph and what == "PAG (scale 2.5, layers middle)"
 
 
 def test_the_best_workflow_the_trials_and_the_pictures_are_written(tmp_path):
