@@ -156,8 +156,11 @@ def study(arguments: tuple[str, ...], limit: float, workers: Hire, address: str)
 @click.option(
     "--workflow", type=click.Path(path_type=Path), help="Real work: --cells seeds of it by each number of ComfyUIs."
 )
+@click.option(
+    "--processes", type=click.IntRange(1), default=50, show_default=True, help="That the tiny actors share at most."
+)
 @click.pass_obj
-def simulate(choice: hosts.Choice, counts: str, cells: int, seconds: float, workflow: Path | None):
+def simulate(choice: hosts.Choice, counts: str, cells: int, seconds: float, workflow: Path | None, processes: int):
     """What scheduling costs for each cell: many tiny workers on this machine, cells that do nothing; into
     benchmarks/results/fleet.json and fleet.md. With --workflow what more workers bring; into fleet_work.json and .md."""
     from .simulation import simulated, worked
@@ -165,7 +168,7 @@ def simulate(choice: hosts.Choice, counts: str, cells: int, seconds: float, work
     if workflow:
         paths = worked(workflow, numbers(counts), cells, lambda count: workers_of(choice, count, 0, ()))
     else:
-        paths = simulated(numbers(counts), cells, seconds)
+        paths = simulated(numbers(counts), cells, seconds, processes)
     for path in paths:
         say(f"Written {path}")
 

@@ -363,11 +363,11 @@ class Pool:
                 "it carries on."
             ) from None
 
-    def _hire(self, post: Post) -> None:
+    def _hire(self, post: Post, **more) -> None:
         """A process for a worker. It starts while the others work."""
         worker = post.worker
         options = {"num_cpus": worker.cpus, "num_gpus": int(worker.gpu), "max_restarts": 0, "max_task_retries": 0}
-        post.actor = self._actor_class.options(**options).remote(asdict(worker), str(self._folder), self.kinds)
+        post.actor = self._actor_class.options(**options, **more).remote(asdict(worker), str(self._folder), self.kinds)
 
     def _take_back(self) -> None:
         """In a new run each worker has a new chance."""

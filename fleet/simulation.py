@@ -15,40 +15,67 @@ from ..tools.console import Failure
 from ..tools.places import ROOT
 from .cells import Cell, Failed, Result
 from .kinds.base import Worker
-from .pool import Pool
+from .pool import Pool, Post
 from .sweeps import loaded
 
 RESULTS = ROOT / "benchmarks/results"
 CPUS = 0.001  # of a tiny worker, so that Ray places a thousand of them on two cores
 
 
-def one(workers: int, cells_each: int, seconds: float) -> dict:
+class Crowd(Pool):
+    """A pool whose workers share few processes, as threads of them: a thousand processes are more than a machine holds."""
+
+    def __init__(self, *given, processes: int):
+        super().__init__(*given)
+        self.processes = processes
+
+    def _hire(self, post: Post) -> None:
+        at = self._posts.index(post)
+        if at < self.processes:
+            super()._hire(post, max_concurrency=-(-len(self._posts) // self.processes))
+        else:
+            post.actor = self._posts[at % self.processes].actor
+
+
+def one(workers: int, cells_each: int, seconds: float, processes: int) -> dict:
     """One run with so many workers: its times, in seconds, and the memory of this process, in MB."""
     cells = [Cell("sleep", {"seconds": seconds, "values": {"at": at}}) for at in range(workers * cells_each)]
     found = [Worker(f"worker {at + 1}", cpus=CPUS) for at in range(workers)]
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, Pool(found, folder) as pool:
+    with tempfile.TemporaryDirectory() as folder, Crowd(found, folder, processes=processes) as pool:
         pool.work([Cell("echo", {"values": {"warm": at}}) for at in range(workers)])
         up = time.perf_counter()
         failed = pool.work(cells)
         done = time.perf_counter()
     overhead = 1000 * (done - up - seconds * cells_each) / len(cells)
     return {
-        "workers": workers, "cells": len(cells), "failed": len(failed), "start_seconds": round(up - start, 2),
-        "run_seconds": round(done - up, 2), "overhead_ms_per_cell": round(overhead, 3),
+        "workers": workers, "processes": min(workers, processes), "cells": len(cells), "failed": len(failed),
+        "start_seconds": round(up - start, 2), "run_seconds": round(done - up, 2),
+        "overhead_ms_per_cell": round(overhead, 3),
         "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }  # fmt: skip
 
 
-def simulated(counts: Sequence[int], cells_each: int, seconds: float) -> list[Path]:
+def simulated(counts: Sequence[int], cells_each: int, seconds: float, processes: int) -> list[Path]:
     """Run each count, and write the table; where it is."""
     runs = []
     for workers in counts:
-        runs.append(one(workers, cells_each, seconds))
+        runs.append(one(workers, cells_each, seconds, processes))
         print(json.dumps(runs[-1]), flush=True)
-    options = f"--workers {','.join(map(str, counts))} --cells {cells_each} --seconds {seconds:g}"
+    options = (
+        f"--workers {','.join(map(str, counts))} --cells {cells_each} --seconds {seconds:g} --processes {processes}"
+    )
     said = "The cells do nothing; each is written to the disk and synced."
-    header = ["workers", "cells", "failed", "start, s", "run, s", "overhead per cell, ms", "memory of the head, MB"]
+    header = [
+        "workers",
+        "processes",
+        "cells",
+        "failed",
+        "start, s",
+        "run, s",
+        "overhead per cell, ms",
+        "memory of the head, MB",
+    ]
     return _written("fleet", "What scheduling costs", options, said, header, runs)
 
 
