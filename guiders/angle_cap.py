@@ -38,7 +38,7 @@ MAX_ANGLE = (
 class AngleCap(GuidanceRule):
     """Turns back what the rules before it have made. Raises ValueError for an angle out of range."""
 
-    max_angle: float = param(60.0, MAX_ANGLE, low=0.0, high=180.0, step=1.0, off=180.0)
+    max_angle: float = param(60.0, MAX_ANGLE, low=0.0, high=180.0, step=0.5, off=180.0)
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGAngleCap",

@@ -41,8 +41,8 @@ class BetaCFG(GuidanceRule):
     """Changes the sampler's own CFG. Raises ValueError for a parameter out of range."""
 
     amount: float = param(1.0, AMOUNT, low=0.0, high=1.0, step=0.05, off=0.0)
-    a: float = param(2.0, A, low=1.0, high=20.0, step=0.1)
-    b: float = param(2.0, B, low=1.0, high=20.0, step=0.1)
+    a: float = param(2.0, A, low=1.0, high=20.0, step=0.05)
+    b: float = param(2.0, B, low=1.0, high=20.0, step=0.05)
     gamma: float = param(1.0, GAMMA, low=0.0, high=1.0, step=0.05)
 
     corrects_cfg: ClassVar[bool] = True

@@ -77,7 +77,7 @@ class ClassifierGuidance(GuidanceRule):
         "start; the paper goes up to 10. Too high draws patterns that only fool the classifier.",
         low=0.0,
         high=1000.0,
-        step=0.1,
+        step=0.05,
         off=0.0,
     )
     adam: bool = param(False, ADAM, added=True)

@@ -31,7 +31,7 @@ SCALE = (
 class PreviousStepGuidance(GuidanceRule):
     """Away from the positive prediction of the step before. Raises ValueError for a scale out of range."""
 
-    scale: float = param(3.0, SCALE, low=0.0, high=100.0, step=0.1, off=0.0)
+    scale: float = param(3.0, SCALE, low=0.0, high=100.0, step=0.05, off=0.0)
 
     about: ClassVar[About] = About(
         node_id="BeyondCFGPreviousStep",

@@ -68,6 +68,7 @@ class Reuse:
         paper="arXiv:2408.11194",
         aliases=(
             "faster",
+            "slow",
             "speed",
             "cache",
             "cfg cache",

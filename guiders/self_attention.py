@@ -81,7 +81,7 @@ class SelfAttentionGuidance(GuidanceRule):
     scale: float = param(0.5, low=0.0, high=100.0, off=0.0)
     blur_sigma: float = param(
         2.0, "How much is blurred, in pixels of the latent. 0 is off. 2 is usual; higher removes larger detail.",
-        low=0.0, high=100.0, step=0.1,
+        low=0.0, high=100.0, step=0.05,
     )  # fmt: skip
     mask: str = param(
         "attention",

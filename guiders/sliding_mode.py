@@ -36,7 +36,7 @@ class SlidingModeGuidance(GuidanceRule):
     """Changes the sampler's own CFG. Raises ValueError for a parameter out of range."""
 
     smc_k: float = param(0.2, K, low=0.0, high=2.0, step=0.01, off=0.0)
-    smc_lambda: float = param(5.0, LAMBDA, low=0.0, high=100.0, step=0.1)
+    smc_lambda: float = param(5.0, LAMBDA, low=0.0, high=100.0, step=0.05)
 
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(

@@ -49,7 +49,7 @@ MASKED = (
 class SlidingWindowGuidance(GuidanceRule):
     """Away from what the network predicts without the long-range view. Raises ValueError for a parameter out of range."""
 
-    scale: float = param(1.0, SCALE, low=0.0, high=100.0, step=0.1, off=0.0)
+    scale: float = param(1.0, SCALE, low=0.0, high=100.0, step=0.05, off=0.0)
     window: float = param(0.75, WINDOW, low=0.25, high=0.875, step=0.125)
     overlap: float = param(0.33, OVERLAP, low=0.0, high=0.75, step=0.01)
     masked: bool = param(False, MASKED)

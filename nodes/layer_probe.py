@@ -84,7 +84,7 @@ class LayerProbe(schema.Node):
             default=3.0,
             min=0.01,
             max=100.0,
-            step=0.1,
+            step=0.05,
             round=0.001,
             tooltip="The scale that you use with the layers auto. The suggested scale changes the picture as much as this "
             "one does in auto. The pictures are made with such scales too.",

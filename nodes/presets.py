@@ -26,7 +26,8 @@ class EasyGuidance(schema.Node):
         ),
         aliases=(
             "better quality", "easy guidance", "preset", "detail", "anatomy", "hands", "sharp", "flat", "flat colours",
-            "burnt", "variety", "auto guidance settings",
+            "burnt", "variety", "auto guidance settings", "quality", "improve", "better pictures", "fix hands", "faces",
+            "broken anatomy", "boring", "fried",
         ),
     )  # fmt: skip
     inputs = (

@@ -46,6 +46,10 @@ READ_LAYERS = layers("Which layers show where the model looks. auto: those that 
 PROMPT_LAYERS = layers("In which layers the negative prompt acts. auto: in all that look at a prompt.")
 
 
+# Of what is typed, the page keeps as many decimals as the step has: with steps of 0.1 a weight of 1.05 would become 1.1.
+STEP = 0.05
+
+
 def cfg(default: float) -> io.Float.Input:
     """The weight of the sampler's own CFG, which a guider node sets."""
     return io.Float.Input(
@@ -53,7 +57,7 @@ def cfg(default: float) -> io.Float.Input:
         default=default,
         min=0.0,
         max=100.0,
-        step=0.1,
+        step=STEP,
         round=0.01,
         tooltip="How strongly the picture follows the prompt and avoids the negative prompt. 1 is off and takes half the "
         "time. 4 to 8 is usual. Distilled models, such as Flux dev and Turbo models, need 1.",
@@ -120,7 +124,7 @@ def strength(about: About) -> io.Float.Input:
         default=about.default,
         min=0.0,
         max=100.0,
-        step=0.1,
+        step=STEP,
         round=0.001,
         tooltip=f"How strongly it acts. {about.off:g} is off and takes no extra time; {about.default:g} is a good start. "
         f"Higher is stronger; too high burns colours. {COUNTED[about.strength]}",

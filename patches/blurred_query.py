@@ -39,7 +39,7 @@ class BlurredQuery(AttentionPerturbation):
         "without limit: the strongest, and the fastest.",
         low=-1.0,
         high=9999.0,
-        step=0.1,
+        step=0.05,
     )
     padding: str = param(
         "symmetric",

@@ -32,7 +32,7 @@ class FlippedValues(PromptGuidance):
         "use 3.5 for SD3.5, 6 for Flux Schnell and 1.7 for Wan. Higher is stronger.",
         low=0.0,
         high=100.0,
-        step=0.1,
+        step=0.05,
         off=0.0,
     )
     offset: float = param(

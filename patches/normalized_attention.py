@@ -32,7 +32,7 @@ class NormalizedAttention(PromptGuidance):
         "authors count it. They use 3 to 11. Higher is stronger. Change this one first.",
         low=1.0,
         high=100.0,
-        step=0.1,
+        step=0.05,
         off=1.0,
     )
     tau: float = param(
@@ -41,7 +41,7 @@ class NormalizedAttention(PromptGuidance):
         "models. Higher allows a stronger effect; too high burns colours.",
         low=0.0,
         high=100.0,
-        step=0.1,
+        step=0.05,
     )
     alpha: float = param(
         0.25,

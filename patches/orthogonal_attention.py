@@ -29,7 +29,7 @@ class OrthogonalAttention(PromptGuidance):
         "time. The paper uses 4. Higher is stronger; too high breaks the picture.",
         low=0.0,
         high=100.0,
-        step=0.1,
+        step=0.05,
         off=0.0,
     )
 

@@ -48,6 +48,7 @@ def blueprints() -> list[Blueprint]:
     return [
         of_preset("Clearer shapes for SDXL", "shapes and anatomy", "SDXL", rescale),
         of_preset("More detail for SDXL", "too little detail", "SDXL"),
+        of_preset("No more flat pictures for SDXL", "flat", "SDXL"),
         of_preset("Clearer shapes for SD 1.5", "shapes and anatomy", "SD 1.5", rescale),
         of_preset("Better anatomy for SD3.5", "shapes and anatomy", "SD3, SD3.5"),
         of_preset("Clearer shapes for Flux", "no negative prompt possible", "Flux"),

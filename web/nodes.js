@@ -89,6 +89,7 @@ export function setWidget(node, name, value) {
     const widget = node.widgets.find((one) => one.name === name);
     widget.value = value;
     widget.callback?.(value);
+    widget.value = value; // the page's callback has rounded it to the decimals that are shown
     node.setDirtyCanvas(true, true);
 }
 

@@ -1,5 +1,7 @@
 """The node Guidance in the real page: it says what it chose, can be taken apart, and nodes offer published values."""
 
+from pathlib import Path
+
 import pytest
 
 pytestmark = pytest.mark.browser
@@ -40,17 +42,39 @@ def test_it_says_what_it_chose_and_is_taken_apart_into_that(drawn_by_vue, page, 
     page.evaluate("() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 
 
+OFFERED = """chosen => {
+    const node = app.rootGraph.nodes.find(node => node.type === 'BeyondCFGPAG')
+    const items = app.extensions.flatMap(one => one.name === 'BeyondCFG.Guidance' ? one.getNodeMenuItems(node) : [])
+    const options = items[0].submenu.options
+    options.find(option => option.content.startsWith(chosen))?.callback()
+    return [items[0].content, options.map(option => option.content), node.widgets.map(widget => widget.value)]
+}"""
+
+
 def test_a_node_offers_the_values_that_are_published_for_it(page, graph):
     graph.only("BeyondCFGPAG")
-    offered = page.evaluate(
-        """() => {
-            const node = app.rootGraph.nodes[0]
-            const items = app.extensions.flatMap(one => one.name === 'BeyondCFG.Guidance' ? one.getNodeMenuItems(node) : [])
-            const options = items[0].submenu.options
-            const pixart = options.find(option => option.content.startsWith('PixArt'))
-            pixart.callback()
-            return [items[0].content, options.map(option => option.content), node.widgets.map(widget => widget.value)]
-        }"""
+    name, lines, values = page.evaluate(OFFERED, "PixArt")
+    assert name == "Values for a model" and any("the authors' README" in line for line in lines)
+    assert values[:2] == [4, "0.5"]
+
+
+def test_it_offers_first_what_a_run_has_measured_for_this_very_model(page, graph, server):
+    kept = {"model": ["1", 0], "node": "PAG", "values": '{"scale": 1.75}', "source": "measured by this test"}
+    graph.load(
+        {
+            "1": ("CheckpointLoaderSimple", {"ckpt_name": "tiny_sd15.ckpt"}),
+            "2": ("BeyondCFGKeepValues", kept),
+            "3": ("BeyondCFGPAG", {"model": ["1", 0]}),
+        }
     )
-    assert offered[0] == "Values for a model" and any("the authors' README" in line for line in offered[1])
-    assert offered[2][:2] == [4, "0.5"]
+    graph.run_to_the_end()
+    said = [run["outputs"]["2"]["text"][0] for run in server.ask("/history").values() if "2" in run["outputs"]][-1]
+    try:
+        line = "measured for tiny_sd15.ckpt: scale 1.75 (measured by this test)"
+        page.wait_for_function(
+            "() => app.extensions.some(one => JSON.stringify(one.values ?? {}).includes('measured by this test'))"
+        )
+        _, lines, values = page.evaluate(OFFERED, line)
+        assert lines[0] == line and len(lines) > 5 and values[0] == 1.75
+    finally:
+        Path(said.rpartition("\nin ")[2]).unlink()  # Guidance (easy) of other tests would choose it

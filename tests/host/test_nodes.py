@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pack.guiders import RULES, host
-from pack.nodes import classifier, terms
+from pack.nodes import classifier, stand_ins, terms
 from pack.nodes.extension import all_nodes, nodes
 from pack.nodes.schema import ADVANCED
 from pack.patches import PERTURBATIONS, PROMPT_GUIDANCES, IdentityAttention
@@ -88,6 +88,18 @@ def test_a_node_opens_with_few_settings_and_its_strength_and_layers_are_among_th
     assert 1 <= len(shown) <= 5 or node.about.node_id == "BeyondCFGSchedule"  # which hides what it does not use
     assert {"layers", "scale", "weight", "amount", "cfg"} & {given.id for given in settings} <= shown
     assert settings[0].id in shown
+
+
+def test_the_page_keeps_two_decimals_of_every_strength():
+    """It keeps as many as the step has, whatever `round` says."""
+    steps = {
+        f"{node.about.node_id} {given.id}": given.step
+        for node in NODES
+        if node not in stand_ins.NODES  # which declare what the other pack does
+        for given in node.define_schema().inputs
+        if given.id in {"scale", "weight", "cfg"} and hasattr(given, "step")
+    }
+    assert len(steps) > 30 and not [name for name, step in steps.items() if math.ceil(-math.log10(step)) < 2]
 
 
 def test_every_name_of_an_advanced_input_is_one_that_a_node_has():
