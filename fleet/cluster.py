@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
     """Ray while the context lasts: on this machine alone, or a cluster that runs already. Yields a folder for logs and
     scratch files, which goes in the end."""
     library = ray()
+    if address:
+        _knock(address)
     remove_left_over()
     folder = Path(tempfile.mkdtemp(prefix=f"bcf{os.getpid()}-", dir=TOP))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -71,7 +74,10 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
                         continue
                     where = f"the Ray at {address}" if address else "Ray on this machine"
                     text = " ".join(str(error).split())[:200]
-                    raise Failure(f"The fleet cannot start with {where} ({type(error).__name__}: {text}).") from None
+                    cure = " If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN." if address else ""
+                    raise Failure(
+                        f"The fleet cannot start with {where} ({type(error).__name__}: {text}).{cure}"
+                    ) from None
         finally:
             for number, handler in handlers.items():  # Ray has put its own in their place
                 with contextlib.suppress(ValueError, TypeError):  # no signals outside the main thread
@@ -80,6 +86,16 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
     finally:
         library.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _knock(address: str) -> None:
+    """Raises Failure where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "//" not in address and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise Failure(f"No Ray answers at {address} ({error.strerror or error}).") from None
 
 
 NOT_SENT = [".git", ".venv*", ".host", "output", "benchmarks/models", "benchmarks/results", "web", "**/__pycache__"]

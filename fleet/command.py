@@ -97,14 +97,13 @@ def run(file: Path, vary, seeds: str, out: Path | None, limit: float, tries: int
 def do(cells: Sequence[Cell], workers: Sequence[Worker], folder: Path, limit: float, tries: int, address: str) -> int:
     """Do cells and write the report of them; how many have failed."""
     plan(folder, cells)
-    failed = []
-    try:
-        with Bars() as bars, Pool(workers, Store(folder), bars, limit, tries, address=address) as pool:
+    with Bars() as bars, Pool(workers, Store(folder), bars, limit, tries, address=address) as pool:
+        try:
             failed = pool.work(cells)
-        plan(folder, cells, failed)
-    finally:
-        for path in write_report(folder):
-            say(f"Written {path}")
+            plan(folder, cells, failed)
+        finally:
+            for path in write_report(folder):
+                say(f"Written {path}")
     return len(failed)
 
 

@@ -133,6 +133,9 @@ class Pool:
             self._folder = self._stack.enter_context(cluster.running(self.address, cpus, gpus))
             self._ray = cluster.ray()
             self._actor_class = cluster.actor_class()
+            there = int(self._ray.cluster_resources().get("GPU", 0))
+            if gpus > there:
+                self.progress.say(f"{gpus} GPUs are asked for, and Ray has {there}: it waits for more.")
             self._stack.callback(self._close_workers)
             for post in self._posts:
                 self._hire(post)

@@ -35,7 +35,8 @@ class Bars:
 
     def __exit__(self, *error) -> None:
         self.live.stop()
-        self.console.print(self._summary())
+        if self.total:
+            self.console.print(self._summary())
 
     def expect(self, workers: Sequence[str], total: int, known: int) -> None:
         """A run begins."""

@@ -65,7 +65,10 @@ def simulated(counts: Sequence[int], cells_each: int, seconds: float, processes:
     options = (
         f"--workers {','.join(map(str, counts))} --cells {cells_each} --seconds {seconds:g} --processes {processes}"
     )
-    said = "The cells do nothing; each is written to the disk and synced."
+    said = (
+        "The cells do nothing; each is written to the disk and synced. Where there are more workers than processes, they "
+        "are threads of those."
+    )
     header = [
         "workers",
         "processes",

@@ -117,16 +117,16 @@ def benchmark(choice: Choice, name: str, arguments: tuple[str, ...]):
 def fleet(choice: Choice, arguments: tuple[str, ...]):
     """Sweeps and studies by many workers: python dev.py fleet --help"""
     environment.install_fleet()
-    python = Path(sys.executable)
+    python, env = Path(sys.executable), environment.variables()
     if arguments[:1] == ("study",):  # its cells run in the Python of a ComfyUI
         host = hosts.ready(choice)
         python = host.python
+        env["COMFYUI_PATH"] = str(host.folder)
         if not host.version and not host.python_gives("import click, ray, requests, rich, websocket; print(1)"):
             files = f"-r {ROOT / 'tools/requirements.txt'} -r {ROOT / 'requirements-fleet.txt'}"
             raise Failure(
                 f"The Python {python} lacks packages of the fleet: install them with  {python} -m pip install {files}"
             )
-    env = environment.variables()
     sys.exit(wait(spawn([python, "-m", "tools.fleet", os.getcwd(), json.dumps(asdict(choice)), *arguments], env=env)))
 
 

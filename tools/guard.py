@@ -17,7 +17,8 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 def end_with_the_pipe(child: subprocess.Popen) -> None:
     """Wait for the pipe's end, then kill the child and all that it has started."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):  # not sys.stdin, whose lock this thread would hold when Python ends
+        pass
     if os.name == "nt":
         subprocess.run(["taskkill", "/T", "/F", "/PID", str(child.pid)], capture_output=True)
     else:

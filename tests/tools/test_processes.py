@@ -71,6 +71,12 @@ def test_a_guarded_command_ends_with_its_parent_and_with_the_guard(killed):
     assert not alive(child)
 
 
+def test_a_guard_ends_with_the_exit_status_of_its_command_and_says_nothing():
+    command = [sys.executable, GUARD, sys.executable, "-c", "raise SystemExit(7)"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as guard:
+        assert (guard.wait(20), guard.stderr.read()) == (7, b"")
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
