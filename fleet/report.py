@@ -19,8 +19,8 @@ from .store import Store, write
 PLAN = "plan.json"
 STYLE = (
     "body{font:14px sans-serif;margin:2em;background:#fff;color:#222}table{border-collapse:collapse}"
-    "td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top;text-align:left}img{max-width:256px;display:block}"
-    ".failed{color:#a00}"
+    "td,th{border:1px solid #ccc;padding:4px 8px;vertical-align:top;text-align:left}"
+    "img{max-width:256px}.pictures{display:flex;flex-wrap:wrap;gap:4px;min-width:30em}.failed{color:#a00}"
 )
 
 
@@ -102,7 +102,7 @@ def page(
             continue
         cells += "".join(f"<td>{_shown(result.values.get(name))}</td>" for name in values)
         images = "".join(f'<img loading="lazy" src="{_safe(urllib.parse.quote(file))}" alt="">' for file in files)
-        lines.append(f"<tr>{cells}<td>{images}</td></tr>")
+        lines.append(f'<tr>{cells}<td><div class="pictures">{images}</div></td></tr>')
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Fleet report</title>'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src 'self' file:; "

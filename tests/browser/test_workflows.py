@@ -14,6 +14,7 @@ from pack.tools import examples
 from PIL import Image
 
 NAMES = examples.names()
+MARK = "beyondCfgExample"  # of web/examples.js
 TEXT = 0.571  # the zoom below which the host draws none
 
 pytestmark = pytest.mark.browser
@@ -114,11 +115,30 @@ def test_a_workflow_opens_complete_and_converts_to_its_api_form(name, page, grap
 @pytest.mark.parametrize("name", NAMES)
 def test_it_opens_at_a_size_at_which_a_laptop_shows_text(name, page, graph):
     page.set_viewport_size({"width": 1536, "height": 864})
-    open_in(page, name)
+    workflow = json.loads(examples.page_of(name).read_text(encoding="utf-8"))
+    open_as_template(page, workflow)
     page.wait_for_timeout(300)
-    assert page.evaluate("() => app.canvas.ds.scale") > TEXT
+    scale, *offset = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
+    view = workflow["extra"]["ds"]
+    assert [scale, *offset] == pytest.approx([view["scale"], *view["offset"]]) and scale > TEXT
     graph.photograph(f"laptop_{name}")
+    saved = page.evaluate("() => app.rootGraph.serialize().extra")
+    assert MARK not in saved  # so that a user's own view of it is kept
     page.set_viewport_size({"width": 2000, "height": 1050})
+
+
+def open_as_template(page, workflow: dict):
+    """As the page does from its list of templates, which fits the view to all of the graph."""
+    source = "workflow => app.loadGraphData(workflow, true, true, null, { openSource: 'template' })"
+    page.evaluate(source, workflow)
+
+
+def test_without_the_mark_the_page_fits_a_template_to_its_window(page):
+    workflow = json.loads(examples.page_of("pag_sdxl").read_text(encoding="utf-8"))
+    del workflow["extra"][MARK]
+    open_as_template(page, workflow)
+    page.wait_for_timeout(300)
+    assert page.evaluate("() => app.canvas.ds.scale") != pytest.approx(workflow["extra"]["ds"]["scale"], abs=0.01)
 
 
 def test_the_app_opens_as_one_with_the_few_settings_that_it_is_for(newest_page, page, graph):
