@@ -31,8 +31,8 @@ B = (
     "end. Higher is earlier."
 )
 GAMMA = (
-    "How far all steps get the same strength. 1: all the same, before a and b change it. 0: CFG's own "
-    "strength in each step."
+    "1: CFG is equally strong in all steps, before a and b change it. 0: CFG keeps its own strength in each step. Between: "
+    "partly."
 )
 
 
@@ -52,7 +52,8 @@ class BetaCFG(GuidanceRule):
         group="CFG corrections",
         summary=(
             "Makes CFG gentler at the start and at the end of sampling, for natural pictures with SD models. It "
-            "gives CFG the same length in every step, times a curve that rises and falls. Takes no extra time."
+            "first makes CFG equally strong in every step, and then weaker at the start and at the end. Takes no extra "
+            "time."
         ),
         paper="arXiv:2502.10574",
         aliases=(

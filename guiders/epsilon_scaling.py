@@ -44,9 +44,9 @@ class EpsilonScaling(GuidanceRule):
         name="Epsilon Scaling",
         group="CFG corrections",
         summary=(
-            "Gives a little more detail. It makes the predicted noise a little weaker, since a sampler that meets "
-            "its own errors predicts too much. It acts on all guidance nodes before it, so put it last. Takes no "
-            "extra time."
+            "Gives a little more detail. While it samples, a model meets its own errors, and then predicts too much "
+            "noise. This makes the predicted noise a little weaker. It acts on all guidance nodes before it, so put it "
+            "last. Takes no extra time."
         ),
         paper="arXiv:2308.15321",
         aliases=(

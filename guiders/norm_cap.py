@@ -61,7 +61,7 @@ class NormCap(GuidanceRule):
         title="CFG Norm Cap",
         group="CFG corrections",
         summary=(
-            "Keeps colours natural at a high cfg. It keeps guidance from making the prediction longer than the "
+            "Keeps colours natural at a high cfg. It keeps guidance from making the prediction stronger than the "
             "prompt alone would. It acts on all guidance nodes before it, so put it last. Takes no extra time."
         ),
         paper="arXiv:2503.21758",

@@ -36,8 +36,8 @@ BETWEEN = (
 FIRST = "How many steps are always computed when a guidance begins to act."
 LAST = "How many steps are always computed at the end of sampling."
 COSINE = (
-    "How similar the worse prediction must be to the main one for a guidance to end, as a cosine. 1 is "
-    "off; 0.99 is a good start. Lower ends it earlier and saves more time."
+    "A guidance ends when the prediction that it moves away from is as similar as this to the model's main prediction. "
+    "1 is off; 0.99 is a good start. Lower ends it earlier and saves more time."
 )
 LENGTH = (
     "A guidance ends when its effect is smaller than this fraction of its largest effect. 0 is off. "

@@ -28,7 +28,10 @@ K = (
     "How much small values of CFG are reduced. 0 is off. The authors use 0.2 for SD3, Flux, Qwen-Image "
     "and Wan. For SDXL and SD 1.5 begin at 0.01."
 )
-LAMBDA = "How fast the guidance should become weaker from step to step (the paper's λ). The authors use 5."
+LAMBDA = (
+    "How much the step before counts in what is taken off (the paper's λ). 1: only this step counts. The authors use 5. "
+    "Change smc_k first."
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class SlidingModeGuidance(GuidanceRule):
         title="CFG-Ctrl (Sliding-Mode Control)",
         group="CFG corrections",
         summary=(
-            "Makes CFG cleaner at a high cfg, for flow models (SD3, Flux, Wan). It takes the same small amount off "
-            "every number of CFG's direction, so that small ones vanish. Takes no extra time."
+            "Makes CFG cleaner at a high cfg, for flow models (SD3, Flux, Wan). It makes CFG a little weaker in "
+            "every place, so that small, noisy changes disappear. Takes no extra time."
         ),
         paper="arXiv:2603.03281",
         aliases=(

@@ -60,7 +60,7 @@ class SlidingWindowGuidance(GuidanceRule):
         title="Sliding Window Guidance (SWG)",
         summary=(
             "Makes pictures hold together as a whole. It shows the model parts of the picture by themselves, and "
-            "moves away from what the model predicts for them. Takes more than twice the extra time of CFG."
+            "moves away from what the model predicts for them. Takes about twice the extra time of CFG."
         ),
         paper="arXiv:2411.10257",
         aliases=(

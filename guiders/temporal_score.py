@@ -40,9 +40,8 @@ class TemporalScoreRescaling(GuidanceRule):
         title="Temporal Score Rescaling (TSR)",
         group="CFG corrections",
         summary=(
-            "Gives more detail and variety, or smoother results, as a temperature does. It samples a little wider or "
-            "narrower around what is likely. It acts on all guidance nodes before it, so put it last. Takes no extra "
-            "time."
+            "Gives more detail and variety (k below 1), or smoother and safer pictures (k above 1). It acts on all "
+            "guidance nodes before it, so put it last. Takes no extra time."
         ),
         paper="arXiv:2510.01184",
         aliases=(

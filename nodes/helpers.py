@@ -54,7 +54,8 @@ class GuidanceSchedule(schema.Node):
             "curve_type",
             options=["linear", "cosine", "power", "points"],
             default="linear",
-            tooltip="How it goes from start to end: straight, smoothly, or as a power. points reads the text below.",
+            tooltip="How the strength goes from start to end. linear: a straight line. cosine: smoothly. power: with a "
+            "bend, which you set in power. points: your own points, from the text in points.",
         ),
         io.Float.Input(
             "start", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
@@ -66,16 +67,17 @@ class GuidanceSchedule(schema.Node):
         ),
         io.Float.Input(
             "power", default=2.0, min=0.01, max=20.0, step=0.05, round=0.001,
-            tooltip="Exponent of power. 1 is linear, above 1 stays near start for longer, below 1 leaves it at once.",
+            tooltip="For power only. 1 is a straight line. Above 1 the strength changes late, below 1 early.",
         ),
         io.String.Input(
             "points", default="0: 1, 1: 0",
-            tooltip="For points: pairs of where and factor, joined by straight lines. Their order does not matter.",
+            tooltip="For points only: place and factor, joined by straight lines. 0: 0, 0.3: 1, 0.6: 0 rises to full "
+            "strength at 0.3 and is off again at 0.6. The order does not matter.",
         ),
         io.Combo.Input(
             "over", options=["percent", "sigma"],
             default="percent",
-            tooltip="For points, where they lie: fractions of sampling from 0 to 1, or noise levels.",
+            tooltip="For points only: what the places are. percent: fractions of sampling, 0 to 1. sigma: noise levels.",
         ),
         io.Custom("CURVE").Input(
             "curve", optional=True,
@@ -173,7 +175,7 @@ class LayerMap(schema.Node):
     )
     inputs = (
         io.Model.Input("model", tooltip="The model to look into. Nothing is changed, and nothing is loaded."),
-        schema.LAYERS,
+        schema.MAPPED_LAYERS,
         io.Combo.Input(
             "layers_of",
             options=["attention", "skip layer"],

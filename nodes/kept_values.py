@@ -113,8 +113,8 @@ class KeepValues(schema.Node):
             "values",
             multiline=True,
             default='{"scale": 3.0}',
-            tooltip="Its values, as a JSON object: the name of each input and what it should be. Those that you leave out "
-            "stay what they are elsewhere.",
+            tooltip='The values to keep. Write them as {"scale": 2.5, "layers": "middle"}: names of inputs, and texts, in '
+            "straight quotes, with commas between. Inputs that you leave out keep the value that they have without this.",
         ),
         io.String.Input(
             "source",

@@ -71,12 +71,12 @@ class LayerProbe(schema.Node):
             "guidance",
             options=list(LAYERED),
             default=IdentityAttention.about.name,
-            tooltip="The guidance that layers are looked for. Each is taken with its default settings. Skip Layer needs a "
-            "transformer, such as SD3.5, Flux or Wan.",
+            tooltip="The guidance for which you look for layers. Each is taken with its default settings. Skip Layer needs "
+            "a transformer, such as SD3.5, Flux or Wan.",
         ),
         schema.layers(
             "Which layers are measured, each by itself. all: every layer of the network.",
-            "single.3:h0,h5 measures two heads of one layer, each by itself. ",
+            "single.3:h0,h5 measures two heads of one layer, each by itself.",
             default="all",
         ),
         io.Float.Input(
@@ -86,8 +86,8 @@ class LayerProbe(schema.Node):
             max=100.0,
             step=0.05,
             round=0.001,
-            tooltip="The scale that you use with the layers auto. The suggested scale changes the picture as much as this "
-            "one does in auto. The pictures are made with such scales too.",
+            tooltip="The scale that you use when layers is auto. For each layer the node finds the scale that changes the "
+            "picture as much. The output predictions uses these scales, so that all are equally strong.",
         ),
         io.Int.Input(
             "pictures",

@@ -36,8 +36,8 @@ class EasyGuidance(schema.Node):
             "problem",
             options=list(PROBLEMS),
             default=PROBLEMS[0],
-            tooltip="What is wrong with the pictures. For burnt colours, put this node after all other guidance nodes. For "
-            "no negative prompt possible, set cfg to 1 in the sampler.",
+            tooltip='What is wrong with the pictures. With "burnt colours", put this node after all other guidance nodes. '
+            '"no negative prompt possible" is for models that run at cfg 1: set cfg to 1 in the sampler.',
         ),
         io.Float.Input(
             "strength",

@@ -26,21 +26,36 @@ NEGATIVE = io.Conditioning.Input(
     optional=True,
     tooltip="Your negative prompt: what the picture should not show. Needed unless cfg is 1; at cfg 1 it is not used.",
 )
-LIST_OF_LAYERS = (
+NAMES_OF_LAYERS = (
     "Or write a list: all, middle, input.4, output.3-5 or input.8.2-9 for UNets; double.7-9, single.0-3 or block.12 for "
-    "transformers. Numbers alone, such as 7, 8, 9, work where a network has one list of blocks. 0.4-0.6 chooses by depth."
+    "transformers."
 )
-LACKED = "If the model has no such layer, an error lists those it has. The Layer Map node shows them."
+NAMES_OF_BLOCKS = "Or write a list: all, double.7-9, single.0-3 or block.12."
+NUMBERS = "Numbers alone, such as 7, 8, 9, work where a network has one list of blocks. 0.4-0.6 chooses by depth."
+MORE = "Earlier layers, and more layers, change the picture more."
+LACKED = "If the model has no such layer, an error lists those it has."
+SHOWN = "The Layer Map node shows them."
 
 
-def layers(what: str, detail: str = "", default: str = "auto") -> io.String.Input:
-    """The input for a choice of layers, which says what they are chosen for."""
-    return io.String.Input("layers", default=default, tooltip=f"{what} {LIST_OF_LAYERS} {detail}{LACKED}")
+def layers(
+    what: str, *details: str, default: str = "auto", names: str = NAMES_OF_LAYERS, shown: str = SHOWN
+) -> io.String.Input:
+    """The input for a choice of layers. what: they are chosen for, and what auto is. details, shown: further sentences."""
+    tooltip = " ".join(filter(None, (what, names, NUMBERS, *details, LACKED, shown)))
+    return io.String.Input("layers", default=default, tooltip=tooltip)
 
 
-LAYERS = layers(
-    "Which layers of the network are made worse. auto: those that suit your model.",
-    "single.3:h0,h5 chooses two heads of one layer. Earlier layers, and more layers, change the picture more. ",
+WORSE = "Which layers of the network are made worse."
+SUITED = "auto: those that suit your model."
+HEADS = "single.3:h0,h5 chooses two heads of one layer."
+LAYERS = layers(f"{WORSE} {SUITED}", HEADS, MORE)
+WHOLE_LAYERS = layers(f"{WORSE} {SUITED}", MORE)
+SKIPPED_BLOCKS = layers(f"Which blocks are left out. {SUITED}", MORE, names=NAMES_OF_BLOCKS)
+MAPPED_LAYERS = layers(f"Which layers the picture marks. Write them as in the guidance node. {SUITED}", HEADS, shown="")
+LAYERS_OF_ANY = layers(
+    f"{WORSE} {SUITED}",
+    "single.3:h0,h5 chooses two heads of one layer, for PAG and others that act in attention.",
+    MORE,
 )
 READ_LAYERS = layers("Which layers show where the model looks. auto: those that suit your model.")
 PROMPT_LAYERS = layers("In which layers the negative prompt acts. auto: in all that look at a prompt.")
@@ -105,9 +120,9 @@ SCHEDULE_IN = SCHEDULE.Input(
 REGION_IN = io.Mask.Input(
     "region",
     optional=True,
-    tooltip="A mask, to act in a part of the picture. It acts fully where the mask is white, and not at all where it is "
-    "black. The mask has the picture's shape, in any size: one for all pictures, one for each, or one for each frame of a "
-    "video. If nothing is connected, it acts everywhere.",
+    tooltip="A mask, to act in a part of the picture. It acts fully where the mask is white, and not at all where it "
+    "is black. It must be as wide for its height as the picture, in any size. Give one mask for all pictures, one for "
+    "each, or one for each frame of a video. If nothing is connected, it acts everywhere.",
 )
 
 

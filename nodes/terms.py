@@ -31,6 +31,7 @@ from ..patches.attention_sums import AttentionSums
 from ..patches.base import BlockPerturbation, Perturbation, TimePerturbation, TimeShift, TokenPerturbation
 from ..patches.host import check_time, choose_layers, choose_prompt_layers
 from ..patches.layers import Layer, with_auto
+from ..patches.random_skipped_layer import RandomSkippedLayer
 from . import schema
 from .guidance import Guidance, term_node
 
@@ -90,8 +91,18 @@ def guidance_away_from(method: type[Perturbation]) -> Guidance:
             check_time(model, embedding=issubclass(method, TimePerturbation))
         return model, PerturbationGuidance(schema.scale(about, values[about.strength]), method(**settings))
 
-    inputs = [schema.strength(about), *schema.inputs(method), *([schema.LAYERS] if needs_layers else [])]
+    inputs = [schema.strength(about), *schema.inputs(method), *([layers_of(method)] if needs_layers else [])]
     return Guidance(about, PerturbationGuidance, inputs, make)
+
+
+def layers_of(method: type[Perturbation]) -> io.String.Input:
+    """The input for the layers of a perturbation."""
+    if method is RandomSkippedLayer:
+        what = "Which blocks may be left out. auto: all but the first tenth and the last tenth."
+        return schema.layers(what, names=schema.NAMES_OF_BLOCKS)
+    if issubclass(method, BlockPerturbation):
+        return schema.SKIPPED_BLOCKS
+    return schema.WHOLE_LAYERS if issubclass(method, TokenPerturbation) else schema.LAYERS
 
 
 def layers_for(model, method: type[Perturbation], text: str) -> tuple[Layer, ...]:
@@ -209,7 +220,7 @@ PERTURBED_NEGATIVE_IN = [
         ),
     ),
     *schema.inputs(WorseNegative),
-    schema.LAYERS,
+    schema.LAYERS_OF_ANY,
 ]
 
 

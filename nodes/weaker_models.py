@@ -41,7 +41,7 @@ class PostHocEMA(schema.Node):
             tooltip=(
                 "The files, one per line, from early to late, in the folders checkpoints or diffusion_models. After "
                 "each you may write its training time, in any unit: model.safetensors @ 5000. Without times they "
-                "count as 1, 2, 3. A snapshot_ema of its own comes last: model @ 5000 @ 0.05."
+                "count as 1, 2, 3. If a file has another snapshot_ema than below, write that last: model @ 5000 @ 0.05."
             ),
         ),
         io.Float.Input(
@@ -52,9 +52,9 @@ class PostHocEMA(schema.Node):
             step=0.005,
             round=0.0001,
             tooltip=(
-                "What the files hold. 0: plain weights, as most trainers save them. Above 0: averages of this "
-                "length, as EDM2 saves them, with two lengths, 0.05 and 0.1, at each time. Two lengths need far "
-                "fewer times than one. The log says if there are too few."
+                "What the files hold. 0: plain weights, as most trainers save them. Above 0: files that are averages "
+                "already. EDM2 saves two at each training time, 0.05 and 0.1; with both you need far fewer training times. "
+                "The log says if there are too few."
             ),
         ),
         io.Float.Input(

@@ -28,7 +28,7 @@ class NoisyTimeEmbedding(TimePerturbation):
     layers: tuple[Layer, ...] = ()
     noise: float = param(
         1.25,
-        "How wrong the time is that the model is told. 0 is off. The paper uses 1 to 3. Higher makes the "
+        "How wrong the model is told how far sampling has come. 0 is off. The paper uses 1 to 3. Higher makes the "
         "guidance stronger; if pictures break, take less.",
         low=0.0,
         high=20.0,
@@ -36,7 +36,7 @@ class NoisyTimeEmbedding(TimePerturbation):
     )
     power: float = param(
         0.0,
-        "How fast the error in the time shrinks during sampling. 0 keeps it constant. Higher ends it sooner. "
+        "How fast that error shrinks during sampling. 0 keeps it constant. Higher ends it sooner. "
         "The paper uses 0, 0.25 and 1.",
         low=0.0,
         high=10.0,
@@ -48,9 +48,9 @@ class NoisyTimeEmbedding(TimePerturbation):
         name="TSG",
         title="Time-Step Guidance (TSG)",
         summary=(
-            "Gives better quality with or without a prompt, on every model that is told the time. It moves away from "
-            "what the model predicts when it is told a slightly wrong time. Takes as much extra time as CFG, or "
-            "less."
+            "Gives better quality with or without a prompt. In each step a model is told how far sampling has come: its "
+            "time. TSG moves away from what the model predicts when that time is slightly wrong. Takes as much extra time "
+            "as CFG, or less."
         ),
         paper="arXiv:2407.02687",
         aliases=(

@@ -29,8 +29,8 @@ class ShiftedTime(TimeShift):
     layers: tuple[Layer, ...] = ()
     shift: float = param(
         0.01,
-        "How wrong the time is that the model is told, as a fraction of all its times. 0 is off. The paper "
-        "uses 0.01. Higher makes the guidance stronger.",
+        "How wrong the model is told how far sampling has come. 0.01 is one hundredth of the whole way. 0 is off. The "
+        "paper uses 0.01. Higher makes the guidance stronger.",
         low=0.0,
         high=1.0,
         step=0.001,
