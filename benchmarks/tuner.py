@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from ..fleet.cells import Cell, Result
+from ..fleet.cells import Cell, Failed, Result
 from ..fleet.kinds.base import Kind, Worker
 from ..fleet.pool import Pool
 from ..fleet.tuning.axes import Axis, Settings
 from ..fleet.tuning.search import Goal, Tried, search
+from ..tools.console import Failure
 from .provenance import facts_of_run, named
 from .rows import between, facts, parsed
 from .study.cells import reference_of
@@ -51,6 +53,17 @@ GRID = {"PAG": 0.5, "TSG": 1.1, "ICG": 1.05, "CFG": 1.25}  # the study's choice 
 FD, ROWS = "fd", "rows"
 
 
+@functools.cache
+def bench(demo: str, compute: str) -> tuple[DemoDigits, Rig]:
+    """The demo in this folder, its network in this dtype."""
+    suite = DemoDigits(Path(demo))
+    pool = tuple(prompt.text for prompt in suite.prompts(POOL_SIZE, POOL_SEED))
+    return suite, Rig(
+        demo_files(Path(demo), SETTINGS[SETTING]), STEPS, "euler", "simple", 128, 128, BATCH, pool_texts=pool,
+        compute=compute, decode=suite.decode, layers=LAYERS,
+    )  # fmt: skip
+
+
 class Demo(Kind):
     """Pictures of the demo model with some settings → their Fréchet distance, and the rows that they took."""
 
@@ -59,20 +72,10 @@ class Demo(Kind):
         start_host(None, threads=1)
         self.bases: dict[tuple, Any] = {}  # what is found of pictures without guidance
 
-    @functools.cache  # noqa: B019  it lives as long as its worker
-    def bench(self, demo: str, compute: str) -> tuple[DemoDigits, Rig]:
-        """The demo in this folder, its network in this dtype."""
-        suite = DemoDigits(Path(demo))
-        pool = tuple(prompt.text for prompt in suite.prompts(POOL_SIZE, POOL_SEED))
-        return suite, Rig(
-            demo_files(Path(demo), SETTINGS[SETTING]), STEPS, "euler", "simple", 128, 128, BATCH, pool_texts=pool,
-            compute=compute, decode=suite.decode, layers=LAYERS,
-        )  # fmt: skip
-
     def do(self, work: Mapping[str, Any], limit: float) -> Result:  # noqa: ARG002
         """work: settings or a method of the grid, the seed, and how many pictures."""
         place = work["demo"], work["compute"], work["seed"], work["pictures"]
-        reference = reference_of(self.bench(*place[:2])[0])
+        reference = reference_of(bench(*place[:2])[0])
         found, rows = self._found(method_of(work), *place)
         if place not in self.bases:
             self.bases[place] = self._found(METHODS[0], *place)[0]
@@ -83,7 +86,7 @@ class Demo(Kind):
         return Result({**values, ROWS: rows, "fd from none": apart, "its error": error})
 
     def _found(self, method: Method, demo: str, compute: str, seed: int, pictures: int):
-        suite, rig = self.bench(demo, compute)
+        suite, rig = bench(demo, compute)
         different = suite.prompts(-(-pictures // PER_PROMPT), seed)
         prompts = [different[at // PER_PROMPT] for at in range(pictures)]
         sampled = rig.sample(method, method.strengths[0], prompts, seed, lambda done: None)
@@ -126,7 +129,7 @@ class Tuned:
 
 
 def cell(what: dict, seed: int, pictures: int, common: Mapping[str, str]) -> Cell:
-    """Of some settings or a method. common: the folder of the demo models, and the dtype."""
+    """Of some settings or a method. common: what else its result depends on."""
     return Cell("demo", {**what, "seed": seed, "pictures": pictures, "steps": STEPS, **common})
 
 
@@ -204,20 +207,24 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["COMFYUI_PATH"] = str(options.comfyui)  # for the workers
     host = start_host(None, threads=1)
     run = facts_of_run("tuner", arguments, host=f"ComfyUI {host}", draws=DRAWS)
-    common = {"demo": str(options.demo.resolve()), "compute": options.compute}
+    model = named(demo_files(options.demo, SETTINGS[SETTING]).checkpoint)
+    common = {"demo": str(options.demo.resolve()), "model": model, "compute": options.compute, "commit": run["commit"]}
+    kept = ROOT / "output/tuner"
+    if options.again:
+        shutil.rmtree(kept, ignore_errors=True)
     kinds = {"demo": "pack.benchmarks.tuner:Demo"}
 
     def heard(tried: Tried) -> None:
         sys.stderr.write(f"{tried.scores or tried.why} {dict(tried.settings)}\n")
 
     workers = [Worker("one"), Worker("two")] if options.two else ()
-    with Pool(workers, ROOT / "output/tuner", kinds=kinds, limit=3600) as pool:
+    with Pool(workers, kept, kinds=kinds, limit=3600) as pool:
         found = search(Tuned(common), pool, TRIALS, AT_ONCE, SEARCH_SEED, said=heard)
         rows = [(NONE, {"method": NONE, "strength": 0.0})]
         rows += [("tuned", {"settings": dict(one.settings)}) for one in found.front]
         rows += [("grid", {"method": name, "strength": strength}) for name, strength in GRID.items()]
         results = {
-            "run": run, "model": named(demo_files(options.demo, SETTINGS[SETTING]).checkpoint), "compute": options.compute,
+            "run": run, "model": model, "compute": options.compute,
             "pictures": options.pictures, "seeds": options.seeds,
             "front": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.front],
             "trials": [{"settings": dict(one.settings), "scores": [*one.scores]} for one in found.tried], "rows": [],
@@ -225,6 +232,8 @@ def main(arguments: Sequence[str]) -> int:
         for name, what in rows:
             sys.stderr.write(f"{name} {what}\n")
             done = pool.run([cell(what, seed, options.pictures, common) for seed in options.seeds])
+            if failed := [one for one in done if isinstance(one, Failed)]:
+                raise Failure(f"{name}: {failed[0].reason}; the same command goes on from here.")
             cells = [{"seed": seed, **one.values} for seed, one in zip(options.seeds, done, strict=True)]
             results["rows"].append({"name": name, "what": what, "commit": run["commit"], "cells": cells})
             options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,8 @@ def running(address: str = "", cpus: int = 1, gpus: int = 0) -> Iterator[Path]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address:
         options |= {"address": address, "runtime_env": {"working_dir": str(ROOT), "excludes": NOT_SENT}}
+        host = {name: os.environ[name] for name in ("COMFYUI_PATH",) if name in os.environ}  # of the study
+        options["runtime_env"] |= {"env_vars": host} if host else {}
     else:
         options |= {
             "num_cpus": cpus, "num_gpus": gpus, "include_dashboard": False, "object_store_memory": OBJECTS,
@@ -93,9 +95,9 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and "//" not in address and port.isdigit():
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise Failure(f"No Ray answers at {address} ({error.strerror or error}).") from None
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, UnicodeError, OverflowError) as error:
+            raise Failure(f"No Ray answers at {address} ({getattr(error, 'strerror', None) or error}).") from None
 
 
 NOT_SENT = [".git", ".venv*", ".host", "output", "benchmarks/models", "benchmarks/results", "web", "**/__pycache__"]

@@ -118,7 +118,7 @@ def check(file: Path | None, workers: Hire, address: str):
         else [Cell("workflow", {"workflow": {"1": {"class_type": "KSampler", "inputs": {}}}})]
     )
     found = workers()
-    with Pool(found, address=address) as pool:
+    with Bars() as bars, Pool(found, progress=bars, address=address) as pool:
         lacking = pool.check(cells)
     if lacking:
         raise Failure("\n".join(lacking))
@@ -148,7 +148,7 @@ def study(arguments: tuple[str, ...], limit: float, workers: Hire, address: str)
 
 @commands.command()
 @click.option(
-    "--workers", "counts", default="1,10,100", show_default=True, help="How many tiny actors, one run for each."
+    "--workers", "counts", default="", help="How many, one run for each: 1,10,100 tiny ones, or 1,2 ComfyUIs."
 )
 @click.option("--cells", type=click.IntRange(1), default=20, show_default=True, help="For each actor.")
 @click.option("--seconds", type=float, default=0.0, show_default=True, help="That each cell sleeps.")
@@ -165,9 +165,9 @@ def simulate(choice: hosts.Choice, counts: str, cells: int, seconds: float, work
     from .simulation import simulated, worked
 
     if workflow:
-        paths = worked(workflow, numbers(counts), cells, lambda count: workers_of(choice, count, 0, ()))
+        paths = worked(workflow, numbers(counts or "1,2"), cells, lambda count: workers_of(choice, count, 0, ()))
     else:
-        paths = simulated(numbers(counts), cells, seconds, processes)
+        paths = simulated(numbers(counts or "1,10,100"), cells, seconds, processes)
     for path in paths:
         say(f"Written {path}")
 

@@ -135,7 +135,10 @@ class Pool:
             self._actor_class = cluster.actor_class()
             there = int(self._ray.cluster_resources().get("GPU", 0))
             if gpus > there:
-                self.progress.say(f"{gpus} GPUs are asked for, and Ray has {there}: it waits for more.")
+                self.progress.say(
+                    f"Ray has {there} of the {gpus} GPUs that are asked for. It waits up to {STARTING / 60:.0f} minutes "
+                    "for the others, and does not begin without them."
+                )
             self._stack.callback(self._close_workers)
             for post in self._posts:
                 self._hire(post)
@@ -229,6 +232,7 @@ class Pool:
                     found.append(f"{name}: {said}")
             except Exception as error:
                 self._look_for_the_head(error)
+                self._look_for_machines()
                 found.append(f"{name}: {self._why(error)}")
         return found
 
@@ -250,7 +254,9 @@ class Pool:
                 if not under_way:  # no worker is left
                     self._give_up(run)
                     return
-                if any(post.at is None for post in under_way.values()):  # without a machine they would start for ever
+                if any(
+                    post.at is None for post in under_way.values()
+                ):  # without a machine they would wait to start until they are given up
                     self._look_for_machines()
                 answers = [*under_way]
                 ready = self._ray.wait(answers, num_returns=1, timeout=LOOK)[0]

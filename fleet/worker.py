@@ -39,7 +39,7 @@ class Doer:
         start = time.perf_counter()
         try:
             result = checked(self._kind(kind).do(work, limit))
-        except Wrong as error:
+        except (Wrong, SystemExit) as error:
             return "wrong", str(error)
         except Exception as error:
             self.close()  # the next cell shall find all new

@@ -32,7 +32,7 @@ ALPHA = (
 class MagnitudeAware(GuidanceRule):
     """Changes the sampler's own CFG. Raises ValueError for an alpha out of range."""
 
-    alpha: float = param(8.0, ALPHA, low=0.0, high=100.0, step=0.5, off=0.0)
+    alpha: float = param(8.0, ALPHA, low=0.0, high=100.0, step=0.05, off=0.0)
 
     corrects_cfg: ClassVar[bool] = True
     about: ClassVar[About] = About(

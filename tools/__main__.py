@@ -107,6 +107,8 @@ def docs(choice: Choice, pictures: bool, names: tuple[str, ...]):
 def benchmark(choice: Choice, name: str, arguments: tuple[str, ...]):
     """Measure quality or cost, or train the demo models: python dev.py benchmark study --quick"""
     host = hosts.ready(choice)
+    if name == "tuner" and host.version:
+        environment.install_fleet()
     env = environment.variables() | {"COMFYUI_PATH": str(host.folder)}
     sys.exit(wait(spawn([host.python, "-m", "tools.benchmark", os.getcwd(), name, *arguments], env=env)))
 

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 
+from .console import Failure
 from .imports import as_pack
 
 PROGRAMS = {  # name → module of benchmarks/, whose main(arguments) it is
@@ -39,4 +40,7 @@ def main(name: str, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     os.chdir(sys.argv[1])  # where the user stands; the tools are found from the checkout
-    sys.exit(main(sys.argv[2], sys.argv[3:]))
+    try:
+        sys.exit(main(sys.argv[2], sys.argv[3:]))
+    except Failure as failure:
+        sys.exit(str(failure))

@@ -84,12 +84,14 @@ export function freeWidget(node, name) {
     return linked ? undefined : node.widgets?.find((widget) => widget.name === name);
 }
 
-/** Set a widget as a user's hand would. */
+/** Set a widget as a user's hand would, but for this: a number keeps all its decimals, where the page rounds what is typed. */
 export function setWidget(node, name, value) {
     const widget = node.widgets.find((one) => one.name === name);
-    widget.value = value;
-    widget.callback?.(value);
-    widget.value = value; // the page's callback has rounded it to the decimals that are shown
+    const { min = -Infinity, max = Infinity } = widget.options ?? {};
+    const kept = typeof value === "number" ? Math.min(Math.max(value, min), max) : value;
+    widget.value = kept;
+    widget.callback?.(kept);
+    widget.value = kept; // the callback has rounded it to the decimals that are shown
     node.setDirtyCanvas(true, true);
 }
 

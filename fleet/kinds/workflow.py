@@ -130,9 +130,9 @@ def _choices(declared: Any) -> list[str] | None:
 
 
 def _failed(messages: list) -> Exception:
-    text = _sentence(workflows.execution_error(messages))
-    transient = re.search(r"OutOfMemory|out of memory|interrupted|CUDA error|No space left", text)
-    return Broken(text) if transient else Wrong(text)
+    whole = workflows.execution_error(messages)
+    transient = re.search(r"OutOfMemory|out of memory|interrupted|CUDA error|No space left", str(whole))
+    return (Broken if transient else Wrong)(_sentence(whole))
 
 
 def _result(server: Server, outputs: Mapping[str, Mapping[str, Any]]) -> Result:
@@ -172,4 +172,8 @@ def _sentence(error: Exception | str, its_end: bool = False) -> str:
     words = " ".join(str(error).split())
     if len(words) <= MOST_LETTERS:
         return words
-    return "… " + words[-MOST_LETTERS:].partition(" ")[2] if its_end else words[:MOST_LETTERS].rpartition(" ")[0] + " …"
+    if its_end:
+        end = words[-MOST_LETTERS:]
+        return f"… {end.partition(' ')[2] or end}"
+    beginning = words[:MOST_LETTERS]
+    return f"{beginning.rpartition(' ')[0] or beginning} …"

@@ -24,7 +24,7 @@ from .axes import axes_of
 from .page import AskingPage
 from .person import Remembered, compared
 from .plots import plots
-from .search import Found, Tried, search
+from .search import Found, Goal, Tried, search
 from .workflows import Function, Number, WorkflowTask, kept_values, short, with_settings
 
 
@@ -80,9 +80,9 @@ def tune(
             found = search(task, pool, trials, at_once, seed, first, _Heard(task, trials))
         for path in written(folder, graph, axes, found):
             say(f"Written {path}")
-        say(f"Best: {_settings(found.best)}; {_scores(task, found.best)}")
+        say(f"Best: {_settings(found.best)}; {_scores(found.goals, found.best)}")
         for one in found.front if len(found.goals) > 1 else ():
-            say(f"  on the front: {_settings(one)}; {_scores(task, one)}")
+            say(f"  on the front: {_settings(one)}; {_scores(found.goals, one)}")
         if keep:
             _keep(pool, graph, axes, found.best)
 
@@ -112,13 +112,18 @@ def _keep(pool: Pool, graph: dict, axes, best: Tried) -> None:
         what: Cell("workflow", {"workflow": made, "at": time.time()})  # not again from the store
         for what, made in kept_values(graph, axes, best.settings).items()
     }
-    kept = {
-        what: cell for what, cell in cells.items() if not pool.check([cell])
-    }  # Keep Values knows guidance nodes only
-    for what in cells.keys() - kept.keys():
-        say(f"--keep: {what} is no guidance node's, so its values are in best_workflow.json only.")
+    kept = {}
+    for what, cell in cells.items():
+        lacking = pool.check([cell])
+        if not lacking:
+            kept[what] = cell
+        elif all("for node of BeyondCFGKeepValues" in one for one in lacking):  # whose choices are the guidance nodes
+            say(f"--keep: {what} is no guidance node, so its values are in best_workflow.json only.")
+        else:
+            raise Failure("\n".join(f"--keep: {one}" for one in lacking))
     if not kept:
         say("--keep: no input of a guidance node was varied, so there is nothing to keep.")
+        return
     for what, result in zip(kept, pool.run([*kept.values()]), strict=True):
         if isinstance(result, Failed):
             raise Failure(f"--keep: {what}: {result.reason}")
@@ -146,8 +151,8 @@ def _settings(tried: Tried) -> str:
     return ", ".join(f"{name} {short(value)}" for name, value in tried.settings.items())
 
 
-def _scores(task: WorkflowTask, tried: Tried) -> str:
-    return ", ".join(f"{goal.name} {short(score)}" for goal, score in zip(task.goals, tried.scores, strict=True))
+def _scores(goals: Sequence[Goal], tried: Tried) -> str:
+    return ", ".join(f"{goal.name} {short(score)}" for goal, score in zip(goals, tried.scores, strict=True))
 
 
 @dataclass
@@ -163,7 +168,7 @@ class _Heard:
         if not tried.scores and tried.settings == self.task.start:
             raise Failure(f"The workflow fails with its own values: {tried.why}")
         self.count += 1
-        worth = _scores(self.task, tried) if tried.scores else f"failed: {tried.why}"
+        worth = _scores(self.task.goals, tried) if tried.scores else f"failed: {tried.why}"
         say(f"Trial {self.count} of {self.trials}: {_settings(tried)}; {worth}")
 
 

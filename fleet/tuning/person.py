@@ -21,7 +21,7 @@ from ..store import digest
 from .axes import Settings
 from .page import ANSWERS, Question
 from .preference import Preferences, order
-from .search import Found, Goal, Task, Tried, sampler_of
+from .search import Found, Goal, Task, Tried, sampler_of, spread
 
 SCORE = Goal("score by the answers", True)
 
@@ -68,7 +68,7 @@ def compared(
     preferences, failed, study = Preferences(0), [], None
     early = max(2, candidates // 2) if candidates > 2 else candidates
     for count, until in ((early, answers // 2 if candidates > early else answers), (candidates, answers)):
-        study = _study(task, known, preferences, seed, first)
+        study = _study(task, known, preferences, seed, [*first, *spread(task.axes, max(2, count - len(first)), seed)])
         trials = [study.ask() for _ in range(count - len(known) - len(failed))]
         settings = [{axis.label: axis.suggest(trial) for axis in task.axes} for trial in trials]
         groups = [task.cells(each) for each in settings]
@@ -100,7 +100,7 @@ def compared(
 
 def _study(task: Task, known: Sequence[Settings], preferences: Preferences, seed: int, first: Sequence[Settings]):
     """Optuna's study of what is known so far. Scores change with each answer, so each round has a new one."""
-    study = optuna.create_study(direction="maximize", sampler=sampler_of(seed + len(known), 4 * max(2, len(known))))
+    study = optuna.create_study(direction="maximize", sampler=sampler_of(seed + len(known), max(2, len(known))))
     if not known:
         for settings in first:
             study.enqueue_trial(dict(settings))

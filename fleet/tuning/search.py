@@ -85,22 +85,27 @@ class Found:
         return sorted(kept, key=lambda one: one.scores[-1])
 
 
-def spread(axes: Sequence[Axis], trials: int, seed: int) -> list[Settings]:
-    """The settings that a search begins with: at most a third of all. A Latin hypercube: each range is cut in equal parts,
-    of which each is tried once, and each choice is tried equally often. Drawn freely, a choice could be missed, and
-    Optuna would hardly come back to it."""
+def startup(axes: Sequence[Axis], trials: int) -> int:
+    """How many settings a search of so many trials begins with: a third of them at most, if those have each choice."""
     choices = max(len(axis.choices) for axis in axes)
-    count = max(2, min(max(STARTUP, OF_EACH_CHOICE * choices), trials // 3))
-    parts = LatinHypercube(len(axes), rng=seed).random(count)
+    wanted = min(max(STARTUP, OF_EACH_CHOICE * choices), trials // 3)
+    return max(2, min(trials, max(wanted, choices)))
+
+
+def spread(axes: Sequence[Axis], count: int, seed: int) -> list[Settings]:
+    """So many first settings, as a Latin hypercube: each range is cut in so many equal parts, and the middle of each is
+    tried once. So each choice is tried, and none much oftener than another. Drawn freely, a choice could be missed, and
+    Optuna would hardly come back to it."""
+    parts = LatinHypercube(len(axes), scramble=False, rng=seed).random(count)
     return [{axis.label: axis.at(float(part)) for axis, part in zip(axes, row, strict=True)} for row in parts]
 
 
-def sampler_of(seed: int, startup: int) -> optuna.samplers.BaseSampler:
-    """Optuna's TPE of all axes together; for several goals too."""
+def sampler_of(seed: int, known: int) -> optuna.samplers.BaseSampler:
+    """Optuna's TPE of all axes together, which learns from the first `known` settings on; for several goals too."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls some of these options experimental
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=known, multivariate=True, constant_liar=True)
 
 
 def search(
@@ -115,7 +120,7 @@ def search(
     """Try so many settings, `at_once` of them in each round, `first` before all others. Raises what Pool.run raises."""
     way = optuna.study.StudyDirection
     directions = [way.MAXIMIZE if goal.more_is_better else way.MINIMIZE for goal in task.goals]
-    start = [*first, *spread(task.axes, trials, seed)]
+    start = [*first, *spread(task.axes, startup(task.axes, trials), seed)]
     study = optuna.create_study(directions=directions, sampler=sampler_of(seed, len(start)))
     for settings in start:
         study.enqueue_trial(dict(settings))

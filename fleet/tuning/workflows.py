@@ -188,7 +188,7 @@ def kept_values(graph: dict, axes: Sequence[Axis], settings: Settings) -> dict[s
                 made[at] = copy.deepcopy(graph[at])
                 made[at]["inputs"] |= {axis.name: settings[axis.label] for axis in axes if axis.node == at}
                 ahead += [value[0] for value in made[at]["inputs"].values() if isinstance(value, list)]
-        found[f"{name} ({', '.join(f'{key} {short(value)}' for key, value in values.items())})"] = made
+        found[f"{name}, node {node} ({', '.join(f'{key} {short(value)}' for key, value in values.items())})"] = made
     return found
 
 

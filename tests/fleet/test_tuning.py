@@ -13,12 +13,14 @@ from PIL import Image
 pytest.importorskip("optuna", reason="Optuna is not installed: python -m pip install -r requirements-fleet.txt")
 
 from pack.fleet.cells import Cell, Result
+from pack.fleet.command import commands
+from pack.fleet.tuning import command
 from pack.fleet.tuning.axes import Axis, axes_of, axis_of
 from pack.fleet.tuning.command import written
 from pack.fleet.tuning.page import AskingPage, Question
 from pack.fleet.tuning.person import Remembered, compared
 from pack.fleet.tuning.preference import Preferences, fitted, order
-from pack.fleet.tuning.search import Goal, search, spread
+from pack.fleet.tuning.search import Goal, search, spread, startup
 from pack.fleet.tuning.workflows import Function, Number, WorkflowTask, kept_values, recorded
 from pack.tools.console import Failure
 
@@ -120,9 +122,12 @@ class Here:
 def test_the_first_settings_are_spread_over_each_range_and_all_choices():
     axes = [Axis("n", "x", 0, 10), Axis("n", "kind", choices=tuple("abcde")), Axis("n", "every", 1, 3, is_whole=True)]
     axes.append(Axis("n", "log", 0.01, 100, is_log=True))
-    settings = spread(axes, 60, 0)
-    assert len(settings) == 15 and len(spread(axes, 30, 0)) == 10 and len(spread(axes, 3, 0)) == 2
-    assert spread(axes, 60, 0) == settings != spread(axes, 60, 1)
+    settings = spread(axes, startup(axes, 60), 0)
+    assert len(settings) == 15
+    assert [startup(axes, trials) for trials in (1, 3, 10, 30, 60)] == [2, 3, 5, 10, 15]
+    assert spread(axes, 15, 0) == settings != spread(axes, 15, 1)
+    many = [Axis("n", "layer", choices=tuple(range(19))), Axis("n", "x", 0, 1)]
+    assert {one["n.layer"] for one in spread(many, startup(many, 40), 0)} == {*range(19)}
     values = {axis.label: sorted(one[axis.label] for one in settings) for axis in axes}
     assert [int(1.5 * x) for x in values["n.x"]] == [*range(15)]
     assert values["n.kind"] == [*"aaabbbcccdddeee"] and values["n.every"] == [1] * 5 + [2] * 5 + [3] * 5
@@ -381,6 +386,53 @@ def test_a_function_of_the_user_judges_the_pictures(tmp_path):
         Function("nowhere.py:bright")
 
 
+class Asked(Eye):
+    """The page, with a person before it."""
+
+    url = "http://127.0.0.1/"
+
+    def __init__(self):
+        super().__init__(0.0, 0)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def finish(self):
+        pass
+
+
+class Painting(Here):
+    """The pool; its pictures are the larger the nearer the scale of PAG is to 2."""
+
+    def __init__(self, *given, **more):
+        super().__init__()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def run(self, cells):
+        scales = [cell.work["workflow"]["2"]["inputs"]["scale"] for cell in cells]
+        return [Result({}, (b"x" * (1000 - round(100 * abs(scale - 2))),)) for scale in scales]
+
+
+def test_the_command_asks_a_person_and_says_what_is_best(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "AskingPage", Asked)
+    monkeypatch.setattr(command, "Pool", Painting)
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps(PICTURE), "utf-8")
+    words = ["tune", str(file), "--vary", "BeyondCFGPAG.scale=0:6", "--person", "--url", "http://127.0.0.1:9"]
+    commands.main([*words, "--out", str(tmp_path / "out")], obj=None, standalone_mode=False)
+    said = capsys.readouterr().out
+    best = json.loads((tmp_path / "out/best_workflow.json").read_text("utf-8"))["2"]["inputs"]["scale"]
+    assert f"Best: 2.scale {best:.4g}; " in " ".join(said.split()) and abs(best - 2) < 1
+
+
 def test_the_best_values_of_guidance_nodes_are_kept_for_the_model_that_comes_before_them():
     texts = ("2.scale=0:6", "2.layers=auto|middle", "5.cfg=1:4")
     settings = {"2.scale": 2.5, "2.layers": "middle", "5.cfg": 3.0}
@@ -388,7 +440,7 @@ def test_the_best_values_of_guidance_nodes_are_kept_for_the_model_that_comes_bef
     (node,) = (about["inputs"] for about in graph.values() if about["class_type"] == "BeyondCFGKeepValues")
     assert node["model"] == ["1", 0] and node["node"] == "PAG"
     assert json.loads(node["values"]) == {"scale": 2.5, "layers": "middle"}
-    assert "1" in graph and "5" not in graph and what == "PAG (scale 2.5, layers middle)"
+    assert "1" in graph and "5" not in graph and what == "PAG, node 2 (scale 2.5, layers middle)"
 
 
 def test_the_best_workflow_the_trials_and_the_pictures_are_written(tmp_path):
