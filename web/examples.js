@@ -9,7 +9,7 @@ app.registerExtension({
 
     afterConfigureGraph() {
         const { canvas, rootGraph } = app;
-        if (!rootGraph.extra[MARK]) return;
+        if (!rootGraph?.extra?.[MARK]) return;
         delete rootGraph.extra[MARK]; // what the user makes of it is the user's workflow
         const { scale, offset } = rootGraph.extra.ds;
         canvas.ds.scale = scale;
