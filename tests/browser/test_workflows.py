@@ -133,7 +133,7 @@ def open_as_template(page, workflow: dict):
     page.evaluate(source, workflow)
 
 
-def test_without_the_mark_the_page_fits_a_template_to_its_window(page):
+def test_without_the_mark_the_page_fits_a_template_to_its_window(newest_page, page):
     workflow = json.loads(examples.page_of("pag_sdxl").read_text(encoding="utf-8"))
     del workflow["extra"][MARK]
     open_as_template(page, workflow)
