@@ -117,9 +117,9 @@ def test_it_opens_at_a_size_at_which_a_laptop_shows_text(name, page, graph):
     page.set_viewport_size({"width": 1536, "height": 864})
     workflow = json.loads(examples.page_of(name).read_text(encoding="utf-8"))
     open_as_template(page, workflow)
-    page.wait_for_timeout(300)
-    scale, *offset = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
     view = workflow["extra"]["ds"]
+    page.wait_for_function("view => Math.abs(app.canvas.ds.scale - view.scale) < 1e-6", arg=view)
+    scale, *offset = page.evaluate("() => [app.canvas.ds.scale, ...app.canvas.ds.offset]")
     assert [scale, *offset] == pytest.approx([view["scale"], *view["offset"]]) and scale > TEXT
     graph.photograph(f"laptop_{name}")
     saved = page.evaluate("() => app.rootGraph.serialize().extra")
