@@ -93,10 +93,11 @@ def startup(axes: Sequence[Axis], trials: int) -> int:
 
 
 def spread(axes: Sequence[Axis], count: int, seed: int) -> list[Settings]:
-    """So many first settings, as a Latin hypercube: each range is cut in so many equal parts, and the middle of each is
-    tried once. So each choice is tried, and none much oftener than another. Drawn freely, a choice could be missed, and
-    Optuna would hardly come back to it."""
-    parts = LatinHypercube(len(axes), scramble=False, rng=seed).random(count)
+    """So many first settings, as a Latin hypercube: each range is cut in so many equal parts, and each is tried once. So
+    each choice is tried, and none much oftener than another. Drawn freely, a choice could be missed, and Optuna would
+    hardly come back to it. Where there are few for the choices, the middle of each part is tried, else any place in it."""
+    enough = count >= 2 * max(len(axis.choices) for axis in axes)
+    parts = LatinHypercube(len(axes), scramble=enough, rng=seed).random(count)
     return [{axis.label: axis.at(float(part)) for axis, part in zip(axes, row, strict=True)} for row in parts]
 
 
