@@ -147,7 +147,8 @@ def test_a_comfyui_that_is_killed_is_started_again(tmp_path):
         first = doer.do("workflow", {"workflow": GRAPH}, 300)
         os.killpg(doer._kind("workflow").server.process.pid, signal.SIGKILL)
         outcome, said = doer.do("workflow", {"workflow": changed(_10_seed=2)}, 300)
-        assert outcome == "broken" and "ComfyUI ended with code" in said
+        assert outcome == "broken"  # and how far the system is in ending it, when it is asked, says in which words
+        assert "ComfyUI ended with code" in said or "the connection to ComfyUI broke" in said
         again = doer.do("workflow", {"workflow": GRAPH}, 300)
         assert again[0] == first[0] == "done" and again[1][:2] == first[1][:2]
     finally:
