@@ -37,7 +37,7 @@ class Crowd(Pool):
         else:
             post.actor = self._posts[at % self.processes].actor
 
-    def _start_again(self, run, post: Post, why: str, dead: bool):  # noqa: ARG002  many workers have that process
+    def _start_again(self, run, post: Post, why: str, dead: bool):  # noqa: ARG002  others share its process
         raise Failure(f"{post.name} of the simulation has failed: {why}")
 
 
@@ -91,7 +91,7 @@ def simulated(counts: Sequence[int], cells_each: int, seconds: float, processes:
 def worked(file: Path, counts: Sequence[int], cells: int, workers_of: Callable[[int], Sequence[Worker]]) -> list[Path]:
     """Do a workflow with so many seeds by each count of workers, after a cell for each of them, which loads the models.
     The table has whether the pictures are the same, bit for bit; where it is. Raises Failure."""
-    runs, first, slowest = [], None, 0.0
+    runs, first, first_seconds = [], None, 0.0
     for count in counts:
         before, work = (loaded(file, (), range(at, at + many)) for at, many in ((cells, count), (0, cells)))
         with tempfile.TemporaryDirectory() as folder, Pool(workers_of(count), folder) as pool:
@@ -102,12 +102,12 @@ def worked(file: Path, counts: Sequence[int], cells: int, workers_of: Callable[[
             seconds = time.perf_counter() - start
         found = [(one.values, one.pictures) if isinstance(one, Result) else one.reason for one in results]
         first = found if first is None else first
-        slowest = slowest or seconds
+        first_seconds = first_seconds or seconds
         failed = [one for one in results if isinstance(one, Failed)]
         runs.append({
             "workers": count, "cells": cells, "failed": len(failed),
             "run_seconds": round(seconds, 2), "cells_per_second": round(cells / seconds, 3),
-            "throughput": round(slowest / seconds, 2), "same": "yes" if found == first and not failed else "no",
+            "throughput": round(first_seconds / seconds, 2), "same": "yes" if found == first and not failed else "no",
         })  # fmt: skip
         print(json.dumps(runs[-1]), flush=True)
     options = f"--workflow {file} --workers {','.join(map(str, counts))} --cells {cells}"
